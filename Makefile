@@ -1,0 +1,43 @@
+# Two commands do everything, installation included: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# One constraints file pins every install.
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+.PHONY: demo test lint test-containers torture benchmarks clean
+
+demo: $(VENV)/.installed
+	$(BIN)/batchsweep demo
+
+test: $(VENV)/.installed-test lint
+	$(BIN)/python -m pytest -m "not containers and not torture"
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-containers: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m containers
+
+# Hundreds of kill -9 at random moments; about half an hour.
+torture: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m torture
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "batchsweep needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "no venv module: apt-get install python3-venv, then again"; exit 2; }
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP_INSTALL) -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

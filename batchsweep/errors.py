@@ -1,0 +1,55 @@
+"""The exceptions of batchsweep and the exit code that each one means.
+
+Exit codes are an API: a Kubernetes Job's ``podFailurePolicy`` decides by them. Every error is one
+line that says what is wrong, where, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class BatchsweepError(Exception):
+    """Base of all errors that are the user's to mend. ``exit_code`` is what the process ends with."""
+
+    exit_code = 1
+
+
+class UsageError(BatchsweepError):
+    """Wrong command-line arguments: no retry can help, so the whole Job should fail at once."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A config file that is missing, malformed or contradictory."""
+
+
+class IndexFailed(BatchsweepError):
+    """This index can never succeed (for example its checkpoint has no weights, with ``--strict``)."""
+
+    exit_code = 3
+
+
+class StoreError(BatchsweepError):
+    """The store can't take or give what was asked: mismatch, corruption, a value out of range."""
+
+    exit_code = 4
+
+
+class StoreMismatch(StoreError):
+    """The store was made for something else; the message names what differs."""
+
+
+class StoreCorrupt(StoreError):
+    """Bytes of the store are damaged or missing; the message names array, block and remedy."""
+
+
+class TryAgain(BatchsweepError):
+    """A passing fault (network, busy index, preemption): the same command may succeed later."""
+
+    exit_code = 75
+
+
+class Terminated(BatchsweepError):
+    """SIGTERM or SIGINT arrived and the open block is sealed; the same command resumes."""
+
+    exit_code = 143

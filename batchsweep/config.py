@@ -326,7 +326,7 @@ def _explain(error: ValidationError, root: yaml.MappingNode, source: str) -> str
     faults = error.errors(include_url=False)
     # Of a union's alternatives, pydantic reports all; the one that got furthest is the intended.
     fault = max(faults, key=lambda f: (len(_yaml_path(root, f["loc"])[0]), f["type"] != "missing"))
-    keys, line, key_node = _yaml_path(root, fault["loc"])
+    keys, line = _yaml_path(root, fault["loc"])
     key = ".".join(str(k) for k in keys) or "(top level)"
     where = f"{source}:{line}: {key}"
     if fault["type"] == "extra_forbidden":
@@ -358,8 +358,8 @@ def _shown(value: Any) -> str:
 
 def _yaml_path(
     root: yaml.MappingNode, loc: tuple[int | str, ...]
-) -> tuple[tuple[int | str, ...], int, yaml.Node]:
-    """The part of a pydantic location that is really in the file, its line, and its node."""
+) -> tuple[tuple[int | str, ...], int]:
+    """The part of a pydantic location that is really in the file, and its line."""
     node: yaml.Node = root
     line = root.start_mark.line + 1
     keys: list[int | str] = []
@@ -372,12 +372,11 @@ def _yaml_path(
                 line = key.start_mark.line + 1
                 keys.append(step)
         elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-            if step < len(node.value):
-                node = node.value[step]
-                line = node.start_mark.line + 1
-                keys.append(step)
+            node = node.value[step]
+            line = node.start_mark.line + 1
+            keys.append(step)
         # Other steps name the alternative of a union ("Schedule"), not a place in the file.
-    return tuple(keys), line, node
+    return tuple(keys), line
 
 
 def _choices_at(loc: tuple[int | str, ...]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class BatchsweepError(Exception):
-    """Base of all errors that are the user's to mend. ``exit_code`` is what the process ends with."""
+    """Base of all errors that are the user's to mend; ``exit_code`` is what the process exits with."""
 
     exit_code = 1
 
@@ -24,7 +24,7 @@ class ConfigError(UsageError):
 
 
 class IndexFailed(BatchsweepError):
-    """This index can never succeed (for example its checkpoint has no weights, with ``--strict``)."""
+    """This index can never succeed: for example, no weights and ``--strict``."""
 
     exit_code = 3
 

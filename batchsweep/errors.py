@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class BatchsweepError(Exception):
-    """Base of all errors that are the user's to mend; ``exit_code`` is what the process exits with."""
+    """Base of all errors that are the user's to mend. ``exit_code`` is the process's."""
 
     exit_code = 1
 

@@ -1,0 +1,7 @@
+"""``python -m batchsweep``."""
+
+import sys
+
+from batchsweep.cli import main
+
+sys.exit(main())

@@ -1,0 +1,212 @@
+"""The command line: parse, dispatch, turn an exception into an exit code.
+
+What each command does is in :mod:`batchsweep.commands`; nothing heavy is imported to print help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from batchsweep import __version__
+from batchsweep.errors import BatchsweepError
+from batchsweep.progress import set_up_logging
+
+EXIT_CODES = """\
+exit codes:
+  0    done (a checkpoint that is unavailable is skipped with a warning: also 0)
+  2    wrong usage or config            3    this index can never succeed
+  4    store mismatch or corruption     75   try again (network, busy index)
+  143  stopped by SIGTERM, open block sealed; the same command resumes
+"""
+
+DESCRIPTION = """\
+Which (model, training checkpoint, layer) gives the best text embeddings?
+
+One forward pass per text and checkpoint writes the pooled states of all layers to a store
+(extract: GPU, an indexed job); a bandit then searches the store under a budget (bandit: CPU).
+
+  batchsweep demo                                    all of it in four minutes, offline
+  batchsweep plan    --config configs/quick.yaml     what a sweep costs, before anything runs
+  batchsweep prepare --config configs/quick.yaml     corpus and frozen plan into the store
+  batchsweep extract --config configs/quick.yaml --all
+  batchsweep bandit  --config configs/quick.yaml     the best arm
+  batchsweep report  --config configs/quick.yaml     pictures and tables of it
+"""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    *,
+    details: str = "",
+    example: str,
+    config: bool = True,
+) -> argparse.ArgumentParser:
+    """Add a subcommand with the options that all have, and an example below its help."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.{chr(10) * 2 if details else ''}{details}",
+        epilog=f"example:\n{example}",
+        formatter_class=_Help,
+    )
+    if config:
+        parser.add_argument("--config", required=True, metavar="FILE", help="the sweep's YAML file")
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="log as text or JSON lines"
+    )
+    parser.add_argument("--debug", action="store_true", help="debug messages, full tracebacks")
+    parser.set_defaults(command=name)
+    return parser
+
+
+def _index(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, not {text!r}")
+    return int(text)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="batchsweep", description=DESCRIPTION, epilog=EXIT_CODES, formatter_class=_Help
+    )
+    parser.add_argument("--version", action="version", version=f"batchsweep {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    sub = _command(
+        commands,
+        "plan",
+        "show arms, indexes, sizes and times of a sweep; changes nothing",
+        example="  batchsweep plan --config configs/mteb_layersweep.yaml --gpu h100",
+    )
+    sub.add_argument("--gpu", metavar="NAME", help="estimate the time on this GPU (default: h100)")
+    sub.add_argument("--calibrate", action="store_true", help="measure this machine's speed first")
+    sub.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+    sub = _command(
+        commands,
+        "prepare",
+        "write the corpus and the frozen plan into the store (CPU, once)",
+        details="Run it again after adding models or revisions: new indexes are appended and old\n"
+        "ones stay where they are.",
+        example="  batchsweep prepare --config configs/quick.yaml",
+    )
+    sub.add_argument(
+        "--strict", action="store_true", help="an unavailable checkpoint is an error (exit 3)"
+    )
+
+    sub = _command(
+        commands,
+        "extract",
+        "write the pooled states of all layers of one checkpoint",
+        details="Without --index or --all, the index is what Kubernetes (JOB_COMPLETION_INDEX) or\n"
+        "Slurm (SLURM_ARRAY_TASK_ID) put into the environment. Run again, it goes on where it\n"
+        "was; a sealed index is left alone.",
+        example="  batchsweep extract --config configs/quick.yaml --index 3\n"
+        "  JOB_COMPLETION_INDEX=3 batchsweep extract --config configs/quick.yaml\n"
+        "  batchsweep extract --config configs/quick.yaml --all",
+    )
+    which = sub.add_mutually_exclusive_group()
+    which.add_argument("--index", type=_index, metavar="N", help="the checkpoint's index (plan)")
+    which.add_argument("--all", action="store_true", help="all indexes, one after the other")
+    sub.add_argument(
+        "--strict", action="store_true", help="an unavailable checkpoint is an error (exit 3)"
+    )
+    sub.add_argument(
+        "--delete-weights",
+        action="store_true",
+        help="delete a checkpoint's downloaded weights once its last block is sealed",
+    )
+    sub.add_argument(
+        "--grace",
+        type=float,
+        default=25.0,
+        metavar="SECONDS",
+        help="time between SIGTERM and kill -9 (default: 25)",
+    )
+
+    sub = _command(
+        commands,
+        "status",
+        "show, per checkpoint, which blocks are sealed, skipped or failed",
+        example="  batchsweep status --config configs/quick.yaml",
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    sub = _command(
+        commands,
+        "bandit",
+        "search the store for the best arm under the config's budget",
+        details="Each pull is in the store before it counts: killed and run again, the search goes\n"
+        "on where it was and ends with the same answer.",
+        example="  batchsweep bandit --config configs/quick.yaml\n"
+        "  batchsweep bandit --config configs/quick.yaml --policy exhaustive",
+    )
+    sub.add_argument("--policy", metavar="NAME", help="instead of the config's bandit.policy")
+    sub.add_argument("--budget", type=float, metavar="N", help="whole-arm evaluations, likewise")
+    sub.add_argument("--seed", type=int, metavar="N", help="instead of the config's bandit.seed")
+    sub.add_argument("--workers", type=int, metavar="N", help="pulls in parallel, likewise")
+
+    sub = _command(
+        commands,
+        "report",
+        "write an HTML page, CSV and Parquet of what the store knows",
+        example="  batchsweep report --config configs/quick.yaml",
+    )
+    sub.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to (default: report/ beside the store)"
+    )
+
+    sub = _command(
+        commands,
+        "demo",
+        "run the whole job offline on a miniature suite that is trained on the spot",
+        example="  batchsweep demo --out runs/demo",
+        config=False,
+    )
+    sub.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the value is the process's exit code (see ``errors``)."""
+    args = build_parser().parse_args(argv)
+    set_up_logging(log_format=args.log_format, debug=args.debug)
+    # Quiet libraries: their bars and advice are not this tool's output.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from batchsweep import commands
+
+    run: Callable[[argparse.Namespace], int | None] = getattr(commands, args.command)
+    try:
+        return run(args) or 0
+    except BatchsweepError as error:
+        if args.debug:
+            raise
+        print(f"batchsweep {args.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"batchsweep {args.command}: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) left: not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

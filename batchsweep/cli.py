@@ -148,8 +148,8 @@ def build_parser() -> argparse.ArgumentParser:
         commands,
         "bandit",
         "search the store for the best arm under the config's budget",
-        details="Each pull is in the store before it counts: killed and run again, the search goes\n"
-        "on where it was and ends with the same answer.",
+        details="Each pull is in the store before it counts: killed and run again, the search\n"
+        "goes on where it was and ends with the same answer.",
         example="  batchsweep bandit --config configs/quick.yaml\n"
         "  batchsweep bandit --config configs/quick.yaml --policy exhaustive",
     )

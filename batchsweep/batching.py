@@ -1,0 +1,65 @@
+"""Which texts go through the model together: batches in order of length, with little padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+#: Of the tokens in a batch, at most this fraction is padding.
+MAX_PADDING = 0.03
+
+
+def make_batches(lengths: npt.ArrayLike, batch_tokens: int) -> list[npt.NDArray[np.int64]]:
+    """Split texts into batches of similar length.
+
+    Longest first, so that a batch too big for the device fails at the start. The outcome depends
+    on nothing but the two arguments: a resumed run makes the same batches, and so the same bytes.
+
+    Args:
+        lengths: Tokens of each text, int [text].
+        batch_tokens: A batch holds at most this many tokens, padding included. A longer text
+            makes a batch of its own.
+
+    Returns:
+        Positions of the texts of each batch.
+    """
+    length = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-length, kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        longest = max(int(length[order[start]]), 1)
+        stop = min(len(order), start + max(batch_tokens // longest, 1))
+        # Padding of every possible stop: it only grows, as the texts only get shorter.
+        taken = np.cumsum(length[order[start:stop]])
+        padded = longest * np.arange(1, stop - start + 1)
+        stop = start + int(np.searchsorted(padded - taken - MAX_PADDING * padded, 0, side="right"))
+        stop = max(stop, start + 1)
+        batches.append(order[start:stop])
+        start = stop
+    return batches
+
+
+def split(
+    batch: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], batch_tokens: int
+) -> list[npt.NDArray[np.int64]]:
+    """Split a batch evenly into as many as it takes for ``batch_tokens``, or into single texts."""
+    tokens = len(batch) * int(lengths[batch].max())
+    pieces = min(-(-tokens // max(batch_tokens, 1)), len(batch))
+    return np.array_split(batch, pieces)
+
+
+def pad(token_ids: Sequence[npt.ArrayLike], width: int) -> npt.NDArray[np.int64]:
+    """Right-pad token ids to int64 [text, width]. The padding repeats a text's last token.
+
+    Right, because then positions count from 0 without further ado, and a causal model's real
+    tokens never see the padding. The last token again, because a model surely has it.
+    """
+    padded = np.zeros((len(token_ids), width), dtype=np.int64)
+    for row, ids in zip(padded, token_ids, strict=True):
+        values = np.asarray(ids)
+        row[: len(values)] = values
+        row[len(values) :] = values[-1]
+    return padded

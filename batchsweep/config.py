@@ -34,6 +34,7 @@ TaskType = Literal[
     "retrieval",
     "bitext_mining",
     "summarization",
+    "python",
 ]
 
 
@@ -85,9 +86,13 @@ class LocalTask(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     """The task's name in tables and in the store."""
     type: TaskType
-    """What kind of task it is; decides which evaluator of MTEB scores it."""
+    """What kind of task it is; decides which evaluator of MTEB scores it. ``python``: the file is
+    your own code and defines the mteb task of that name; it is run when the config names it."""
     path: Path
-    """A JSONL or Parquet file, or for reranking and retrieval a directory of them."""
+    """A JSONL or Parquet file; for classification (train, test) and retrieval (corpus, queries,
+    qrels) a directory of them; for ``python`` a .py file."""
+    columns: dict[str, str] = {}
+    """Column that the type needs -> what your file calls it."""
 
 
 class EveryLayers(_Section):

@@ -1,0 +1,247 @@
+"""Named byte strings, written whole: the layer below the formats, for local disks.
+
+``objects.py`` has the same for URLs. A reader sees a blob's old bytes, its new bytes, or none; it
+never sees half of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from batchsweep.errors import StoreError, TryAgain
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Temporary files older than this many seconds belong to nobody.
+ABANDONED_AFTER = 3600.0
+
+
+class Blobs(Protocol):
+    """What the formats need of a place. Paths are relative, with ``/``."""
+
+    url: str
+
+    def read(self, path: str) -> bytes | None:
+        """All bytes, or None if there is no such blob."""
+
+    def read_range(self, path: str, start: int, length: int) -> bytes | None:
+        """``length`` bytes from ``start`` (fewer at the end), or None if there is no such blob."""
+
+    def write(self, path: str, parts: Iterable[Buffer]) -> None:
+        """Replace the blob by the joined parts, durably and at once."""
+
+    def delete(self, path: str) -> None:
+        """Remove the blob if it is there."""
+
+    def delete_tree(self, prefix: str) -> None:
+        """Remove every blob below ``prefix/``."""
+
+    def files(self, prefix: str) -> dict[str, int]:
+        """Name and size of each blob directly below ``prefix/``."""
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly below ``prefix/``, sorted."""
+
+    def walk(self, prefix: str) -> list[str]:
+        """Paths of all blobs below ``prefix/``, sorted."""
+
+    def clean(self, prefix: str) -> None:
+        """Remove what killed writers left of blobs below ``prefix/``; only its one writer may."""
+
+    def lease(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Be the only one that holds ``name``, or TryAgain naming the holder."""
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """``function`` of each item, several at a time, in order."""
+
+
+class LocalBlobs:
+    """Files below one directory.
+
+    A write goes to ``tmp/``, is synced to disk, and renamed into place. So a kill at any moment
+    leaves no half file under a real name, and a seal that is written after its block is on the
+    disk after it, power loss included.
+    """
+
+    #: Reading is copying and checking on local disks; two threads keep a disk and a core busy.
+    threads = 2
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = str(root)
+
+    def read(self, path: str) -> bytes | None:
+        try:
+            return (self.root / path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _store_error(error, self.url, path) from None
+
+    def read_range(self, path: str, start: int, length: int) -> bytes | None:
+        try:
+            with (self.root / path).open("rb", buffering=0) as file:
+                file.seek(start)
+                return file.read(length)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _store_error(error, self.url, path) from None
+
+    def write(self, path: str, parts: Iterable[Buffer]) -> None:
+        with self.replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
+            for part in parts:
+                view = memoryview(part).cast("B")
+                while view:
+                    view = view[file.write(view) :]
+
+    @contextmanager
+    def replacing(self, path: str) -> Iterator[Path]:
+        """Yield a temporary file name; what is there at the end replaces ``path``, durably."""
+        target = self.root / path
+        temporary = self.root / "tmp" / f"{_flat_name(path)}.{uuid.uuid4().hex[:12]}"
+        try:
+            self._make_folder(temporary.parent)
+            self._make_folder(target.parent)
+            yield temporary
+            _sync(temporary)
+            temporary.replace(target)
+            _sync(target.parent)
+        except OSError as error:
+            raise _store_error(error, self.url, path) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def delete(self, path: str) -> None:
+        (self.root / path).unlink(missing_ok=True)
+
+    def delete_tree(self, prefix: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.root / prefix)
+
+    def files(self, prefix: str) -> dict[str, int]:
+        try:
+            with os.scandir(self.root / prefix) as entries:
+                return {e.name: e.stat().st_size for e in entries if e.is_file()}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+
+    def folders(self, prefix: str) -> list[str]:
+        try:
+            with os.scandir(self.root / prefix) as entries:
+                return sorted(e.name for e in entries if e.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def walk(self, prefix: str) -> list[str]:
+        top = self.root / prefix
+        return sorted(p.relative_to(self.root).as_posix() for p in top.rglob("*") if p.is_file())
+
+    def clean(self, prefix: str) -> None:
+        for name in self.files("tmp"):
+            if name.startswith(_flat_name(f"{prefix}/")):
+                self.delete(f"tmp/{name}")
+
+    def clean_abandoned(self) -> None:
+        """Remove temporary files that nobody has written to for an hour."""
+        for name in self.files("tmp"):
+            path = self.root / "tmp" / name
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
+                    path.unlink()
+
+    @contextmanager
+    def lease(self, name: str) -> Iterator[None]:
+        # The kernel releases a flock when its process ends, however it ends. The file stays, since
+        # removing it would let two processes lock two files of one name.
+        path = self.root / "leases" / f"{_flat_name(name)}.lock"
+        self._make_folder(path.parent)
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise TryAgain(busy(name, file.read())) from None
+            file.truncate(0)
+            file.write(holder())
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        work = list(items)
+        if len(work) < 2:
+            return [function(item) for item in work]
+        with ThreadPoolExecutor(self.threads) as pool:
+            return list(pool.map(function, work))
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        missing = []
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        for child in reversed(missing):
+            child.mkdir(exist_ok=True)
+            _sync(child.parent)
+
+
+def holder() -> str:
+    """This process, as a lease names it."""
+    return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": _now()})
+
+
+def busy(name: str, text: str | bytes) -> str:
+    """The message for a lease that another process holds."""
+    try:
+        who: dict[str, Any] = json.loads(text)
+        said = f"process {who['pid']} on {who['host']} since {who['since']}"
+    except (ValueError, KeyError, TypeError):
+        said = "another process"
+    return f"{name} is being written by {said}; try again when it is done"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _flat_name(path: str) -> str:
+    # One folder for all temporary files; names stay below the usual limit of 255 bytes.
+    return path.replace("/", "+")[:180]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _store_error(error: OSError, url: str, path: str) -> StoreError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StoreError(
+            f"{url}: no space left for {path} ({error.strerror}); everything sealed is safe: "
+            "free some space and run the same command again"
+        )
+    return StoreError(f"{url}: can't access {path}: {error.strerror or error}")

@@ -1,0 +1,391 @@
+"""One checkpoint's embeddings: written in whole blocks, read one layer at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from batchsweep.errors import StoreCorrupt, StoreError, StoreMismatch
+from batchsweep.store.blobs import Blobs
+from batchsweep.store.corpus import ArraySink, ArraySource
+from batchsweep.store.spec import GroupSpec
+from batchsweep.store.values import Array, Float32, decode, encode
+
+#: Layers that are encoded ahead of the one being written.
+_LOOKAHEAD = 2
+_DIGEST_BYTES = 32
+SEAL_BYTES = 2 * _DIGEST_BYTES
+
+
+class Format(Protocol):
+    """What Zarr and HDF5 do differently. A group is named by its key, an array by its name."""
+
+    name: str
+    blobs: Blobs
+
+    def create(self) -> None:
+        """Make the (empty) root, if it isn't there."""
+
+    def version(self) -> int | None:
+        """The format version of the store that is there, or None."""
+
+    def keys(self) -> list[str]:
+        """Keys of all groups, sorted."""
+
+    def folder(self, key: str) -> str:
+        """Where the group is, for messages and temporary files."""
+
+    def attributes(self, key: str) -> dict[str, Any] | None:
+        """The group's attributes, or None if there is no such group."""
+
+    def start_group(self, key: str, spec: GroupSpec) -> None:
+        """Make the group's metadata; no block is sealed."""
+
+    def complete_group(self, key: str, spec: GroupSpec) -> None:
+        """Set the attribute ``complete``."""
+
+    def drop_group(self, key: str) -> None:
+        """Remove the group."""
+
+    def write_array(
+        self, key: str, spec: GroupSpec, name: str, block: int, layers: Iterable[Array]
+    ) -> bytes:
+        """Write one array's part of a block, a layer at a time; the checksums of its chunks."""
+
+    def read_chunk(self, key: str, spec: GroupSpec, name: str, block: int, layer: int) -> Array:
+        """One layer (by position) of one block, checksum verified: [text, hidden] or [text]."""
+
+    def checksums(self, key: str, spec: GroupSpec, name: str, block: int) -> bytes:
+        """The checksums of the chunks as they are stored, all verified against the chunks."""
+
+    def missing(self, key: str, spec: GroupSpec) -> set[int]:
+        """Blocks with bytes that are plainly not there: found without reading them."""
+
+    def write_seal(self, key: str, spec: GroupSpec, block: int, seal: bytes | None) -> None:
+        """Write a block's seal, or remove it."""
+
+    def seals(self, key: str, spec: GroupSpec) -> dict[int, bytes]:
+        """The seal of each block that has one; torn seals are left out."""
+
+    def count_sealed(self, key: str, spec: GroupSpec) -> int:
+        """Number of seals, found without reading them."""
+
+    def write_metrics(self, key: str, spec: GroupSpec, metrics: Mapping[str, Float64]) -> None:
+        """Write the metrics, [layer] each, replacing all that were there."""
+
+    def metrics(self, key: str, spec: GroupSpec) -> dict[str, Float64]:
+        """The metrics, empty if there are none."""
+
+    def corpus_sink(self) -> ArraySink:
+        """Where a new corpus goes; the old one is gone from here on."""
+
+    def corpus_source(self) -> ArraySource | None:
+        """The corpus; None if none was written to completion."""
+
+
+Float64 = npt.NDArray[np.float64]
+
+
+def spec_of(fmt: Format, key: str) -> tuple[GroupSpec, bool] | None:
+    """The group's spec and whether it is complete; None if there is no group."""
+    attributes = fmt.attributes(key)
+    if attributes is None:
+        return None
+    spec = GroupSpec.from_json(attributes, source=f"{fmt.blobs.url}: {fmt.folder(key)}")
+    return spec, attributes.get("complete") is True
+
+
+def seal_of(spec: GroupSpec, checksums: Iterable[bytes]) -> bytes:
+    """The 64 bytes that seal a block: the spec's digest, then sha256 of its chunks' checksums."""
+    return spec.digest + hashlib.sha256(b"".join(checksums)).digest()
+
+
+def sealed_blocks(fmt: Format, key: str, spec: GroupSpec) -> frozenset[int]:
+    """Blocks whose seal is of this spec and whose bytes are there."""
+    seals = fmt.seals(key, spec)
+    of_this = {block for block, seal in seals.items() if seal[:_DIGEST_BYTES] == spec.digest}
+    return frozenset(of_this - fmt.missing(key, spec))
+
+
+class GroupWriter:
+    """Writes one checkpoint's group; a context manager that holds the group's lease.
+
+    Attributes:
+        sealed: blocks that are done, from earlier runs too.
+
+    Raises:
+        TryAgain: another process writes this group; names it.
+        StoreMismatch: the group there was made from something else; names what differs.
+    """
+
+    def __init__(self, fmt: Format, key: str, spec: GroupSpec) -> None:
+        self.key = key
+        self.spec = spec
+        self.sealed: frozenset[int] = frozenset()
+        self._format = fmt
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        fmt, key, spec = self._format, self.key, self.spec
+        with ExitStack() as stack:
+            stack.enter_context(fmt.blobs.lease(fmt.folder(key)))
+            fmt.blobs.clean(fmt.folder(key))
+            there = spec_of(fmt, key)
+            if there is None:
+                fmt.start_group(key, spec)
+            elif differences := there[0].differences(spec):
+                raise StoreMismatch(
+                    f"{fmt.blobs.url}: {fmt.folder(key)} was made from something else: "
+                    f"{'; '.join(differences)}. Use another store.path, or delete that group"
+                )
+            self.sealed = sealed_blocks(fmt, key, spec)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def block_rows(self, block: int) -> slice:
+        """The corpus rows of a block."""
+        return self.spec.block_rows(block)
+
+    def write_block(self, block: int, states: Mapping[str, npt.NDArray[np.floating]]) -> None:
+        """Write a block whole, then seal it.
+
+        Args:
+            block: its number.
+            states: for each pooling, [layer, text, hidden]: all layers, the block's rows.
+
+        Raises:
+            StoreError: wrong poolings or shape; a value that the dtype can't hold (names layer and
+                row); no space left. Blocks that were sealed stay so.
+        """
+        fmt, key, spec = self._format, self.key, self.spec
+        rows = spec.block_rows(block)
+        shape = (len(spec.layers), rows.stop - rows.start, spec.hidden)
+        if set(states) != set(spec.poolings):
+            raise StoreError(
+                f"{fmt.folder(key)}: block {block} has poolings {sorted(states)}, "
+                f"the group has {sorted(spec.poolings)}"
+            )
+        for pooling, values in states.items():
+            if values.shape != shape:
+                raise StoreError(
+                    f"{fmt.folder(key)}: block {block} of {pooling} is {values.shape}, "
+                    f"must be {shape} (layer, text, hidden)"
+                )
+        if block in self.sealed:
+            fmt.write_seal(key, spec, block, None)
+            self.sealed -= {block}
+        checksums = []
+        for pooling in spec.poolings:
+            scales: list[Array] = []
+            layers = self._encoded(states[pooling], pooling, rows.start, scales)
+            checksums.append(fmt.write_array(key, spec, pooling, block, layers))
+            if spec.dtype == "int8":
+                checksums.append(fmt.write_array(key, spec, f"{pooling}_scale", block, scales))
+        fmt.write_seal(key, spec, block, seal_of(spec, checksums))
+        self.sealed |= {block}
+
+    def _encoded(
+        self,
+        states: npt.NDArray[np.floating],
+        pooling: str,
+        first_row: int,
+        scales: list[Array],
+    ) -> Iterator[Array]:
+        """Each layer in its stored form, made a little ahead of the writing."""
+
+        def one(position: int) -> tuple[Array, Array | None]:
+            where = f"{self.key}: {pooling}, layer {self.spec.layers[position]}"
+            return encode(states[position], self.spec.dtype, where=where, first_row=first_row)
+
+        waiting: deque[Future[tuple[Array, Array | None]]] = deque()
+        with ThreadPoolExecutor(_LOOKAHEAD) as pool:
+            for position in range(len(states)):
+                waiting.append(pool.submit(one, position))
+                if len(waiting) > _LOOKAHEAD:
+                    yield _taken(waiting, scales)
+            while waiting:
+                yield _taken(waiting, scales)
+
+    def write_metrics(self, metrics: Mapping[str, npt.ArrayLike]) -> None:
+        """Write label-free metrics, one float64 per layer each, replacing all that were there.
+
+        Raises:
+            StoreError: a metric isn't [layer].
+        """
+        arrays = {name: np.asarray(values, np.float64) for name, values in metrics.items()}
+        for name, values in arrays.items():
+            if values.shape != (len(self.spec.layers),):
+                raise StoreError(
+                    f"{self.key}: metric {name} is {values.shape}, "
+                    f"must be [{len(self.spec.layers)}], one value a layer"
+                )
+        self._format.write_metrics(self.key, self.spec, arrays)
+
+    def finish(self) -> None:
+        """Mark the group complete.
+
+        Raises:
+            StoreError: a block isn't sealed.
+        """
+        if missing := sorted(set(range(self.spec.blocks)) - self.sealed):
+            raise StoreError(f"{self.key}: blocks {_listed(missing)} aren't sealed yet")
+        self._format.complete_group(self.key, self.spec)
+
+
+def _taken(waiting: deque[Future[tuple[Array, Array | None]]], scales: list[Array]) -> Array:
+    stored, scale = waiting.popleft().result()
+    if scale is not None:
+        scales.append(scale)
+    return stored
+
+
+class GroupReader:
+    """Reads one checkpoint's group. Cheap to make: one document is read.
+
+    Attributes:
+        spec: shape and provenance.
+        complete: whether ``finish`` was reached.
+    """
+
+    def __init__(self, fmt: Format, key: str) -> None:
+        there = spec_of(fmt, key)
+        if there is None:
+            known = fmt.keys()
+            raise StoreError(
+                f"{fmt.blobs.url}: no checkpoint {key}; there are {len(known)}"
+                + (f", for example {known[0]}" if known else ": run 'batchsweep extract'")
+            )
+        self.key = key
+        self.spec, self.complete = there
+        self._format = fmt
+        self._sealed: frozenset[int] | None = None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.spec.layers
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        return self.spec.poolings
+
+    @property
+    def texts(self) -> int:
+        return self.spec.texts
+
+    @property
+    def hidden(self) -> int:
+        return self.spec.hidden
+
+    @property
+    def dtype(self) -> str:
+        return self.spec.dtype
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return self.spec.provenance
+
+    @property
+    def sealed(self) -> frozenset[int]:
+        """Blocks that are done. Of a complete group, all of them."""
+        if self.complete:
+            return frozenset(range(self.spec.blocks))
+        if self._sealed is None:
+            self._sealed = sealed_blocks(self._format, self.key, self.spec)
+        return self._sealed
+
+    def read(
+        self,
+        pooling: str,
+        layer: int,
+        rows: slice | npt.ArrayLike | None = None,
+    ) -> Float32:
+        """Vectors of one layer, [text, hidden], in the order of ``rows``.
+
+        Only the chunks of this layer that hold some of the rows are read, and the checksum of each
+        is verified.
+
+        Args:
+            pooling: one of ``poolings``.
+            layer: one of ``layers`` (the layer's number, not its position).
+            rows: corpus rows: all by default, a slice, or row numbers.
+
+        Raises:
+            StoreError: no such pooling, layer or row; or a block isn't sealed yet.
+            StoreCorrupt: bytes are damaged or missing; names array and block.
+        """
+        spec = self.spec
+        if pooling not in spec.poolings:
+            raise StoreError(
+                f"{self.key}: no pooling '{pooling}'; valid: {', '.join(spec.poolings)}"
+            )
+        if layer not in spec.layers:
+            raise StoreError(
+                f"{self.key}: no layer {layer}; valid: {', '.join(map(str, spec.layers))}"
+            )
+        position = spec.layers.index(layer)
+        if rows is None or isinstance(rows, slice):
+            wanted = np.arange(*(rows or slice(None)).indices(spec.texts))
+        else:
+            wanted = np.asarray(rows, np.int64)
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < spec.texts):
+            raise StoreError(f"{self.key}: rows must be 0 to {spec.texts - 1}")
+        out = np.empty((len(wanted), spec.hidden), np.float32)
+        of_block = wanted // spec.block_texts
+        blocks = np.unique(of_block)
+        if absent := sorted(set(blocks.tolist()) - self.sealed):
+            raise StoreError(
+                f"{self.key}: blocks {_listed(absent)} aren't there yet; "
+                "run 'batchsweep extract' for this checkpoint"
+            )
+
+        def fill(block: int) -> None:
+            stored = self._format.read_chunk(self.key, spec, pooling, block, position)
+            scale = None
+            if spec.dtype == "int8":
+                name = f"{pooling}_scale"
+                scales = self._format.read_chunk(self.key, spec, name, block, position)
+                scale = scales.astype(np.float32, copy=False)
+            places = np.flatnonzero(of_block == block)
+            local = wanted[places] - block * spec.block_texts
+            if _consecutive(places) and _consecutive(local):
+                # The common case, a run of rows into a run of the result, needs no copy more.
+                target = out[places[0] : places[-1] + 1]
+                chosen = slice(local[0], local[-1] + 1)
+                decode(stored[chosen], None if scale is None else scale[chosen], target)
+                return
+            target = np.empty((len(local), spec.hidden), np.float32)
+            decode(stored[local], None if scale is None else scale[local], target)
+            out[places] = target
+
+        self._format.blobs.map(fill, blocks.tolist())
+        return out
+
+    def metrics(self) -> dict[str, Float64]:
+        """Label-free metrics, [layer] each; empty if none were written."""
+        return self._format.metrics(self.key, self.spec)
+
+
+def _consecutive(numbers: npt.NDArray[np.int64]) -> bool:
+    return bool(numbers[-1] - numbers[0] == len(numbers) - 1 and (np.diff(numbers) == 1).all())
+
+
+def _listed(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5]))
+    return shown if len(numbers) <= 5 else f"{shown} ... ({len(numbers)} in all)"
+
+
+def corrupt_at(blobs: Blobs, path: str, what: str) -> StoreCorrupt:
+    """The error for damaged or missing bytes."""
+    return StoreCorrupt(
+        f"{blobs.url}: {path}: {what}; run 'batchsweep verify --repair', then extract again"
+    )

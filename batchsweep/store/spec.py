@@ -1,0 +1,152 @@
+"""What one checkpoint's group holds: its shape, its blocks, and where it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from batchsweep.errors import StoreCorrupt, StoreError
+
+DTYPES = ("float16", "float32", "int8")
+COMPRESSIONS = ("none", "zstd")
+
+#: Provenance that is recorded but doesn't decide whether a group may be continued: a newer
+#: library on a restarted pod is no reason to throw away what is sealed.
+RECORDED_ONLY = frozenset({"versions"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupSpec:
+    """The shape and origin of one checkpoint's embeddings.
+
+    Raises:
+        StoreError: for a dtype, compression or size that the format doesn't have.
+    """
+
+    layers: tuple[int, ...]
+    """Layer numbers (indexes of ``hidden_states``), ascending: the first axis."""
+    poolings: tuple[str, ...]
+    """One array [layer, text, hidden] for each."""
+    texts: int
+    """Rows of the corpus."""
+    hidden: int
+    """Size of the model's hidden states."""
+    dtype: str = "float16"
+    """``float16``, ``float32``, or ``int8`` with one scale a vector."""
+    block_texts: int = 4096
+    """Texts a block."""
+    compression: str = "none"
+    """``none`` or ``zstd``."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """model, revision, step, commit, config_digest, corpus_digest, weights_digest, layer_output,
+    versions ...: plain JSON values."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            # bfloat16 isn't a type that every Zarr and HDF5 reader has; float32 holds it exactly.
+            hint = "; float32 holds bfloat16 values exactly" if self.dtype == "bfloat16" else ""
+            raise StoreError(
+                f"store.dtype '{self.dtype}' can't be stored; valid: {', '.join(DTYPES)}{hint}"
+            )
+        if self.compression not in COMPRESSIONS:
+            raise StoreError(
+                f"store.compression '{self.compression}' isn't known; "
+                f"valid: {', '.join(COMPRESSIONS)}"
+            )
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise StoreError(f"layers must be ascending and not empty, got {list(self.layers)}")
+        if not self.poolings or len(set(self.poolings)) != len(self.poolings):
+            raise StoreError(f"poolings must be distinct, not empty, got {list(self.poolings)}")
+        for name in ("texts", "hidden", "block_texts"):
+            if getattr(self, name) < 1:
+                raise StoreError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks; the last one may be shorter."""
+        return -(-self.texts // self.block_texts)
+
+    @property
+    def chunk_texts(self) -> int:
+        """Rows of one stored chunk: a corpus shorter than a block isn't padded to a block."""
+        return min(self.block_texts, self.texts)
+
+    def block_rows(self, block: int) -> slice:
+        """The corpus rows of a block."""
+        if not 0 <= block < self.blocks:
+            raise StoreError(f"block {block} doesn't exist; valid: 0 to {self.blocks - 1}")
+        start = block * self.block_texts
+        return slice(start, min(start + self.block_texts, self.texts))
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the stored arrays that have blocks, in the order in which seals cover them."""
+        if self.dtype != "int8":
+            return self.poolings
+        return tuple(name for p in self.poolings for name in (p, f"{p}_scale"))
+
+    @property
+    def digest(self) -> bytes:
+        """sha256 of what decides the group's bytes: every field, less what is only recorded."""
+        return hashlib.sha256(_canonical(_deciding(self.to_json())).encode()).digest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, as in the group's attributes."""
+        value = asdict(self)
+        return {**value, "layers": list(self.layers), "poolings": list(self.poolings)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], *, source: str) -> GroupSpec:
+        """The inverse of :meth:`to_json`; further keys (such as ``complete``) are ignored.
+
+        Raises:
+            StoreCorrupt: a key is missing or has a wrong type.
+        """
+        try:
+            return cls(
+                layers=tuple(int(layer) for layer in value["layers"]),
+                poolings=tuple(str(p) for p in value["poolings"]),
+                texts=int(value["texts"]),
+                hidden=int(value["hidden"]),
+                dtype=str(value["dtype"]),
+                block_texts=int(value["block_texts"]),
+                compression=str(value["compression"]),
+                provenance=dict(value["provenance"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreCorrupt(
+                f"{source}: the group's attributes are damaged ({error!r}); "
+                "run 'batchsweep verify --repair'"
+            ) from None
+
+    def differences(self, other: GroupSpec) -> list[str]:
+        """What keeps a group with this spec from being continued with ``other``, in words."""
+        here, there = _flat(_deciding(self.to_json())), _flat(_deciding(other.to_json()))
+        return [
+            f"{name} is {_short(here.get(name))} in the store, {_short(there.get(name))} now"
+            for name in sorted(here.keys() | there.keys())
+            if here.get(name) != there.get(name)
+        ]
+
+
+def _deciding(value: dict[str, Any]) -> dict[str, Any]:
+    provenance = {k: v for k, v in value["provenance"].items() if k not in RECORDED_ONLY}
+    return {**value, "provenance": provenance}
+
+
+def _flat(value: dict[str, Any]) -> dict[str, Any]:
+    # Through JSON, so that a tuple in memory equals the list that was read back.
+    plain: dict[str, Any] = json.loads(_canonical(value))
+    provenance = plain.pop("provenance")
+    return {**plain, **provenance}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,210 @@
+"""Open or create a store, whatever its format and place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchsweep.errors import StoreCorrupt, StoreError
+from batchsweep.store.blobs import Blobs, LocalBlobs
+from batchsweep.store.corpus import Corpus, CorpusWriter
+from batchsweep.store.group import Format, GroupReader, GroupWriter, spec_of
+from batchsweep.store.spec import GroupSpec
+from batchsweep.store.zarr_format import FORMAT_VERSION, ZarrFormat
+
+FORMATS = ("zarr", "hdf5")
+
+
+@dataclass(frozen=True)
+class GroupStatus:
+    """How far one checkpoint is."""
+
+    key: str
+    blocks: int
+    sealed: int
+    complete: bool
+
+
+class Store:
+    """A store: JSON documents, the corpus, and one group per checkpoint key.
+
+    Get one from :func:`create_store` or :func:`open_store`.
+    """
+
+    def __init__(self, fmt: Format) -> None:
+        self._format = fmt
+        self._blobs = fmt.blobs
+
+    @property
+    def url(self) -> str:
+        return self._blobs.url
+
+    @property
+    def format(self) -> str:
+        """``zarr`` or ``hdf5``."""
+        return self._format.name
+
+    # Documents
+
+    def read_json(self, path: str) -> Any | None:
+        """The document at a path such as ``plan.json``; None if there is none.
+
+        Raises:
+            StoreCorrupt: it isn't JSON.
+        """
+        stored = self._blobs.read(path)
+        if stored is None:
+            return None
+        try:
+            return json.loads(stored)
+        except ValueError:
+            raise StoreCorrupt(
+                f"{self.url}: {path} isn't JSON (torn or changed); "
+                "run 'batchsweep verify --repair', then the command that makes it"
+            ) from None
+
+    def write_json(self, path: str, value: Any) -> None:
+        """Replace a document at once; when this returns, it is on the disk."""
+        text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+        self._blobs.write(path, [text.encode()])
+
+    def list_json(self, prefix: str) -> list[str]:
+        """Paths of all documents below ``prefix/``, sorted."""
+        return [p for p in self._blobs.walk(prefix.rstrip("/")) if p.endswith(".json")]
+
+    # Corpus
+
+    def corpus(self) -> Corpus | None:
+        """The corpus; None if none was written to completion."""
+        source = self._format.corpus_source()
+        return None if source is None else Corpus(source, where=f"{self.url}: corpus")
+
+    @contextmanager
+    def corpus_writer(self) -> Iterator[CorpusWriter]:
+        """Write the corpus anew, as the only process that does.
+
+        Raises:
+            TryAgain: another process writes it.
+        """
+        with self._blobs.lease("corpus"), CorpusWriter(self._format.corpus_sink()) as writer:
+            yield writer
+
+    # Groups
+
+    def writer(self, key: str, spec: GroupSpec) -> GroupWriter:
+        """A writer of one checkpoint's group, to be used as a context manager."""
+        _check_key(key)
+        return GroupWriter(self._format, key, spec)
+
+    def reader(self, key: str) -> GroupReader:
+        """A reader of one checkpoint's group.
+
+        Raises:
+            StoreError: there is no such group.
+        """
+        _check_key(key)
+        return GroupReader(self._format, key)
+
+    def keys(self) -> list[str]:
+        """Keys of all checkpoints that have a group, sorted."""
+        return self._format.keys()
+
+    def status(self) -> list[GroupStatus]:
+        """Blocks sealed of each checkpoint; reads no embeddings and verifies nothing."""
+
+        def one(key: str) -> GroupStatus | None:
+            there = spec_of(self._format, key)
+            if there is None:
+                return None
+            spec, complete = there
+            sealed = spec.blocks if complete else self._format.count_sealed(key, spec)
+            return GroupStatus(key, spec.blocks, sealed, complete)
+
+        return [s for s in self._blobs.map(one, self.keys()) if s is not None]
+
+
+def create_store(url: str | Path, *, format: str = "zarr") -> Store:
+    """Make an empty store, or open the one that is there.
+
+    Args:
+        url: a directory, or a URL such as ``s3://bucket/path``.
+        format: ``zarr``, or ``hdf5`` (local directories only).
+
+    Raises:
+        StoreError: unknown format, a store of the other format is there, or no permission.
+    """
+    if format not in FORMATS:
+        raise StoreError(f"store.format '{format}' isn't known; valid: {', '.join(FORMATS)}")
+    blobs = open_blobs(str(url))
+    there = _detect(blobs)
+    if there is None:
+        there = _format(blobs, format)
+        there.create()
+    elif there.name != format:
+        raise StoreError(
+            f"{blobs.url} is a store of format {there.name}, not {format}; "
+            f"set store.format: {there.name}, use another store.path, or 'batchsweep convert'"
+        )
+    return _checked(there)
+
+
+def open_store(url: str | Path) -> Store:
+    """Open a store that is there; the format is detected.
+
+    Raises:
+        StoreError: there is none, or a newer batchsweep made it.
+    """
+    blobs = open_blobs(str(url))
+    there = _detect(blobs)
+    if there is None:
+        raise StoreError(f"{blobs.url}: no store there; 'batchsweep prepare' makes one")
+    return _checked(there)
+
+
+def open_blobs(url: str) -> Blobs:
+    """The place that a path or URL names."""
+    if "://" not in url:
+        return LocalBlobs(Path(url))
+    if url.startswith("file://"):
+        return LocalBlobs(Path(url.removeprefix("file://")))
+    from batchsweep.store.objects import ObjectBlobs
+
+    return ObjectBlobs(url)
+
+
+def _format(blobs: Blobs, name: str) -> Format:
+    if name == "zarr":
+        return ZarrFormat(blobs)
+    from batchsweep.store.hdf5_format import Hdf5Format
+
+    return Hdf5Format(blobs)
+
+
+def _detect(blobs: Blobs) -> Format | None:
+    if blobs.read("zarr.json") is not None:
+        return ZarrFormat(blobs)
+    if "sweep.h5" in blobs.files(""):
+        return _format(blobs, "hdf5")
+    return None
+
+
+def _checked(fmt: Format) -> Store:
+    version = fmt.version()
+    if version is None:
+        raise StoreError(f"{fmt.blobs.url}: there is a {fmt.name} group, but no batchsweep store")
+    if version > FORMAT_VERSION:
+        raise StoreError(
+            f"{fmt.blobs.url}: format version {version} is newer than this batchsweep "
+            f"(version {FORMAT_VERSION}); upgrade batchsweep"
+        )
+    return Store(fmt)
+
+
+def _check_key(key: str) -> None:
+    parts = key.split("/")
+    if len(parts) != 2 or any(p in ("", ".", "..") or p.startswith("__") for p in parts):
+        raise StoreError(f"'{key}' isn't a checkpoint key; it is like EleutherAI--pythia-14m/main")

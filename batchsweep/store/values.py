@@ -1,0 +1,103 @@
+"""Float32 vectors to what is stored, and back; refusing what the stored type can't hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from batchsweep.errors import StoreError
+
+Array = npt.NDArray[np.generic]
+Float32 = npt.NDArray[np.float32]
+
+#: The largest relative error ||x - stored(x)|| / ||x|| of one int8 vector. See FORMAT.md for what
+#: it does to scores.
+INT8_MAX_ERROR = 0.02
+
+# From here on, rounding to nearest gives inf (65504 is the largest finite float16, steps of 32).
+_FLOAT16_OVERFLOW = 65520.0
+
+_STORED: dict[str, np.dtype[np.generic]] = {
+    "float16": np.dtype("<f2"),
+    "float32": np.dtype("<f4"),
+    "int8": np.dtype("|i1"),
+}
+
+
+def stored_dtype(dtype: str, array: str) -> np.dtype[np.generic]:
+    """The numpy type of a stored array; the scales of int8 are float32."""
+    return np.dtype("<f4") if dtype == "int8" and array.endswith("_scale") else _STORED[dtype]
+
+
+def encode(
+    vectors: npt.NDArray[np.floating], dtype: str, *, where: str, first_row: int
+) -> tuple[Array, Float32 | None]:
+    """The stored form of one layer of a block.
+
+    Args:
+        vectors: [text, hidden], finite.
+        dtype: ``float16``, ``float32`` or ``int8``.
+        where: names checkpoint, pooling and layer in errors.
+        first_row: corpus row of ``vectors[0]``, for errors.
+
+    Returns:
+        The stored array [text, hidden], and for int8 the scales [text] (else None): a vector is
+        ``stored * scale``.
+
+    Raises:
+        StoreError: a value is NaN or infinite, too large for float16, or a vector loses more than
+            ``INT8_MAX_ERROR`` in int8. Names the row.
+    """
+    low, high = vectors.min(), vectors.max()  # NaN if any value is.
+    limit = _FLOAT16_OVERFLOW if dtype == "float16" else float(np.finfo(np.float32).max)
+    if not (low > -limit and high < limit):
+        _refuse(vectors, limit, dtype, where, first_row)
+    if dtype == "int8":
+        return _quantise(np.asarray(vectors, np.float32), where, first_row)
+    return np.ascontiguousarray(vectors, dtype=_STORED[dtype]), None
+
+
+def decode(stored: Array, scale: Float32 | None, out: Float32) -> None:
+    """Fill ``out`` [text, hidden] from the stored array (and the scales [text] of int8)."""
+    np.copyto(out, stored, casting="same_kind")
+    if scale is not None:
+        out *= scale[:, None]
+
+
+def as_bytes(values: Array) -> memoryview[int]:
+    """The values' bytes in C order, without a copy where they lie so already."""
+    return memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+
+
+def _quantise(vectors: Float32, where: str, first_row: int) -> tuple[Array, Float32]:
+    # Symmetric, one scale a vector: x = q * max|x| / 127, so |error| <= max|x| / 254 an element.
+    peak = np.abs(vectors).max(axis=1)
+    scale = (peak / 127).astype(np.float32)
+    stored = np.rint(vectors / np.where(scale > 0, scale, 1)[:, None]).astype(np.int8)
+    loss = np.linalg.norm(stored * scale[:, None] - vectors, axis=1)
+    norm = np.linalg.norm(vectors, axis=1)
+    bad = np.flatnonzero(loss > INT8_MAX_ERROR * norm)
+    if bad.size:
+        row = bad[0]
+        raise StoreError(
+            f"{where}, row {first_row + row}: int8 would lose {loss[row] / norm[row]:.1%} of the "
+            f"vector (at most {INT8_MAX_ERROR:.0%} is allowed: one value is far above the rest); "
+            "set store.dtype to float16 or float32"
+        )
+    return stored, scale
+
+
+def _refuse(
+    vectors: npt.NDArray[np.floating], limit: float, dtype: str, where: str, first_row: int
+) -> None:
+    bad = np.argwhere(~(np.abs(vectors) < limit))
+    row, value = bad[0][0], vectors[tuple(bad[0])]
+    if not np.isfinite(value):
+        raise StoreError(
+            f"{where}, row {first_row + row}: the model gave {value}; "
+            "try embedding.dtype: float32, or leave this checkpoint out"
+        )
+    raise StoreError(
+        f"{where}, row {first_row + row}: {value:g} doesn't fit {dtype} (largest 65504); "
+        "set store.dtype: float32, which also holds every bfloat16 value exactly"
+    )

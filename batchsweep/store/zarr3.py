@@ -1,0 +1,161 @@
+"""Zarr v3 documents and chunks as bytes, to the public specification.
+
+Only what FORMAT.md uses: regular grids, ``bytes``, ``zstd``, ``crc32c`` and ``sharding_indexed``
+codecs. Going by the specification instead of through a library keeps the bytes the same from run
+to run and lets a block be one durable write. The tests read all of it with zarr, xarray and
+tensorstore.
+
+Specification: https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+from numcodecs.zstd import Zstd
+
+from batchsweep.errors import StoreCorrupt
+from batchsweep.store.values import Array, as_bytes
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+CRC_BYTES = 4
+_ZSTD_LEVEL = 3
+_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+_CRC32C = {"name": "crc32c"}
+_ZSTD = {"name": "zstd", "configuration": {"level": _ZSTD_LEVEL, "checksum": False}}
+# The spec's sharding index marks a chunk that isn't there by this offset and length.
+_ABSENT = 2**64 - 1
+
+
+def document(value: dict[str, Any]) -> bytes:
+    """A JSON document whose bytes depend on its value alone."""
+    return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+
+
+def group(attributes: dict[str, Any]) -> bytes:
+    """The ``zarr.json`` of a group."""
+    return document({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+def array(
+    shape: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+    chunk: tuple[int, ...],
+    *,
+    dimensions: tuple[str, ...],
+    shard: tuple[int, ...] | None = None,
+    compression: str = "none",
+    attributes: dict[str, Any] | None = None,
+) -> bytes:
+    """The ``zarr.json`` of an array; a missing chunk reads as NaN, or as 0 if it holds integers.
+
+    With ``shard``, each stored object is a shard of that shape, made of chunks.
+    """
+    codecs: list[dict[str, Any]] = [*([_ZSTD] if compression == "zstd" else []), _CRC32C]
+    codecs.insert(0, _BYTES)
+    if shard is not None:
+        sharding = {
+            "chunk_shape": list(chunk),
+            "codecs": codecs,
+            "index_codecs": [_BYTES, _CRC32C],
+            "index_location": "end",
+        }
+        codecs = [{"name": "sharding_indexed", "configuration": sharding}]
+    grid = {"name": "regular", "configuration": {"chunk_shape": list(shard or chunk)}}
+    return document(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(shape),
+            "data_type": dtype.name,
+            "chunk_grid": grid,
+            # With dots, a chunk's key is one file name: a listing of one folder shows all blocks.
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "fill_value": "NaN" if dtype.kind == "f" else 0,
+            "codecs": codecs,
+            "dimension_names": list(dimensions),
+            "attributes": attributes or {},
+        }
+    )
+
+
+def chunk_key(*indexes: int) -> str:
+    """The file name of a chunk or shard (``c.0.12.0``), for the separator ``.``."""
+    return ".".join(["c", *map(str, indexes)])
+
+
+def encode_chunk(values: Array, chunk: tuple[int, ...], compression: str = "none") -> list[Buffer]:
+    """The parts of one stored chunk: values (padded to the chunk's shape), then their crc32c."""
+    if values.shape != chunk:
+        fill = np.nan if values.dtype.kind == "f" else 0
+        padded = np.full(chunk, fill, dtype=values.dtype)
+        padded[tuple(slice(n) for n in values.shape)] = values
+        values = padded
+    body = as_bytes(values)
+    if compression == "zstd":
+        body = memoryview(Zstd(level=_ZSTD_LEVEL).encode(body))
+    return [body, struct.pack("<I", crc32c(body))]
+
+
+def decode_chunk(
+    stored: bytes,
+    chunk: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+    *,
+    where: str,
+    compression: str = "none",
+) -> Array:
+    """The values of one stored chunk.
+
+    Raises:
+        StoreCorrupt: too short, or the crc32c differs.
+    """
+    body = memoryview(stored)[:-CRC_BYTES]
+    if len(stored) <= CRC_BYTES or struct.pack("<I", crc32c(body)) != stored[-CRC_BYTES:]:
+        raise StoreCorrupt(
+            f"{where}: checksum differs (torn or changed bytes); run 'batchsweep verify --repair', "
+            "then extract again"
+        )
+    if compression == "zstd":
+        body = memoryview(Zstd().decode(body))
+    if len(body) != dtype.itemsize * int(np.prod(chunk)):
+        raise StoreCorrupt(f"{where}: {len(body)} bytes don't make a chunk of {chunk} {dtype}")
+    return np.frombuffer(body, dtype=dtype).reshape(chunk)
+
+
+def crc32c(body: bytes | memoryview[int]) -> int:
+    """crc32c (Castagnoli) of the bytes."""
+    value: int = google_crc32c.value(np.frombuffer(body, dtype=np.uint8))
+    return value
+
+
+def shard_index(lengths: list[int]) -> bytes:
+    """The index at a shard's end: chunks lie in order, without gaps, from the first byte."""
+    ends = np.cumsum(lengths, dtype=np.uint64)
+    pairs = np.stack([ends - np.asarray(lengths, np.uint64), np.asarray(lengths, np.uint64)], 1)
+    body = pairs.astype("<u8").tobytes()
+    return body + struct.pack("<I", crc32c(body))
+
+
+def shard_index_bytes(chunks: int) -> int:
+    """Size of the index of a shard with that many chunks."""
+    return 16 * chunks + CRC_BYTES
+
+
+def parse_shard_index(stored: bytes, chunks: int, *, where: str) -> npt.NDArray[np.uint64]:
+    """Offset and length of each chunk, [chunk, 2].
+
+    Raises:
+        StoreCorrupt: the index is cut, changed, or marks a chunk as absent.
+    """
+    index = decode_chunk(stored, (chunks, 2), np.dtype("<u8"), where=f"{where}: index")
+    if (index == _ABSENT).any():
+        raise StoreCorrupt(f"{where}: a chunk is absent")
+    return index.astype(np.uint64)

@@ -215,6 +215,19 @@ class Corpus:
         ids, offsets = (self._all(name) for name in _token_arrays(tokenizer))
         return ids.astype(np.int32, copy=False), offsets.astype(np.int64, copy=False)
 
+    def token_ids(self, tokenizer: str, rows: slice) -> list[npt.NDArray[np.int32]]:
+        """Token ids of a run of rows, one array a text; only these rows' tokens are read.
+
+        Raises:
+            StoreError: no such tokenizer.
+        """
+        self._check(tokenizer, self.tokenizers(), "tokenizer")
+        ids_name, offsets_name = _token_arrays(tokenizer)
+        start, stop, _ = rows.indices(self.n_texts)
+        offsets = self._source.read(offsets_name, start, stop + 1).astype(np.int64, copy=False)
+        ids = self._source.read(ids_name, int(offsets[0]), int(offsets[-1]))
+        return np.split(ids.astype(np.int32, copy=False), offsets[1:-1] - offsets[0])
+
     def texts(self, rows: slice | npt.ArrayLike | None = None) -> list[str]:
         """Texts in the order of ``rows`` (all, a slice, or row numbers)."""
         if rows is None or isinstance(rows, slice):

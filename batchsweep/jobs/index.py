@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from batchsweep.errors import UsageError
 
@@ -36,3 +36,39 @@ def index_from_environment(environ: Mapping[str, str]) -> int:
         shown = " but ".join(f"{name}={value}" for name, value in found.items())
         raise UsageError(f"two indexes: {shown}; give --index N")
     return int(next(iter(found.values())))
+
+
+def parse_indexes(text: str) -> tuple[int, ...]:
+    """Indexes from text, ascending, as Kubernetes and Slurm write them.
+
+    Raises:
+        UsageError: when the text isn't of that form.
+
+    Example:
+        >>> parse_indexes("0,4-6")
+        (0, 4, 5, 6)
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[0]) > int(ends[1]):
+            raise UsageError(f"indexes are written like 0,4-6, not {text!r}")
+        found.update(range(int(ends[0]), int(ends[1]) + 1))
+    return tuple(sorted(found))
+
+
+def format_indexes(indexes: Iterable[int]) -> str:
+    """The text that :func:`parse_indexes` reads.
+
+    Example:
+        >>> format_indexes([4, 5, 6, 0])
+        '0,4-6'
+    """
+    runs: list[list[int]] = []
+    for index in sorted(set(indexes)):
+        if runs and runs[-1][1] == index - 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -12,10 +12,14 @@ from batchsweep.policies.confidence import UCB, UCBE
 from batchsweep.policies.halving import SequentialHalving
 from batchsweep.policies.linear import LinUCB, LinUCBDisjoint
 from batchsweep.policies.simple import Exhaustive, Heuristic, Random
+from batchsweep.policies.toptwo import GPUCB, Thompson, TopTwoGP
 
 __all__ = ["POLICIES", "Answer", "Candidate", "Policy", "Problem", "Pull", "make_policy"]
 
 _CLASSES: tuple[type[Policy], ...] = (
+    TopTwoGP,
+    GPUCB,
+    Thompson,
     SequentialHalving,
     UCBE,
     UCB,

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from batchsweep.policies.base import Floats, Policy, Problem
 
@@ -30,6 +29,8 @@ def rank_normalise(column: Floats) -> Floats:
     known = np.isfinite(column)
     out = np.zeros_like(column)
     if known.sum() > 1:
+        from scipy.stats import rankdata
+
         ranks = rankdata(column[known])
         out[known] = 2 * (ranks - 1) / (known.sum() - 1) - 1
     return out

@@ -1,0 +1,368 @@
+"""The posterior of the multi-task Gaussian process, updated pull by pull.
+
+Only a few hundred cells are ever observed, so everything lives in the space of observations: a
+Cholesky factor that grows by a row per pull, and beside it the whitened covariance of every arm's
+reward with the observations. One pull costs O(observations x arms).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.linalg import cholesky, solve_triangular
+from scipy.optimize import minimize
+
+from batchsweep.policies.base import Bools, Floats, Ints, Problem
+from batchsweep.policies.kernel import LOG_SD, NAMES, OFFSET_SD, TASK_LOG_SD, Hyper, Kernel
+
+#: Added to every observation's variance, in squared units of a task's spread.
+JITTER = 1e-5
+#: Observations that the hyperparameters are fitted to at most, evenly from the first to the last.
+FIT_CELLS = 280
+
+
+class Surface:
+    """Posterior over [arm] rewards (means over tasks) given told and pending cells.
+
+    A pending cell shrinks variances but moves no mean, so that a batch spreads (Ginsbourger, Le
+    Riche & Carraro, "Kriging is well-suited to parallelize optimization", 2010, with the mean as
+    the lie).
+
+    Attributes:
+        mean, var: [arm] posterior of the reward over all tasks, in its own units.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        arms, tasks = problem.shape
+        self.kernel = Kernel(problem)
+        self.hyper = Hyper.prior(tasks)
+        self.centre: Floats = np.zeros(tasks)
+        self.spread: Floats = np.ones(tasks)
+        self.n = 0
+        self._arms, self._tasks = arms, tasks
+        self._grow(256)
+        self._pending: dict[tuple[int, int], int] = {}
+        self._row_of: dict[int, int] = {}
+        self._shared_rows: Floats = np.zeros((64, arms))
+        self._own_rows: Floats = np.zeros((64, arms))
+        self.rebuild()
+
+    # -- data ----------------------------------------------------------------------------------
+
+    def _grow(self, size: int) -> None:
+        def grown(old: Any, *shape: int, dtype: type = float) -> Any:
+            new: Any = np.zeros(shape, dtype=dtype)
+            if old is not None:
+                new[tuple(slice(k) for k in old.shape)] = old
+            return new
+
+        get = self.__dict__.get
+        self._arm: Ints = grown(get("_arm"), size, dtype=np.int64)
+        self._task: Ints = grown(get("_task"), size, dtype=np.int64)
+        self._reward: Floats = grown(get("_reward"), size)
+        self._noise: Floats = grown(get("_noise"), size)
+        self._told: Bools = grown(get("_told"), size, dtype=bool)
+        self._resid: Floats = grown(get("_resid"), size)
+        self._z: Floats = grown(get("_z"), size)
+        self._chol: Floats = grown(get("_chol"), size, size)
+        self._white: Floats = grown(get("_white"), size, self._arms)
+
+    def observe(self, arm: int, task: int, reward: float | None, noise: float = 0.0) -> None:
+        """Add a cell; ``reward`` None makes it pending. A pending cell may be told later."""
+        at = self._pending.pop((arm, task), None)
+        if at is not None and reward is not None:
+            self._reward[at], self._told[at] = reward, True
+            self._noise[at] = noise
+            if noise:
+                self.rebuild()
+                return
+            self._resid[at] = self._residual(at)
+            self._whiten()
+            return
+        if self.n == len(self._arm):
+            self._grow(2 * self.n)
+        i = self.n
+        self._arm[i], self._task[i] = arm, task
+        self._reward[i] = 0.0 if reward is None else reward
+        self._noise[i], self._told[i] = noise, reward is not None
+        if reward is None:
+            self._pending[arm, task] = i
+        self._append(i)
+
+    @property
+    def pending(self) -> int:
+        return len(self._pending)
+
+    def cells(self) -> tuple[Ints, Ints, Floats]:
+        """Told (arms, tasks, rewards)."""
+        told = self._told[: self.n]
+        return self._arm[: self.n][told], self._task[: self.n][told], self._reward[: self.n][told]
+
+    # -- covariances ---------------------------------------------------------------------------
+
+    def rebuild(self) -> None:
+        """Recompute everything after a change of hyperparameters, centres or spreads."""
+        self.kernel.set(self.hyper)
+        self.load: Floats = np.exp(self.hyper.loading)
+        #: [task] standard deviation factor of a task's own surface.
+        self.own: Floats = self.load * np.exp(self.hyper.residual)
+        self.weight: Floats = self.spread / self._tasks
+        self.total = float(self.weight @ self.load)
+        self._own_weight = self.weight * self.own**2
+        self._own_total = float((self.weight**2) @ (self.own**2))
+        self._cell = self.kernel.var["own_cell"]
+        shared, own = self.kernel.diagonal()
+        self.shared_diagonal, self.own_diagonal = shared, own
+        offsets = OFFSET_SD**2 * float(self.weight @ self.weight)
+        prior_mean = float(self.weight @ (self.centre / self.spread))
+        self._prior_mean: Floats = prior_mean + self.total * self.kernel.mean
+        self._prior_var: Floats = (
+            self.total**2 * shared + self._own_total * (own + self._cell) + offsets
+        )
+        self._offsets = offsets
+        self.mean, self.var = self._prior_mean.copy(), self._prior_var.copy()
+        self._row_of.clear()
+        n = self.n
+        if not n:
+            return
+        arm, task = self._arm[:n], self._task[:n]
+        for a in dict.fromkeys(arm.tolist()):
+            self._cache(a)
+        rows = np.array([self._row_of[a] for a in arm.tolist()])
+        shared_nn, own_nn = self._shared_rows[rows][:, arm], self._own_rows[rows][:, arm]
+        own_nn = own_nn + self._cell * (arm[:, None] == arm[None, :])
+        gram = (self.load[task][:, None] * self.load[task][None, :]) * shared_nn
+        same = task[:, None] == task[None, :]
+        gram += same * ((self.own**2)[task][:, None] * own_nn + OFFSET_SD**2)
+        gram[np.diag_indices(n)] += JITTER + (self._noise[:n] / self.spread[task]) ** 2
+        factor = cholesky(gram, lower=True, check_finite=False)
+        self._chol[:n, :n] = factor
+        cross = self._cross(rows, arm, task)
+        self._white[:n] = solve_triangular(factor, cross, lower=True, check_finite=False)
+        self._resid[:n] = [self._residual(i) for i in range(n)]
+        self.var = self._prior_var - (self._white[:n] ** 2).sum(axis=0)
+        self._whiten()
+
+    def _cache(self, arm: int) -> int:
+        """Row number of the arm's covariances with all arms."""
+        row = self._row_of.get(arm)
+        if row is not None:
+            return row
+        row = len(self._row_of)
+        if row == len(self._shared_rows):
+            more = np.zeros_like(self._shared_rows)
+            self._shared_rows = np.vstack([self._shared_rows, more])
+            self._own_rows = np.vstack([self._own_rows, more])
+        everything = np.arange(self._arms)
+        shared, own = self.kernel.between(np.array([arm]), everything)
+        self._shared_rows[row], self._own_rows[row] = shared[0], own[0]
+        self._row_of[arm] = row
+        return row
+
+    def _cross(self, rows: Ints, arm: Ints, task: Ints) -> Floats:
+        """[observation, arm] prior covariance of observations with the arms' rewards."""
+        cross = (self.total * self.load[task])[:, None] * self._shared_rows[rows]
+        own = self._own_weight[task]
+        cross += own[:, None] * self._own_rows[rows]
+        cross[np.arange(len(arm)), arm] += own * self._cell
+        cross += (OFFSET_SD**2 * self.weight[task])[:, None]
+        return cross
+
+    def _residual(self, i: int) -> float:
+        if not self._told[i]:
+            return 0.0
+        a, t = self._arm[i], self._task[i]
+        unit = (self._reward[i] - self.centre[t]) / self.spread[t]
+        return float(unit - self.load[t] * self.kernel.mean[a])
+
+    def _append(self, i: int) -> None:
+        a, t = int(self._arm[i]), int(self._task[i])
+        row = self._cache(a)
+        self.n = i + 1
+        arm, task = self._arm[:i], self._task[:i]
+        k = self.load[t] * self.load[task] * self._shared_rows[row][arm]
+        same = task == t
+        k[same] += self.own[t] ** 2 * self._own_rows[row][arm[same]] + OFFSET_SD**2
+        k[same & (arm == a)] += self.own[t] ** 2 * self._cell
+        diagonal = self.load[t] ** 2 * self.shared_diagonal[a] + OFFSET_SD**2 + JITTER
+        diagonal += self.own[t] ** 2 * (self.own_diagonal + self._cell)
+        diagonal += (self._noise[i] / self.spread[t]) ** 2
+        solved = solve_triangular(self._chol[:i, :i], k, lower=True, check_finite=False)
+        last = np.sqrt(max(diagonal - solved @ solved, JITTER))
+        self._chol[i, :i], self._chol[i, i] = solved, last
+        cross = self._cross(np.array([row]), np.array([a]), np.array([t]))[0]
+        white = (cross - solved @ self._white[:i]) / last
+        self._white[i] = white
+        self.var = self.var - white**2
+        self._resid[i] = self._residual(i)
+        if self._told[i]:
+            self._z[i] = (self._resid[i] - solved @ self._z[:i]) / last
+            self.mean = self.mean + self._z[i] * white
+        else:
+            self._z[i] = 0.0
+
+    def _whiten(self) -> None:
+        """Whitened residuals and the mean, from scratch: a pending cell keeps its lie of 0."""
+        n = self.n
+        if self._told[:n].all():
+            self._z[:n] = solve_triangular(
+                self._chol[:n, :n], self._resid[:n], lower=True, check_finite=False
+            )
+        else:
+            for i in range(n):
+                gap = self._resid[i] - self._chol[i, :i] @ self._z[:i]
+                self._z[i] = gap / self._chol[i, i] if self._told[i] else 0.0
+        self.mean = self._prior_mean + self._z[:n] @ self._white[:n]
+
+    # -- questions -----------------------------------------------------------------------------
+
+    def covariance(self, i: Ints, j: Ints) -> Floats:
+        """[i, j] posterior covariance of the rewards of arms."""
+        shared, own = self.kernel.between(i, j)
+        prior = self.total**2 * shared + self._own_total * own + self._offsets
+        prior += self._own_total * self._cell * (i[:, None] == j[None, :])
+        n = self.n
+        return np.asarray(prior - self._white[:n, i].T @ self._white[:n, j])
+
+    def covariance_row(self, arm: int) -> Floats:
+        """[arm] posterior covariance of one arm's reward with every arm's."""
+        row = self._cache(arm)
+        prior = self.total**2 * self._shared_rows[row] + self._own_total * self._own_rows[row]
+        prior = prior + self._offsets
+        prior[arm] += self._own_total * self._cell
+        return np.asarray(prior - self._white[: self.n, arm] @ self._white[: self.n])
+
+    def gains(self, contrast: dict[int, float], arms: Ints) -> Floats:
+        """[len(arms), task] posterior covariance of a contrast of rewards with each cell.
+
+        ``contrast`` holds arm -> coefficient. In units of reward x the task's spread.
+        """
+        n = self.n
+        out = np.zeros((len(arms), self._tasks))
+        shared_d, own_d = np.zeros(len(arms)), np.zeros(len(arms))
+        for arm, c in contrast.items():
+            row = self._cache(arm)
+            shared_d += c * self._shared_rows[row][arms]
+            own_d += c * (self._own_rows[row][arms] + self._cell * (arms == arm))
+        out += self.total * shared_d[:, None] * self.load[None, :]
+        out += own_d[:, None] * self._own_weight[None, :]
+        out += OFFSET_SD**2 * sum(contrast.values()) * self.weight[None, :]
+        if n:
+            white = sum(c * self._white[:n, a] for a, c in contrast.items())
+            back = solve_triangular(
+                self._chol[:n, :n], white, lower=True, trans="T", check_finite=False
+            )
+            out -= self._spill(back, arms)
+        return out
+
+    def _spill(self, back: Floats, arms: Ints) -> Floats:
+        """[len(arms), task] sum over observations of back x covariance with each cell."""
+        n = self.n
+        arm, task = self._arm[:n], self._task[:n]
+        rows = np.array([self._row_of[a] for a in arm.tolist()])
+        by_row = np.zeros(len(self._row_of))
+        np.add.at(by_row, rows, back * self.load[task])
+        per_cell = np.zeros((len(self._row_of), self._tasks))
+        np.add.at(per_cell, (rows, task), back)
+        m = len(self._row_of)
+        shared = by_row @ self._shared_rows[:m, arms]
+        own = self._own_rows[:m, arms].T @ per_cell
+        for k, a in enumerate(arms.tolist()):
+            row = self._row_of.get(a)
+            if row is not None:
+                own[k] += self._cell * per_cell[row]
+        out = shared[:, None] * self.load[None, :] + own * self.own[None, :] ** 2
+        return np.asarray(out + OFFSET_SD**2 * per_cell.sum(axis=0)[None, :])
+
+    def cell_variance(self, arm: Ints, task: Ints) -> Floats:
+        """[cell] posterior variance of cells, noise-free, in squared units of the task's spread."""
+        prior = self.load[task] ** 2 * self.shared_diagonal[arm] + OFFSET_SD**2
+        prior = prior + self.own[task] ** 2 * (self.own_diagonal + self._cell)
+        n = self.n
+        if not n:
+            return np.asarray(prior)
+        rows = np.array([self._cache(int(a)) for a in arm])
+        seen, on = self._arm[:n], self._task[:n]
+        k = self.load[task][:, None] * self.load[on][None, :] * self._shared_rows[rows][:, seen]
+        same = task[:, None] == on[None, :]
+        own = self._own_rows[rows][:, seen] + self._cell * (arm[:, None] == seen[None, :])
+        k += same * ((self.own[task] ** 2)[:, None] * own + OFFSET_SD**2)
+        white = solve_triangular(self._chol[:n, :n], k.T, lower=True, check_finite=False)
+        return np.asarray(np.maximum(prior - (white**2).sum(axis=0), JITTER))
+
+    def plane(self) -> Floats:
+        """[arm, task] posterior mean of every cell, in units of the reward."""
+        unit = self.kernel.mean[:, None] * self.load[None, :]
+        if self.n:
+            n = self.n
+            weights = solve_triangular(
+                self._chol[:n, :n], self._z[:n], lower=True, trans="T", check_finite=False
+            )
+            unit = unit + self._spill(weights, np.arange(self._arms))
+        return np.asarray(self.centre + self.spread * unit)
+
+    # -- hyperparameters -----------------------------------------------------------------------
+
+    def fit(self, *, iterations: int = 12) -> None:
+        """Maximum a posteriori hyperparameters from told cells; then rebuild.
+
+        The marginal likelihood is Rasmussen & Williams (2006), eq. 5.8 and 5.9.
+        """
+        arm, task, reward = self.cells()
+        noise = self._noise[: self.n][self._told[: self.n]]
+        if len(arm) > FIT_CELLS:
+            keep = np.unique(np.linspace(0, len(arm) - 1, FIT_CELLS).astype(np.int64))
+            arm, task, reward, noise = arm[keep], task[keep], reward[keep], noise[keep]
+        pieces = self.kernel.pieces(arm)
+        unit = (reward - self.centre[task]) / self.spread[task]
+        extra = JITTER + (noise / self.spread[task]) ** 2
+        same = (task[:, None] == task[None, :]).astype(float)
+        prior = Hyper.prior(self._tasks).flat()
+        width = np.concatenate([np.full(len(NAMES), LOG_SD), np.full(2 * self._tasks, TASK_LOG_SD)])
+        slope = self.kernel.mean[arm]
+        n = len(arm)
+
+        def objective(flat: Floats) -> tuple[float, Floats]:
+            hyper = Hyper.unflat(flat, self._tasks)
+            load, ratio = np.exp(hyper.loading)[task], np.exp(hyper.residual)[task]
+            shared, own, by, own_by = pieces.covariance(hyper)
+            outer = load[:, None] * load[None, :]
+            shared_part = outer * shared
+            own_mask = outer * same * (ratio[:, None] * ratio[None, :])
+            own_part = own_mask * own
+            gram = shared_part + own_part + OFFSET_SD**2 * same
+            gram[np.diag_indices(n)] += extra
+            factor = cholesky(gram, lower=True, check_finite=False)
+            inverse = solve_triangular(factor, np.eye(n), lower=True, check_finite=False)
+            resid = unit - load * slope
+            alpha = inverse.T @ (inverse @ resid)
+            grad_k = 0.5 * (inverse.T @ inverse - np.outer(alpha, alpha))
+            value = 0.5 * resid @ alpha + np.log(np.diag(factor)).sum()
+            shared_k, own_k = grad_k * outer, grad_k * own_mask
+            grad = np.zeros_like(flat)
+            for k, name in enumerate(NAMES):
+                if name in by:
+                    grad[k] += np.vdot(shared_k, by[name])
+                if name in own_by:
+                    grad[k] += np.vdot(own_k, own_by[name])
+            per_shared = 2 * np.einsum("ij,ij->i", grad_k, shared_part)
+            per_own = 2 * np.einsum("ij,ij->i", grad_k, own_part)
+            per_load = per_shared + per_own - alpha * load * slope
+            start = len(NAMES)
+            grad[start : start + self._tasks] = np.bincount(task, per_load, self._tasks)
+            grad[start + self._tasks :] = np.bincount(task, per_own, self._tasks)
+            away = (flat - prior) / width
+            return float(value + 0.5 * away @ away), grad + away / width
+
+        found = minimize(
+            objective,
+            self.hyper.flat(),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(p - 2.5 * w, p + 2.5 * w) for p, w in zip(prior, width, strict=True)],
+            options={"maxiter": iterations, "maxcor": 20},
+        )
+        if np.isfinite(found.fun):
+            self.hyper = Hyper.unflat(found.x, self._tasks)
+        self.rebuild()

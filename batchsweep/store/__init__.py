@@ -15,12 +15,14 @@ Example:
 
 from batchsweep.store.corpus import Corpus, CorpusWriter, digest_of
 from batchsweep.store.group import GroupReader, GroupWriter
+from batchsweep.store.integrity import Fault, repair, verify
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.store import GroupStatus, Store, create_store, open_store
 
 __all__ = [
     "Corpus",
     "CorpusWriter",
+    "Fault",
     "GroupReader",
     "GroupSpec",
     "GroupStatus",
@@ -29,4 +31,6 @@ __all__ = [
     "create_store",
     "digest_of",
     "open_store",
+    "repair",
+    "verify",
 ]

@@ -65,6 +65,9 @@ class Blobs(Protocol):
     def clean(self, prefix: str) -> None:
         """Remove what killed writers left of blobs below ``prefix/``; only its one writer may."""
 
+    def clean_abandoned(self) -> None:
+        """Remove what killed writers left, of any blob, an hour ago or more."""
+
     def lease(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Be the only one that holds ``name``, or TryAgain naming the holder."""
 
@@ -93,7 +96,7 @@ class LocalBlobs:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise _store_error(error, self.url, path) from None
+            raise store_error(error, self.url, path) from None
 
     def read_range(self, path: str, start: int, length: int) -> bytes | None:
         try:
@@ -103,7 +106,7 @@ class LocalBlobs:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise _store_error(error, self.url, path) from None
+            raise store_error(error, self.url, path) from None
 
     def write(self, path: str, parts: Iterable[Buffer]) -> None:
         with self.replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
@@ -115,19 +118,31 @@ class LocalBlobs:
     @contextmanager
     def replacing(self, path: str) -> Iterator[Path]:
         """Yield a temporary file name; what is there at the end replaces ``path``, durably."""
-        target = self.root / path
-        temporary = self.root / "tmp" / f"{_flat_name(path)}.{uuid.uuid4().hex[:12]}"
+        temporary = self.temporary(path)
         try:
-            self._make_folder(temporary.parent)
-            self._make_folder(target.parent)
             yield temporary
-            _sync(temporary)
-            temporary.replace(target)
-            _sync(target.parent)
+            self.into_place(temporary, path)
         except OSError as error:
-            raise _store_error(error, self.url, path) from None
+            raise store_error(error, self.url, path) from None
         finally:
             temporary.unlink(missing_ok=True)
+
+    def temporary(self, path: str) -> Path:
+        """A new temporary file name for what will be ``path``."""
+        folder = self.root / "tmp"
+        try:
+            self._make_folder(folder)
+        except OSError as error:
+            raise store_error(error, self.url, path) from None
+        return folder / f"{_flat_name(path)}.{uuid.uuid4().hex[:12]}"
+
+    def into_place(self, temporary: Path, path: str) -> None:
+        """Sync a temporary file and give it its real name."""
+        target = self.root / path
+        self._make_folder(target.parent)
+        _sync(temporary)
+        temporary.replace(target)
+        _sync(target.parent)
 
     def delete(self, path: str) -> None:
         (self.root / path).unlink(missing_ok=True)
@@ -160,7 +175,6 @@ class LocalBlobs:
                 self.delete(f"tmp/{name}")
 
     def clean_abandoned(self) -> None:
-        """Remove temporary files that nobody has written to for an hour."""
         for name in self.files("tmp"):
             path = self.root / "tmp" / name
             with contextlib.suppress(FileNotFoundError):
@@ -168,17 +182,22 @@ class LocalBlobs:
                     path.unlink()
 
     @contextmanager
-    def lease(self, name: str) -> Iterator[None]:
+    def lease(self, name: str, *, wait: bool = False) -> Iterator[None]:
+        """See :class:`Blobs`; with ``wait``, wait for the holder instead of raising TryAgain."""
         # The kernel releases a flock when its process ends, however it ends. The file stays, since
         # removing it would let two processes lock two files of one name.
         path = self.root / "leases" / f"{_flat_name(name)}.lock"
-        self._make_folder(path.parent)
-        with path.open("a+") as file:
+        try:
+            self._make_folder(path.parent)
+            file = path.open("a+")
+        except OSError as error:
+            raise store_error(error, self.url, f"leases/{path.name}") from None
+        with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 file.seek(0)
-                raise TryAgain(busy(name, file.read())) from None
+                raise TryAgain(f"{self.url}: {busy(name, file.read())}") from None
             file.truncate(0)
             file.write(holder())
             file.flush()
@@ -238,7 +257,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _store_error(error: OSError, url: str, path: str) -> StoreError:
+def store_error(error: OSError, url: str, path: str) -> StoreError:
+    """The error for a failed file operation, with its remedy."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StoreError(
             f"{url}: no space left for {path} ({error.strerror}); everything sealed is safe: "

@@ -7,99 +7,19 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from batchsweep.errors import StoreCorrupt, StoreError, StoreMismatch
-from batchsweep.store.blobs import Blobs
-from batchsweep.store.corpus import ArraySink, ArraySource
+from batchsweep.errors import StoreError, StoreMismatch
+from batchsweep.store.format import Float64, Format, spec_of
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.values import Array, Float32, decode, encode
 
 #: Layers that are encoded ahead of the one being written.
 _LOOKAHEAD = 2
 _DIGEST_BYTES = 32
-SEAL_BYTES = 2 * _DIGEST_BYTES
-
-
-class Format(Protocol):
-    """What Zarr and HDF5 do differently. A group is named by its key, an array by its name."""
-
-    name: str
-    blobs: Blobs
-
-    def create(self) -> None:
-        """Make the (empty) root, if it isn't there."""
-
-    def version(self) -> int | None:
-        """The format version of the store that is there, or None."""
-
-    def keys(self) -> list[str]:
-        """Keys of all groups, sorted."""
-
-    def folder(self, key: str) -> str:
-        """Where the group is, for messages and temporary files."""
-
-    def attributes(self, key: str) -> dict[str, Any] | None:
-        """The group's attributes, or None if there is no such group."""
-
-    def start_group(self, key: str, spec: GroupSpec) -> None:
-        """Make the group's metadata; no block is sealed."""
-
-    def complete_group(self, key: str, spec: GroupSpec) -> None:
-        """Set the attribute ``complete``."""
-
-    def drop_group(self, key: str) -> None:
-        """Remove the group."""
-
-    def write_array(
-        self, key: str, spec: GroupSpec, name: str, block: int, layers: Iterable[Array]
-    ) -> bytes:
-        """Write one array's part of a block, a layer at a time; the checksums of its chunks."""
-
-    def read_chunk(self, key: str, spec: GroupSpec, name: str, block: int, layer: int) -> Array:
-        """One layer (by position) of one block, checksum verified: [text, hidden] or [text]."""
-
-    def checksums(self, key: str, spec: GroupSpec, name: str, block: int) -> bytes:
-        """The checksums of the chunks as they are stored, all verified against the chunks."""
-
-    def missing(self, key: str, spec: GroupSpec) -> set[int]:
-        """Blocks with bytes that are plainly not there: found without reading them."""
-
-    def write_seal(self, key: str, spec: GroupSpec, block: int, seal: bytes | None) -> None:
-        """Write a block's seal, or remove it."""
-
-    def seals(self, key: str, spec: GroupSpec) -> dict[int, bytes]:
-        """The seal of each block that has one; torn seals are left out."""
-
-    def count_sealed(self, key: str, spec: GroupSpec) -> int:
-        """Number of seals, found without reading them."""
-
-    def write_metrics(self, key: str, spec: GroupSpec, metrics: Mapping[str, Float64]) -> None:
-        """Write the metrics, [layer] each, replacing all that were there."""
-
-    def metrics(self, key: str, spec: GroupSpec) -> dict[str, Float64]:
-        """The metrics, empty if there are none."""
-
-    def corpus_sink(self) -> ArraySink:
-        """Where a new corpus goes; the old one is gone from here on."""
-
-    def corpus_source(self) -> ArraySource | None:
-        """The corpus; None if none was written to completion."""
-
-
-Float64 = npt.NDArray[np.float64]
-
-
-def spec_of(fmt: Format, key: str) -> tuple[GroupSpec, bool] | None:
-    """The group's spec and whether it is complete; None if there is no group."""
-    attributes = fmt.attributes(key)
-    if attributes is None:
-        return None
-    spec = GroupSpec.from_json(attributes, source=f"{fmt.blobs.url}: {fmt.folder(key)}")
-    return spec, attributes.get("complete") is True
 
 
 def seal_of(spec: GroupSpec, checksums: Iterable[bytes]) -> bytes:
@@ -219,6 +139,8 @@ class GroupWriter:
     def write_metrics(self, metrics: Mapping[str, npt.ArrayLike]) -> None:
         """Write label-free metrics, one float64 per layer each, replacing all that were there.
 
+        Comes before :meth:`finish`.
+
         Raises:
             StoreError: a metric isn't [layer].
         """
@@ -239,7 +161,7 @@ class GroupWriter:
         """
         if missing := sorted(set(range(self.spec.blocks)) - self.sealed):
             raise StoreError(f"{self.key}: blocks {_listed(missing)} aren't sealed yet")
-        self._format.complete_group(self.key, self.spec)
+        self._format.mark(self.key, self.spec, complete=True)
 
 
 def _taken(waiting: deque[Future[tuple[Array, Array | None]]], scales: list[Array]) -> Array:
@@ -382,10 +304,3 @@ def _consecutive(numbers: npt.NDArray[np.int64]) -> bool:
 def _listed(numbers: list[int]) -> str:
     shown = ", ".join(map(str, numbers[:5]))
     return shown if len(numbers) <= 5 else f"{shown} ... ({len(numbers)} in all)"
-
-
-def corrupt_at(blobs: Blobs, path: str, what: str) -> StoreCorrupt:
-    """The error for damaged or missing bytes."""
-    return StoreCorrupt(
-        f"{blobs.url}: {path}: {what}; run 'batchsweep verify --repair', then extract again"
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from batchsweep.errors import StoreCorrupt, StoreError
+from batchsweep.store import documents
 from batchsweep.store.blobs import Blobs, LocalBlobs
 from batchsweep.store.corpus import Corpus, CorpusWriter
-from batchsweep.store.group import Format, GroupReader, GroupWriter, spec_of
+from batchsweep.store.format import FORMAT_VERSION, Format, spec_of
+from batchsweep.store.group import GroupReader, GroupWriter
 from batchsweep.store.spec import GroupSpec
-from batchsweep.store.zarr_format import FORMAT_VERSION, ZarrFormat
+from batchsweep.store.zarr_format import ZarrFormat
 
 FORMATS = ("zarr", "hdf5")
 
@@ -36,7 +37,8 @@ class Store:
     """
 
     def __init__(self, fmt: Format) -> None:
-        self._format = fmt
+        #: For this package only.
+        self.backend = fmt
         self._blobs = fmt.blobs
 
     @property
@@ -46,7 +48,7 @@ class Store:
     @property
     def format(self) -> str:
         """``zarr`` or ``hdf5``."""
-        return self._format.name
+        return self.backend.name
 
     # Documents
 
@@ -60,17 +62,20 @@ class Store:
         if stored is None:
             return None
         try:
-            return json.loads(stored)
-        except ValueError:
+            return documents.decode_checked(stored)
+        except ValueError as error:
             raise StoreCorrupt(
-                f"{self.url}: {path} isn't JSON (torn or changed); "
+                f"{self.url}: {path} is torn or changed ({error}); "
                 "run 'batchsweep verify --repair', then the command that makes it"
             ) from None
 
     def write_json(self, path: str, value: Any) -> None:
-        """Replace a document at once; when this returns, it is on the disk."""
-        text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-        self._blobs.write(path, [text.encode()])
+        """Replace a document at once; when this returns, it is on the disk.
+
+        An object gets one more member in the file, ``crc32c``, which :meth:`read_json` verifies
+        and leaves out.
+        """
+        self._blobs.write(path, [documents.encode_checked(value)])
 
     def list_json(self, prefix: str) -> list[str]:
         """Paths of all documents below ``prefix/``, sorted."""
@@ -80,7 +85,7 @@ class Store:
 
     def corpus(self) -> Corpus | None:
         """The corpus; None if none was written to completion."""
-        source = self._format.corpus_source()
+        source = self.backend.corpus_source()
         return None if source is None else Corpus(source, where=f"{self.url}: corpus")
 
     @contextmanager
@@ -90,7 +95,7 @@ class Store:
         Raises:
             TryAgain: another process writes it.
         """
-        with self._blobs.lease("corpus"), CorpusWriter(self._format.corpus_sink()) as writer:
+        with self._blobs.lease("corpus"), CorpusWriter(self.backend.corpus_sink()) as writer:
             yield writer
 
     # Groups
@@ -98,7 +103,7 @@ class Store:
     def writer(self, key: str, spec: GroupSpec) -> GroupWriter:
         """A writer of one checkpoint's group, to be used as a context manager."""
         _check_key(key)
-        return GroupWriter(self._format, key, spec)
+        return GroupWriter(self.backend, key, spec)
 
     def reader(self, key: str) -> GroupReader:
         """A reader of one checkpoint's group.
@@ -107,21 +112,21 @@ class Store:
             StoreError: there is no such group.
         """
         _check_key(key)
-        return GroupReader(self._format, key)
+        return GroupReader(self.backend, key)
 
     def keys(self) -> list[str]:
         """Keys of all checkpoints that have a group, sorted."""
-        return self._format.keys()
+        return self.backend.keys()
 
     def status(self) -> list[GroupStatus]:
         """Blocks sealed of each checkpoint; reads no embeddings and verifies nothing."""
 
         def one(key: str) -> GroupStatus | None:
-            there = spec_of(self._format, key)
+            there = spec_of(self.backend, key)
             if there is None:
                 return None
             spec, complete = there
-            sealed = spec.blocks if complete else self._format.count_sealed(key, spec)
+            sealed = spec.blocks if complete else self.backend.count_sealed(key, spec)
             return GroupStatus(key, spec.blocks, sealed, complete)
 
         return [s for s in self._blobs.map(one, self.keys()) if s is not None]
@@ -152,14 +157,25 @@ def create_store(url: str | Path, *, format: str = "zarr") -> Store:
     return _checked(there)
 
 
-def open_store(url: str | Path) -> Store:
+def open_store(url: str | Path, *, repair_root: bool = False) -> Store:
     """Open a store that is there; the format is detected.
+
+    Args:
+        url: a directory or URL.
+        repair_root: write the root document (or HDF5's master file) again if it is damaged, or
+            missing while checkpoints or a corpus are there.
 
     Raises:
         StoreError: there is none, or a newer batchsweep made it.
+        StoreCorrupt: the root is damaged.
     """
     blobs = open_blobs(str(url))
     there = _detect(blobs)
+    if repair_root:
+        if there is None and (blobs.folders("checkpoints") or blobs.folders("corpus")):
+            there = _format(blobs, "hdf5" if _has_hdf5(blobs) else "zarr")
+        if there is not None and _is_damaged(there):
+            there.create()
     if there is None:
         raise StoreError(f"{blobs.url}: no store there; 'batchsweep prepare' makes one")
     return _checked(there)
@@ -190,6 +206,18 @@ def _detect(blobs: Blobs) -> Format | None:
     if "sweep.h5" in blobs.files(""):
         return _format(blobs, "hdf5")
     return None
+
+
+def _has_hdf5(blobs: Blobs) -> bool:
+    folders = ["corpus", *(f"checkpoints/{m}" for m in blobs.folders("checkpoints"))]
+    return any(name.endswith(".h5") for folder in folders for name in blobs.files(folder))
+
+
+def _is_damaged(fmt: Format) -> bool:
+    try:
+        return fmt.version() is None
+    except StoreCorrupt:
+        return True
 
 
 def _checked(fmt: Format) -> Store:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from numcodecs.zstd import Zstd
 
 from batchsweep.errors import StoreCorrupt
+from batchsweep.store.documents import checked, encode, with_checksum
 from batchsweep.store.values import Array, as_bytes
 
 if TYPE_CHECKING:
@@ -34,14 +35,39 @@ _ZSTD = {"name": "zstd", "configuration": {"level": _ZSTD_LEVEL, "checksum": Fal
 _ABSENT = 2**64 - 1
 
 
-def document(value: dict[str, Any]) -> bytes:
-    """A JSON document whose bytes depend on its value alone."""
-    return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+def group(attributes: dict[str, Any], members: dict[str, bytes] | None = None) -> bytes:
+    """The ``zarr.json`` of a group; its attributes carry a checksum unless there are none.
+
+    Args:
+        attributes: plain JSON values.
+        members: ``zarr.json`` of each node below, by relative path, to be repeated in this one
+            (zarr-python's "consolidated metadata", which other readers may ignore).
+    """
+    value: dict[str, Any] = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": with_checksum(attributes) if attributes else {},
+    }
+    if members is not None:
+        value["consolidated_metadata"] = {
+            "kind": "inline",
+            "must_understand": False,
+            "metadata": {path: json.loads(stored) for path, stored in sorted(members.items())},
+        }
+    return encode(value)
 
 
-def group(attributes: dict[str, Any]) -> bytes:
-    """The ``zarr.json`` of a group."""
-    return document({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+def attributes_of(stored: bytes) -> dict[str, Any]:
+    """The attributes in a ``zarr.json``, without their checksum.
+
+    Raises:
+        ValueError: not such a document, or the checksum differs.
+    """
+    value = json.loads(stored)
+    if not isinstance(value, dict) or not isinstance(value.get("attributes"), dict):
+        raise ValueError("not a Zarr v3 document")
+    attributes: dict[str, Any] = checked(value["attributes"])
+    return attributes
 
 
 def array(
@@ -69,7 +95,7 @@ def array(
         }
         codecs = [{"name": "sharding_indexed", "configuration": sharding}]
     grid = {"name": "regular", "configuration": {"chunk_shape": list(shard or chunk)}}
-    return document(
+    return encode(
         {
             "zarr_format": 3,
             "node_type": "array",
@@ -81,9 +107,22 @@ def array(
             "fill_value": "NaN" if dtype.kind == "f" else 0,
             "codecs": codecs,
             "dimension_names": list(dimensions),
-            "attributes": attributes or {},
+            "attributes": with_checksum(attributes) if attributes else {},
         }
     )
+
+
+def same_layout(stored: bytes, wanted: bytes) -> bool:
+    """Whether a ``zarr.json`` says what ``wanted`` says of type, shape, chunks and codecs.
+
+    Attributes may differ by what another version of batchsweep notes there, but must be whole.
+    """
+    try:
+        attributes_of(stored)
+        there, here = json.loads(stored), json.loads(wanted)
+    except ValueError:
+        return False
+    return all(there.get(k) == v for k, v in here.items() if k != "attributes")
 
 
 def chunk_key(*indexes: int) -> str:

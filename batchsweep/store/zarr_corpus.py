@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 
 from batchsweep.store import zarr3
 from batchsweep.store.blobs import Blobs
-from batchsweep.store.group import corrupt_at
+from batchsweep.store.format import corrupt_at
 from batchsweep.store.values import Array
 
 #: Bytes of one chunk of a long array.
@@ -126,11 +125,10 @@ def read_attributes(blobs: Blobs) -> dict[str, Any] | None:
     if stored is None:
         return None
     try:
-        attributes: dict[str, Any] = json.loads(stored)["attributes"]
-        complete = attributes["complete"] is True and "arrays" in attributes
-    except (ValueError, KeyError, TypeError):
-        raise corrupt_at(blobs, "corpus/zarr.json", "not a corpus's group document") from None
-    return attributes if complete else None
+        attributes = zarr3.attributes_of(stored)
+    except ValueError as error:
+        raise corrupt_at(blobs, "corpus/zarr.json", f"torn or changed ({error})") from None
+    return attributes if attributes.get("complete") is True else None
 
 
 def _chunk_rows(values: Array) -> int:

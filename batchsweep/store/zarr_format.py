@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batchsweep.errors import StoreCorrupt
+from batchsweep.errors import StoreCorrupt, StoreError
 from batchsweep.store import zarr3
 from batchsweep.store.blobs import Blobs
-from batchsweep.store.group import SEAL_BYTES, Float64, corrupt_at
+from batchsweep.store.format import FORMAT_VERSION, SEAL_BYTES, Float64, corrupt_at
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.values import Array, stored_dtype
 from batchsweep.store.zarr_corpus import ZarrSink, ZarrSource, read_attributes
@@ -19,7 +18,6 @@ from batchsweep.store.zarr_corpus import ZarrSink, ZarrSource, read_attributes
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-FORMAT_VERSION = 1
 _SEAL_CHUNK = (1, SEAL_BYTES)
 
 
@@ -32,8 +30,8 @@ class ZarrFormat:
         self.blobs = blobs
 
     def create(self) -> None:
-        self._write_if_absent("zarr.json", zarr3.group({"batchsweep_format": FORMAT_VERSION}))
-        self._write_if_absent("checkpoints/zarr.json", zarr3.group({}))
+        self._write("checkpoints/zarr.json", zarr3.group({}))
+        self._write("zarr.json", zarr3.group({"batchsweep_format": FORMAT_VERSION}))
 
     def version(self) -> int | None:
         attributes = self._group_attributes("zarr.json")
@@ -57,38 +55,25 @@ class ZarrFormat:
         folder = self.folder(key)
         parent = folder.rsplit("/", 1)[0]
         self._write_if_absent(f"{parent}/zarr.json", zarr3.group({}))
-        # The convention by which xarray takes an array for a coordinate.
-        coordinates = "step" if "step" in _coordinates(spec) else ""
-        for name in spec.arrays:
-            scale = name not in spec.poolings
-            chunk = _chunk(spec, name)
-            shape = (len(spec.layers), spec.texts, *chunk[2:])
-            attributes = {"coordinates": coordinates} if coordinates else {}
-            if spec.dtype == "int8" and not scale:
-                attributes["scale"] = f"{name}_scale"
-            metadata = zarr3.array(
-                shape,
-                stored_dtype(spec.dtype, name),
-                chunk,
-                shard=(len(spec.layers), *chunk[1:]),
-                dimensions=("layer", "text", "hidden")[: len(chunk)],
-                compression=spec.compression,
-                attributes=attributes,
-            )
-            self._write(f"{folder}/{name}/zarr.json", metadata)
-        for name, (values, dimensions) in _coordinates(spec).items():
-            self._write_small(f"{folder}/{name}", values, dimensions)
-        seals = zarr3.array(
-            (spec.blocks, SEAL_BYTES), np.dtype("u1"), _SEAL_CHUNK, dimensions=("block", "byte")
-        )
-        self._write(f"{folder}/seals/zarr.json", seals)
+        for name, (values, _) in _coordinates(spec).items():
+            self._write_only_chunk(f"{folder}/{name}", values)
+        for name, stored in _array_documents(spec).items():
+            self._write(f"{folder}/{name}/zarr.json", stored)
         # Last: a group is there once its own document is.
         self._write(f"{folder}/zarr.json", zarr3.group({**spec.to_json(), "complete": False}))
 
-    def complete_group(self, key: str, spec: GroupSpec) -> None:
+    def mark(self, key: str, spec: GroupSpec, *, complete: bool) -> None:
         # What was recorded at the start (versions) stays as it was.
-        attributes = {**(self.attributes(key) or spec.to_json()), "complete": True}
-        self._write(f"{self.folder(key)}/zarr.json", zarr3.group(attributes))
+        attributes = {**(self.attributes(key) or spec.to_json()), "complete": complete}
+        path = f"{self.folder(key)}/zarr.json"
+        if not complete:
+            self._write(path, zarr3.group(attributes))
+            return
+        members = _array_documents(spec)
+        if names := self._metric_names(key):
+            members["metrics"] = _metrics_document(names)
+            members |= {f"metrics/{name}": s for name, s in _metric_arrays(spec, names).items()}
+        self._write(path, zarr3.group(attributes, members))
 
     def drop_group(self, key: str) -> None:
         # The group's own document goes first, so that no half group is ever taken for a whole.
@@ -133,24 +118,68 @@ class ZarrFormat:
         rows = spec.block_rows(block)
         return values[: rows.stop - rows.start]
 
-    def checksums(self, key: str, spec: GroupSpec, name: str, block: int) -> bytes:
+    def chunks(
+        self, key: str, spec: GroupSpec, name: str, block: int
+    ) -> Iterator[tuple[Array, bytes]]:
         path = self._shard(key, spec, name, block)
-        index = self._index(path, spec)
-        found = []
-        for layer, (start, length) in enumerate(index.tolist()):
+        chunk, dtype = _chunk(spec, name), stored_dtype(spec.dtype, name)
+        rows = spec.block_rows(block)
+        for layer, (start, length) in enumerate(self._index(path, spec).tolist()):
             stored = self.blobs.read_range(path, start, length)
             if stored is None:
                 raise corrupt_at(self.blobs, path, "missing")
             where = f"{self.blobs.url}: {path}, layer {spec.layers[layer]}"
-            zarr3.decode_chunk(
-                stored,
-                _chunk(spec, name),
-                stored_dtype(spec.dtype, name),
-                where=where,
-                compression=spec.compression,
+            values = zarr3.decode_chunk(
+                stored, chunk, dtype, where=where, compression=spec.compression
             )
-            found.append(stored[-zarr3.CRC_BYTES :])
-        return b"".join(found)
+            yield values[0, : rows.stop - rows.start], stored[-zarr3.CRC_BYTES :]
+
+    def metadata_faults(self, key: str, spec: GroupSpec) -> list[str]:
+        folder = self.folder(key)
+        wanted = {f"{folder}/{n}/zarr.json": s for n, s in _array_documents(spec).items()}
+        for group in ("checkpoints", folder.rsplit("/", 1)[0]):
+            wanted[f"{group}/zarr.json"] = zarr3.group({})
+        paths = list(wanted)
+        stored = self.blobs.map(self.blobs.read, paths)
+        faults = [
+            f"{path} is {'missing' if there is None else 'torn or changed'}"
+            for path, there in zip(paths, stored, strict=True)
+            if there is None or not zarr3.same_layout(there, wanted[path])
+        ]
+        for name, (values, _) in _coordinates(spec).items():
+            path = f"{folder}/{name}/{zarr3.chunk_key(*[0] * values.ndim)}"
+            if self.blobs.read(path) != b"".join(zarr3.encode_chunk(values, values.shape)):
+                faults.append(f"{path} is missing or changed")
+        return faults
+
+    def restore_metadata(self, key: str, spec: GroupSpec) -> None:
+        for group in ("checkpoints", self.folder(key).rsplit("/", 1)[0]):
+            self._write(f"{group}/zarr.json", zarr3.group({}))
+        self.start_group(key, spec)
+
+    def recover_spec(self, key: str) -> GroupSpec | None:
+        path = f"{self.folder(key)}/seals/zarr.json"
+        stored = self.blobs.read(path)
+        if stored is None:
+            return None
+        try:
+            return GroupSpec.from_json(zarr3.attributes_of(stored), source=path)
+        except (ValueError, StoreError):
+            return None
+
+    def drop_block(self, key: str, spec: GroupSpec, block: int) -> None:
+        self.write_seal(key, spec, block, None)
+        for name in spec.arrays:
+            self.blobs.delete(self._shard(key, spec, name, block))
+
+    def drop_metrics(self, key: str) -> None:
+        folder = f"{self.folder(key)}/metrics"
+        self.blobs.delete(f"{folder}/zarr.json")
+        self.blobs.delete_tree(folder)
+
+    def drop_corpus(self) -> None:
+        self.blobs.delete("corpus/zarr.json")
+        self.blobs.delete_tree("corpus")
 
     def missing(self, key: str, spec: GroupSpec) -> set[int]:
         absent = set()
@@ -177,35 +206,34 @@ class ZarrFormat:
         names = self.blobs.files(folder)
         blocks = [b for b in range(spec.blocks) if zarr3.chunk_key(b, 0) in names]
 
-        def one(block: int) -> bytes | None:
+        def one(block: int) -> bytes:
             path = f"{folder}/{zarr3.chunk_key(block, 0)}"
             try:
                 stored = self.blobs.read(path) or b""
                 return zarr3.decode_chunk(stored, _SEAL_CHUNK, np.dtype("u1"), where=path).tobytes()
             except StoreCorrupt:
-                return None
+                return b""
 
-        found = zip(blocks, self.blobs.map(one, blocks), strict=True)
-        return {block: seal for block, seal in found if seal is not None}
+        return dict(zip(blocks, self.blobs.map(one, blocks), strict=True))
 
     def count_sealed(self, key: str, spec: GroupSpec) -> int:
         return sum(name.startswith("c.") for name in self.blobs.files(f"{self.folder(key)}/seals"))
 
     def write_metrics(self, key: str, spec: GroupSpec, metrics: Mapping[str, Float64]) -> None:
+        self.drop_metrics(key)
         folder = f"{self.folder(key)}/metrics"
-        self.blobs.delete(f"{folder}/zarr.json")
-        self.blobs.delete_tree(folder)
         layer = np.asarray(spec.layers, np.int64)
         for name, values in {"layer": layer, **metrics}.items():
-            self._write_small(f"{folder}/{name}", values, ("layer",))
-        self._write(f"{folder}/zarr.json", zarr3.group({"names": sorted(metrics)}))
+            self._write_only_chunk(f"{folder}/{name}", values)
+        for name, stored in _metric_arrays(spec, sorted(metrics)).items():
+            self._write(f"{folder}/{name}/zarr.json", stored)
+        self._write(f"{folder}/zarr.json", _metrics_document(sorted(metrics)))
 
     def metrics(self, key: str, spec: GroupSpec) -> dict[str, Float64]:
-        folder = f"{self.folder(key)}/metrics"
-        names = (self._group_attributes(f"{folder}/zarr.json") or {}).get("names", [])
+        names = self._metric_names(key)
 
         def one(name: str) -> Float64:
-            path = f"{folder}/{name}/{zarr3.chunk_key(0)}"
+            path = f"{self.folder(key)}/metrics/{name}/{zarr3.chunk_key(0)}"
             stored = self.blobs.read(path)
             if stored is None:
                 raise corrupt_at(self.blobs, path, "missing")
@@ -213,6 +241,10 @@ class ZarrFormat:
             return zarr3.decode_chunk(stored, shape, np.dtype("<f8"), where=path).astype(np.float64)
 
         return dict(zip(names, self.blobs.map(one, names), strict=True))
+
+    def _metric_names(self, key: str) -> list[str]:
+        attributes = self._group_attributes(f"{self.folder(key)}/metrics/zarr.json") or {}
+        return list(attributes.get("names", []))
 
     def corpus_sink(self) -> ZarrSink:
         return ZarrSink(self.blobs)
@@ -238,12 +270,9 @@ class ZarrFormat:
         if stored is None:
             return None
         try:
-            attributes = json.loads(stored)["attributes"]
-        except (ValueError, KeyError, TypeError):
-            attributes = None
-        if not isinstance(attributes, dict):
-            raise corrupt_at(self.blobs, path, "not a Zarr v3 group document")
-        return attributes
+            return zarr3.attributes_of(stored)
+        except ValueError as error:
+            raise corrupt_at(self.blobs, path, f"torn or changed ({error})") from None
 
     def _write(self, path: str, stored: bytes) -> None:
         self.blobs.write(path, [stored])
@@ -252,12 +281,52 @@ class ZarrFormat:
         if self.blobs.read(path) is None:
             self._write(path, stored)
 
-    def _write_small(self, path: str, values: Array, dimensions: tuple[str, ...]) -> None:
-        """A one-chunk array: coordinates and metrics."""
-        metadata = zarr3.array(values.shape, values.dtype, values.shape, dimensions=dimensions)
+    def _write_only_chunk(self, path: str, values: Array) -> None:
         key = zarr3.chunk_key(*[0] * values.ndim)
         self.blobs.write(f"{path}/{key}", zarr3.encode_chunk(values, values.shape))
-        self._write(f"{path}/zarr.json", metadata)
+
+
+def _array_documents(spec: GroupSpec) -> dict[str, bytes]:
+    """``zarr.json`` of each array of a group, by name."""
+    coordinates = _coordinates(spec)
+    documents = {
+        name: zarr3.array(values.shape, values.dtype, values.shape, dimensions=dimensions)
+        for name, (values, dimensions) in coordinates.items()
+    }
+    for name in spec.arrays:
+        chunk = _chunk(spec, name)
+        # The convention by which xarray takes an array for a coordinate.
+        attributes = {"coordinates": "step"} if "step" in coordinates else {}
+        if spec.dtype == "int8" and name in spec.poolings:
+            attributes["scale"] = f"{name}_scale"
+        documents[name] = zarr3.array(
+            (len(spec.layers), spec.texts, *chunk[2:]),
+            stored_dtype(spec.dtype, name),
+            chunk,
+            shard=(len(spec.layers), *chunk[1:]),
+            dimensions=("layer", "text", "hidden")[: len(chunk)],
+            compression=spec.compression,
+            attributes=attributes,
+        )
+    # With a copy of the group's attributes, from which repair restores them.
+    documents["seals"] = zarr3.array(
+        (spec.blocks, SEAL_BYTES),
+        np.dtype("u1"),
+        _SEAL_CHUNK,
+        dimensions=("block", "byte"),
+        attributes=spec.to_json(),
+    )
+    return documents
+
+
+def _metrics_document(names: list[str]) -> bytes:
+    return zarr3.group({"names": names})
+
+
+def _metric_arrays(spec: GroupSpec, names: list[str]) -> dict[str, bytes]:
+    shape = (len(spec.layers),)
+    types = {"layer": np.dtype("i8"), **dict.fromkeys(names, np.dtype("f8"))}
+    return {n: zarr3.array(shape, t, shape, dimensions=("layer",)) for n, t in types.items()}
 
 
 def _coordinates(spec: GroupSpec) -> dict[str, tuple[Array, tuple[str, ...]]]:

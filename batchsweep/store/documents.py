@@ -1,0 +1,55 @@
+"""JSON as bytes that depend on the value alone, with a checksum inside.
+
+Chunks carry a crc32c; so do documents: an object has a member ``crc32c`` over its other members.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import google_crc32c
+
+CHECKSUM = "crc32c"
+
+
+def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    """The object with its checksum: crc32c, in hex, of its canonical JSON without this member."""
+    rest = {k: v for k, v in value.items() if k != CHECKSUM}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return {**rest, CHECKSUM: f"{google_crc32c.value(canonical.encode()):08x}"}
+
+
+def checked(value: Any) -> Any:
+    """The value without its checksum.
+
+    An object without one (written by hand, say) passes.
+
+    Raises:
+        ValueError: the checksum differs.
+    """
+    if not isinstance(value, dict) or CHECKSUM not in value:
+        return value
+    if with_checksum(value)[CHECKSUM] != value[CHECKSUM]:
+        raise ValueError("its crc32c differs")
+    return {k: v for k, v in value.items() if k != CHECKSUM}
+
+
+def encode(value: Any) -> bytes:
+    """The document's bytes: sorted keys, one line a value."""
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False)
+    return (text + "\n").encode()
+
+
+def encode_checked(value: Any) -> bytes:
+    """The same, with a checksum where the value is an object."""
+    return encode(with_checksum(value) if isinstance(value, dict) else value)
+
+
+def decode_checked(stored: bytes) -> Any:
+    """The value of a document.
+
+    Raises:
+        ValueError: it isn't JSON, or its checksum differs.
+    """
+    return checked(json.loads(stored))

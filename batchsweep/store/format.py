@@ -1,0 +1,128 @@
+"""What a format must do: the interface between the store and Zarr or HDF5."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from batchsweep.errors import StoreCorrupt
+from batchsweep.store.blobs import Blobs
+from batchsweep.store.corpus import ArraySink, ArraySource
+from batchsweep.store.spec import GroupSpec
+from batchsweep.store.values import Array
+
+Float64 = npt.NDArray[np.float64]
+
+#: Version of FORMAT.md that this code writes; it reads all up to this one.
+FORMAT_VERSION = 1
+
+#: A seal: the spec's digest, then the digest of the block's checksums; 32 bytes each.
+SEAL_BYTES = 64
+
+
+class Format(Protocol):
+    """What Zarr and HDF5 do differently. A group is named by its key, an array by its name."""
+
+    name: str
+
+    @property
+    def blobs(self) -> Blobs:
+        """Where it is."""
+
+    def create(self) -> None:
+        """Make the (empty) root, if it isn't there."""
+
+    def version(self) -> int | None:
+        """The format version of the store that is there, or None."""
+
+    def keys(self) -> list[str]:
+        """Keys of all groups, sorted."""
+
+    def folder(self, key: str) -> str:
+        """Where the group is, for messages and temporary files."""
+
+    def attributes(self, key: str) -> dict[str, Any] | None:
+        """The group's attributes, or None if there is no such group."""
+
+    def start_group(self, key: str, spec: GroupSpec) -> None:
+        """Make the group's metadata; no block is sealed."""
+
+    def mark(self, key: str, spec: GroupSpec, *, complete: bool) -> None:
+        """Set the attribute ``complete``."""
+
+    def drop_group(self, key: str) -> None:
+        """Remove the group."""
+
+    def write_array(
+        self, key: str, spec: GroupSpec, name: str, block: int, layers: Iterable[Array]
+    ) -> bytes:
+        """Write one array's part of a block, a layer at a time; the checksums of its chunks."""
+
+    def read_chunk(self, key: str, spec: GroupSpec, name: str, block: int, layer: int) -> Array:
+        """One layer (by position) of one block, checksum verified: [text, hidden] or [text]."""
+
+    def chunks(
+        self, key: str, spec: GroupSpec, name: str, block: int
+    ) -> Iterator[tuple[Array, bytes]]:
+        """Each layer of one block as in ``read_chunk``, with its stored checksum, verified."""
+
+    def metadata_faults(self, key: str, spec: GroupSpec) -> list[str]:
+        """What is damaged besides attributes, blocks and metrics, and follows from the spec."""
+
+    def restore_metadata(self, key: str, spec: GroupSpec) -> None:
+        """Write again what follows from the spec; blocks and seals stay; not complete."""
+
+    def recover_spec(self, key: str) -> GroupSpec | None:
+        """The spec of a group whose attributes are damaged, if there is a copy."""
+
+    def drop_block(self, key: str, spec: GroupSpec, block: int) -> None:
+        """Remove a block's seal, then its bytes."""
+
+    def drop_metrics(self, key: str) -> None:
+        """Remove the metrics."""
+
+    def drop_corpus(self) -> None:
+        """Remove the corpus."""
+
+    def missing(self, key: str, spec: GroupSpec) -> set[int]:
+        """Blocks with bytes that are plainly not there: found without reading them."""
+
+    def write_seal(self, key: str, spec: GroupSpec, block: int, seal: bytes | None) -> None:
+        """Write a block's seal, or remove it."""
+
+    def seals(self, key: str, spec: GroupSpec) -> dict[int, bytes]:
+        """The seal of each block that has one; empty bytes for a torn one."""
+
+    def count_sealed(self, key: str, spec: GroupSpec) -> int:
+        """Number of seals, found without reading them."""
+
+    def write_metrics(self, key: str, spec: GroupSpec, metrics: Mapping[str, Float64]) -> None:
+        """Write the metrics, [layer] each, replacing all that were there."""
+
+    def metrics(self, key: str, spec: GroupSpec) -> dict[str, Float64]:
+        """The metrics, empty if there are none."""
+
+    def corpus_sink(self) -> ArraySink:
+        """Where a new corpus goes; the old one is gone from here on."""
+
+    def corpus_source(self) -> ArraySource | None:
+        """The corpus; None if none was written to completion."""
+
+
+def spec_of(fmt: Format, key: str) -> tuple[GroupSpec, bool] | None:
+    """The group's spec and whether it is complete; None if there is no group."""
+    attributes = fmt.attributes(key)
+    if attributes is None:
+        return None
+    spec = GroupSpec.from_json(attributes, source=f"{fmt.blobs.url}: {fmt.folder(key)}")
+    return spec, attributes.get("complete") is True
+
+
+def corrupt_at(blobs: Blobs, path: str, what: str) -> StoreCorrupt:
+    """The error for damaged or missing bytes."""
+    return StoreCorrupt(
+        f"{blobs.url}: {path}: {what}; run 'batchsweep verify --repair', then extract again"
+    )

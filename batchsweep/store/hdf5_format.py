@@ -1,0 +1,357 @@
+"""Groups as HDF5: one file per checkpoint, one master file with links to all of them.
+
+HDF5's own writing isn't safe against a kill: it changes metadata in place. So a file gets its whole
+structure at once (temporary file, then rename) with the space of every array reserved, and blocks
+are then written straight into that space. The HDF5 metadata never changes after that.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from batchsweep.errors import StoreCorrupt, StoreError
+from batchsweep.store import documents
+from batchsweep.store.blobs import Blobs, LocalBlobs, store_error
+from batchsweep.store.format import FORMAT_VERSION, SEAL_BYTES, Float64, corrupt_at
+from batchsweep.store.hdf5_corpus import PATH as CORPUS
+from batchsweep.store.hdf5_corpus import Hdf5Sink, Hdf5Source, read_attributes
+from batchsweep.store.spec import GroupSpec
+from batchsweep.store.values import Array, as_bytes, stored_dtype
+from batchsweep.store.zarr3 import CRC_BYTES, crc32c
+
+MASTER = "sweep.h5"
+#: Version 1.10 of the file format has checksums on metadata.
+LIBVER = ("v110", "v110")
+_SEAL_ROW = SEAL_BYTES + CRC_BYTES
+
+
+class Hdf5Format:
+    """See FORMAT.md, "HDF5"."""
+
+    name = "hdf5"
+
+    def __init__(self, blobs: Blobs) -> None:
+        if not isinstance(blobs, LocalBlobs):
+            raise StoreError(
+                f"{blobs.url}: HDF5 needs a local directory; set store.format: zarr for URLs"
+            )
+        self.blobs: LocalBlobs = blobs
+        # Where each array's bytes begin in a group's file: fixed when the file is made.
+        self._offsets: dict[str, dict[str, int]] = {}
+
+    def create(self) -> None:
+        self._write_master()
+
+    def version(self) -> int | None:
+        with self._open(MASTER) as file:
+            version = file.attrs.get("batchsweep_format")
+        return None if version is None else int(version)
+
+    def keys(self) -> list[str]:
+        return sorted(
+            f"{model}/{name.removesuffix('.h5')}"
+            for model in self.blobs.folders("checkpoints")
+            for name in self.blobs.files(f"checkpoints/{model}")
+            if name.endswith(".h5")
+        )
+
+    def folder(self, key: str) -> str:
+        return f"checkpoints/{key}.h5"
+
+    def attributes(self, key: str) -> dict[str, Any] | None:
+        path = self.folder(key)
+        if not self._path(path).exists():
+            return None
+        with self._open(path) as file:
+            text = file.attrs.get("spec")
+            complete = file.get("complete")
+            if text is None or complete is None:
+                raise corrupt_at(self.blobs, path, "not a checkpoint's file")
+            try:
+                attributes = documents.decode_checked(text)
+            except ValueError as error:
+                raise corrupt_at(self.blobs, path, f"torn or changed ({error})") from None
+            return {**attributes, "complete": bool(complete[0])}
+
+    def start_group(self, key: str, spec: GroupSpec) -> None:
+        if spec.compression != "none":
+            raise StoreError(
+                f"{self.blobs.url}: store.compression '{spec.compression}' isn't there with hdf5; "
+                "valid: none (or store.format: zarr)"
+            )
+        metrics = os.path.relpath(f"metrics/{key}.h5", Path(self.folder(key)).parent)
+
+        def fill(file: h5py.File) -> None:
+            file.attrs["spec"] = documents.encode_checked(spec.to_json()).decode()
+            for name, value in spec.provenance.items():
+                if isinstance(value, str | int | float):
+                    file.attrs[name] = value
+            layer = file.create_dataset("layer", data=np.asarray(spec.layers, np.int64))
+            layer.make_scale("layer")
+            text = file.create_dataset("text", data=np.arange(spec.texts, dtype=np.int32))
+            text.make_scale("text")
+            for name in spec.arrays:
+                vector = (spec.hidden,) if name in spec.poolings else ()
+                shape = (len(spec.layers), spec.texts, *vector)
+                dataset = _reserve(file, name, shape, stored_dtype(spec.dtype, name))
+                for axis, (scale, label) in enumerate([(layer, "layer"), (text, "text")]):
+                    dataset.dims[axis].label = label
+                    dataset.dims[axis].attach_scale(scale)
+                if len(shape) == 3:
+                    dataset.dims[2].label = "hidden"
+                grid = (spec.blocks, len(spec.layers))
+                _reserve(file, f"{name}_crc32c", grid, np.dtype("<u4"))
+            _reserve(file, "seals", (spec.blocks, _SEAL_ROW), np.dtype("u1"))
+            _reserve(file, "complete", (1,), np.dtype("u1"))
+            file["metrics"] = h5py.ExternalLink(metrics, "/")
+
+        self._offsets.pop(key, None)
+        self._make(self.folder(key), fill)
+        self._write_master()
+
+    def mark(self, key: str, spec: GroupSpec, *, complete: bool) -> None:
+        self._put(key, "complete", 0, bytes([complete]))
+
+    def drop_group(self, key: str) -> None:
+        self._offsets.pop(key, None)
+        self.blobs.delete(self.folder(key))
+        self.blobs.delete(f"metrics/{key}.h5")
+        self._write_master()
+
+    def write_array(
+        self, key: str, spec: GroupSpec, name: str, block: int, layers: Iterable[Array]
+    ) -> bytes:
+        checksums = []
+        offset = self._offset(key, name)
+        try:
+            with self._path(self.folder(key)).open("r+b", buffering=0) as file:
+                for layer, values in enumerate(layers):
+                    body = as_bytes(values)
+                    checksums.append(struct.pack("<I", crc32c(body)))
+                    file.seek(offset + _start(spec, name, block, layer))
+                    while body:
+                        body = body[file.write(body) :]
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise store_error(error, self.blobs.url, self.folder(key)) from None
+        joined = b"".join(checksums)
+        self._put(key, f"{name}_crc32c", block * len(joined), joined)
+        return joined
+
+    def read_chunk(self, key: str, spec: GroupSpec, name: str, block: int, layer: int) -> Array:
+        stored = self._chunk(key, spec, name, block, layer)
+        size = len(spec.layers) * CRC_BYTES
+        table = self._get(key, f"{name}_crc32c", block * size, size)
+        self._check(table, stored, key, spec, name, block, layer)
+        shape = (-1, spec.hidden) if name in spec.poolings else (-1,)
+        return np.frombuffer(stored, stored_dtype(spec.dtype, name)).reshape(shape)
+
+    def chunks(
+        self, key: str, spec: GroupSpec, name: str, block: int
+    ) -> Iterator[tuple[Array, bytes]]:
+        size = len(spec.layers) * CRC_BYTES
+        table = self._get(key, f"{name}_crc32c", block * size, size)
+        for layer in range(len(spec.layers)):
+            stored = self._chunk(key, spec, name, block, layer)
+            self._check(table, stored, key, spec, name, block, layer)
+            values = np.frombuffer(stored, stored_dtype(spec.dtype, name))
+            yield values, table[layer * CRC_BYTES : (layer + 1) * CRC_BYTES]
+
+    def metadata_faults(self, key: str, spec: GroupSpec) -> list[str]:
+        path = self.folder(key)
+        with self._open(path) as file:
+            wanted = {"layer": np.asarray(spec.layers), "text": np.arange(spec.texts)}
+            for name, values in wanted.items():
+                if name not in file or not np.array_equal(file[name][()], values):
+                    raise corrupt_at(self.blobs, path, f"{name} is missing or changed")
+            names = (*spec.arrays, *(f"{n}_crc32c" for n in spec.arrays), "seals", "complete")
+            for name in names:
+                if name not in file or file[name].id.get_offset() is None:
+                    raise corrupt_at(self.blobs, path, f"{name} is missing")
+        with self._open(MASTER) as file:
+            link = file.get(f"checkpoints/{key}", getlink=True)
+        return [] if getattr(link, "filename", "") == path else [f"{MASTER} has no link to {path}"]
+
+    def restore_metadata(self, key: str, spec: GroupSpec) -> None:
+        self.mark(key, spec, complete=False)
+        self._write_master()
+
+    def recover_spec(self, key: str) -> GroupSpec | None:
+        # The file's metadata is one piece: where it is damaged, nothing says where blocks lie.
+        return None
+
+    def drop_block(self, key: str, spec: GroupSpec, block: int) -> None:
+        self.write_seal(key, spec, block, None)
+
+    def drop_metrics(self, key: str) -> None:
+        self.blobs.delete(f"metrics/{key}.h5")
+
+    def drop_corpus(self) -> None:
+        self.blobs.delete(CORPUS)
+
+    def missing(self, key: str, spec: GroupSpec) -> set[int]:
+        # All blocks lie in one file; what a cut file lacks, its checksums tell.
+        return set()
+
+    def write_seal(self, key: str, spec: GroupSpec, block: int, seal: bytes | None) -> None:
+        row = bytes(_SEAL_ROW) if seal is None else seal + struct.pack("<I", crc32c(seal))
+        self._put(key, "seals", block * _SEAL_ROW, row)
+
+    def seals(self, key: str, spec: GroupSpec) -> dict[int, bytes]:
+        table = self._get(key, "seals", 0, spec.blocks * _SEAL_ROW)
+        rows = [table[i * _SEAL_ROW : (i + 1) * _SEAL_ROW] for i in range(spec.blocks)]
+        return {block: _seal_in(row) for block, row in enumerate(rows) if any(row)}
+
+    def count_sealed(self, key: str, spec: GroupSpec) -> int:
+        table = np.frombuffer(self._get(key, "seals", 0, spec.blocks * _SEAL_ROW), np.uint8)
+        return int(np.count_nonzero(table.reshape(-1, _SEAL_ROW).any(axis=1)))
+
+    def write_metrics(self, key: str, spec: GroupSpec, metrics: Mapping[str, Float64]) -> None:
+        def fill(file: h5py.File) -> None:
+            layer = file.create_dataset("layer", data=np.asarray(spec.layers, np.int64))
+            layer.make_scale("layer")
+            for name, values in sorted(metrics.items()):
+                dataset = file.create_dataset(name, data=values, fletcher32=True, chunks=True)
+                dataset.dims[0].label = "layer"
+                dataset.dims[0].attach_scale(layer)
+
+        self._make(f"metrics/{key}.h5", fill)
+
+    def metrics(self, key: str, spec: GroupSpec) -> dict[str, Float64]:
+        path = f"metrics/{key}.h5"
+        if not self._path(path).exists():
+            return {}
+        with self._open(path) as file:
+            try:
+                return {name: file[name][()] for name in sorted(file) if name != "layer"}
+            except (OSError, KeyError) as error:
+                raise corrupt_at(self.blobs, path, f"damaged ({error})") from None
+
+    def corpus_sink(self) -> Hdf5Sink:
+        return Hdf5Sink(self.blobs)
+
+    def corpus_source(self) -> Hdf5Source | None:
+        attributes = read_attributes(self.blobs)
+        return None if attributes is None else Hdf5Source(self.blobs, attributes)
+
+    def _path(self, path: str) -> Path:
+        return self.blobs.root / path
+
+    def _open(self, path: str) -> h5py.File:
+        try:
+            return h5py.File(self._path(path), "r", locking=False)
+        except OSError as error:
+            raise corrupt_at(self.blobs, path, f"can't be read as HDF5 ({error})") from None
+
+    def _make(self, path: str, fill: Callable[[h5py.File], None]) -> None:
+        with (
+            self.blobs.replacing(path) as temporary,
+            h5py.File(temporary, "w", libver=LIBVER, locking=False) as file,
+        ):
+            fill(file)
+
+    def _write_master(self) -> None:
+        # Made anew from what is there, one process at a time, so that none forgets another's link.
+        with self.blobs.lease(MASTER, wait=True):
+            keys = self.keys()
+
+            def fill(file: h5py.File) -> None:
+                file.attrs["batchsweep_format"] = FORMAT_VERSION
+                file["corpus"] = h5py.ExternalLink("corpus/corpus.h5", "/")
+                file.create_group("checkpoints")
+                for key in keys:
+                    file[f"checkpoints/{key}"] = h5py.ExternalLink(self.folder(key), "/")
+
+            self._make(MASTER, fill)
+
+    def _offset(self, key: str, name: str) -> int:
+        if key not in self._offsets:
+            path = self.folder(key)
+            with self._open(path) as file:
+                found = {
+                    n: file[n].id.get_offset()
+                    for n in file
+                    if n not in ("metrics", "layer", "text")
+                }
+            self._offsets[key] = {n: offset for n, offset in found.items() if offset is not None}
+        try:
+            return self._offsets[key][name]
+        except KeyError:
+            raise corrupt_at(self.blobs, self.folder(key), f"no array {name}") from None
+
+    def _put(self, key: str, name: str, start: int, stored: bytes) -> None:
+        try:
+            with self._path(self.folder(key)).open("r+b", buffering=0) as file:
+                file.seek(self._offset(key, name) + start)
+                file.write(stored)
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise store_error(error, self.blobs.url, self.folder(key)) from None
+
+    def _get(self, key: str, name: str, start: int, length: int) -> bytes:
+        path = self.folder(key)
+        stored = self.blobs.read_range(path, self._offset(key, name) + start, length)
+        if stored is None or len(stored) != length:
+            raise corrupt_at(self.blobs, path, f"{name}: cut short or missing")
+        return stored
+
+    def _chunk(self, key: str, spec: GroupSpec, name: str, block: int, layer: int) -> bytes:
+        rows = spec.block_rows(block)
+        length = (rows.stop - rows.start) * _row_bytes(spec, name)
+        return self._get(key, name, _start(spec, name, block, layer), length)
+
+    def _check(
+        self,
+        table: bytes,
+        stored: bytes,
+        key: str,
+        spec: GroupSpec,
+        name: str,
+        block: int,
+        layer: int,
+    ) -> None:
+        checksum = table[layer * CRC_BYTES : (layer + 1) * CRC_BYTES]
+        if struct.pack("<I", crc32c(stored)) != checksum:
+            raise StoreCorrupt(
+                f"{self.blobs.url}: {self.folder(key)}, {name}, block {block}, "
+                f"layer {spec.layers[layer]}: checksum differs (torn or changed bytes); "
+                "run 'batchsweep verify --repair', then extract again"
+            )
+
+
+def _reserve(
+    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]
+) -> h5py.Dataset:
+    """A contiguous dataset whose space is set aside now and filled later (until then: zeros)."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)
+    space = h5py.h5s.create_simple(shape)
+    kind = h5py.h5t.py_create(dtype, logical=True)
+    return h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=properties))
+
+
+def _seal_in(row: bytes) -> bytes:
+    """The seal in a row of ``seals``; empty if it is torn."""
+    seal, checksum = row[:SEAL_BYTES], row[SEAL_BYTES:]
+    return seal if struct.pack("<I", crc32c(seal)) == checksum else b""
+
+
+def _row_bytes(spec: GroupSpec, name: str) -> int:
+    size: int = stored_dtype(spec.dtype, name).itemsize
+    return size * spec.hidden if name in spec.poolings else size
+
+
+def _start(spec: GroupSpec, name: str, block: int, layer: int) -> int:
+    """Where a layer's part of a block begins, counted from the array's first byte."""
+    row: int = layer * spec.texts + spec.block_rows(block).start
+    return row * _row_bytes(spec, name)

@@ -18,7 +18,7 @@ ARG PIP_EXTRA_INDEX_URL=
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 # Only what pyproject.toml asks for, at the versions of constraints.txt. The environment has no pip
-# of its own (the base's pip fills it), no package's tests, and is compiled here, because at run
+# of its own (the base's pip fills it), no package's tests or C headers, and is compiled here, because at run
 # time its root is read-only. (compileall also meets templates that aren't Python: "|| true".)
 # hadolint ignore=DL3042
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -38,7 +38,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv --without-pip /opt/batchsweep; \
     python3 -m pip --python /opt/batchsweep/bin/python install --no-compile --find-links /wheels \
       -r requirements.txt -c constraints.txt; \
-    find /opt/batchsweep/lib -type d -name tests -prune -exec rm -rf {} +; \
+    find /opt/batchsweep/lib -type d \( -name tests -o -path '*/torch/test' -o -path '*/include' \) \
+      -prune -exec rm -rf {} +; \
     /opt/batchsweep/bin/python -m compileall -q -j 0 /opt/batchsweep/lib || true
 
 FROM dependencies AS package

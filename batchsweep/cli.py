@@ -13,6 +13,7 @@ from pathlib import Path
 
 from batchsweep import __version__
 from batchsweep.errors import BatchsweepError
+from batchsweep.jobs.arguments import add_launch
 from batchsweep.progress import set_up_logging
 
 EXIT_CODES = """\
@@ -120,6 +121,11 @@ def build_parser() -> argparse.ArgumentParser:
     which = sub.add_mutually_exclusive_group()
     which.add_argument("--index", type=_index, metavar="N", help="the checkpoint's index (plan)")
     which.add_argument("--all", action="store_true", help="all indexes, one after the other")
+    which.add_argument(
+        "--indexes",
+        metavar="LIST",
+        help="the job's own list, such as 0,4-6: the environment counts in it",
+    )
     sub.add_argument(
         "--strict", action="store_true", help="an unavailable checkpoint is an error (exit 3)"
     )
@@ -143,6 +149,11 @@ def build_parser() -> argparse.ArgumentParser:
         example="  batchsweep status --config configs/quick.yaml",
     )
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    sub.add_argument(
+        "--wait",
+        metavar="N|all",
+        help="first wait until N indexes are sealed, or none is left to wait for",
+    )
 
     sub = _command(
         commands,
@@ -167,6 +178,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--out", type=Path, metavar="DIR", help="where to (default: report/ beside the store)"
     )
+
+    add_launch(commands, _command, _Help)
 
     sub = _command(
         commands,

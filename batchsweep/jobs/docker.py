@@ -125,9 +125,7 @@ class DockerLauncher:
             logger.info("container %s is already running; following it", name)
             return DockerWorker(running)
         environment = {key: os.environ[key] for key in PASSED_ON if os.environ.get(key)}
-        environment |= worker_environment(
-            os.environ, slot=slot, parallel=self.parallel, gpus=()
-        )
+        environment |= worker_environment(os.environ, slot=slot, parallel=self.parallel, gpus=())
         environment["HF_HOME"] = str(self.cache.resolve())
         requests = (
             [docker.types.DeviceRequest(device_ids=[gpu], capabilities=[["gpu"]])]

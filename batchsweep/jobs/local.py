@@ -55,16 +55,18 @@ class LocalLauncher:
         self.command = tuple(command)
 
     def start(self, index: int, slot: int) -> LocalWorker:
-        added = worker_environment(
-            os.environ, slot=slot, parallel=self.parallel, gpus=self.gpus
-        )
+        added = worker_environment(os.environ, slot=slot, parallel=self.parallel, gpus=self.gpus)
+        return self.run([*self.arguments, "--index", str(index)], added)
+
+    def run(self, arguments: Sequence[str], added: Mapping[str, str] | None = None) -> LocalWorker:
+        """Start any command; ``added`` goes into its environment."""
         return LocalWorker(
             subprocess.Popen(
-                [*self.command, *self.arguments, "--index", str(index)],
+                [*self.command, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **added},
+                env={**os.environ, **(added or {})},
                 # Ctrl-C in the terminal is for the launcher, which then stops its workers: a
                 # worker that got both would take the second signal as "leave at once".
                 start_new_session=True,

@@ -77,8 +77,8 @@ def pod_failure_policy(*, indexed: bool) -> dict[str, Any]:
         "go on": "Ignore",
         "retry": "Count",
     }
-    # First, whatever the exit code: being evicted or preempted isn't the index's fault (and 137 says
-    # that the grace period ran out). A code that condemns comes back from the pod's replacement.
+    # First, whatever the exit code: being evicted or preempted isn't the index's fault (137 then
+    # says that the grace period ran out). A code that condemns comes back from the replacement.
     disrupted = {
         "action": "Ignore",
         "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from batchsweep.errors import IndexFailed, Terminated, UsageError
+from batchsweep.errors import BatchsweepError, IndexFailed, Terminated, UsageError
 from batchsweep.jobs.index import format_indexes
 from batchsweep.jobs.outcomes import RETRIES, action_of, max_failed_indexes, retry_delay
 from batchsweep.progress import duration
@@ -109,6 +109,41 @@ def run_indexes(
         retries=retries, delay=delay,
     )  # fmt: skip
     run.run(stop)
+
+
+def run_once(worker: Worker, *, what: str, log: Path, stop: StopRequest) -> None:
+    """See one worker through to its end, its output shown and kept.
+
+    Raises:
+        BatchsweepError: it ended badly; the error's exit code is the worker's.
+        Terminated: ``stop`` was asked.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    exits: list[int] = []
+
+    def follow() -> None:
+        with log.open("a", encoding="utf-8") as kept:
+            for line in worker.lines():
+                kept.write(line + "\n")
+                sys.stderr.write(f"[{what}] {line}\n")
+        exits.append(worker.wait())
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    told = False
+    while thread.is_alive():
+        thread.join(0.2)
+        if stop.asked and not told:
+            worker.stop()
+            told = True
+        if stop.asked and stop.seconds_left < 0:
+            worker.kill()
+    if stop.asked:
+        raise Terminated(f"{stop.name}: stopped during {what}; the same command goes on from there")
+    if exits[0] != 0:
+        error = BatchsweepError(f"{what} exited {exits[0]}; see {log}")
+        error.exit_code = exits[0]
+        raise error
 
 
 class _Run:

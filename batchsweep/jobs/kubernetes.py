@@ -1,0 +1,354 @@
+"""A sweep as plain Kubernetes objects: prepare, extract (an Indexed Job), bandit.
+
+``k8s/`` in the repository is what this module renders for the shipped configs; a test compares
+them. Nothing here talks to a cluster: see :mod:`batchsweep.jobs.cluster`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from batchsweep.errors import UsageError
+from batchsweep.jobs.index import format_indexes
+from batchsweep.jobs.outcomes import RETRIES, max_failed_indexes, pod_failure_policy
+
+Object = dict[str, Any]
+
+IMAGE = "batchsweep:latest"
+
+#: Seconds that ``extract`` gets to seal its open block (``--grace``); Kubernetes waits a little
+#: longer before it kills, so that the process always leaves by itself.
+GRACE = 120
+GRACE_MARGIN = 10
+
+#: Ended Jobs are kept this long (a week), for ``--status`` and for their logs.
+TTL_SECONDS = 7 * 24 * 3600
+
+#: The image's own user; any other works too.
+UID = 10001
+
+#: Which indexes of the plan a Job works on, for growing a sweep later.
+INDEXES_ANNOTATION = "batchsweep/indexes"
+
+#: cpu and memory asked for. Memory is also the limit: out of memory is a retry, not a sick node.
+RESOURCES = {
+    "prepare": ("2", "16Gi"),
+    "extract": ("4", "16Gi"),
+    "bandit": ("4", "16Gi"),
+    "wait": ("100m", "1Gi"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What differs from cluster to cluster."""
+
+    image: str = IMAGE
+    namespace: str | None = None
+    """None: the one that kubectl is set to."""
+    parallelism: int = 8
+    """Indexes at once: as many as there are GPUs to be had."""
+    gpu: str | None = None
+    """Resource name of one GPU, such as ``nvidia.com/gpu``; None extracts on CPUs."""
+    gpu_type: str | None = None
+    """Only nodes with this value of the label ``<gpu>.product``."""
+    storage_class: str | None = None
+    """One that gives ReadWriteMany volumes; None: the cluster's default."""
+    storage: str = "1Ti"
+    """Size of the volume for the store."""
+    cache: str = "200Gi"
+    """Size of the volume for downloaded weights and data sets."""
+    bandit_after: int | None = None
+    """The bandit starts when this many indexes are sealed; None: when none is left to wait for."""
+    queue: str | None = None
+    """Kueue's LocalQueue that admits the extract Job."""
+
+
+def sweep_name(name: str) -> str:
+    """A config's name as the name of objects.
+
+    Raises:
+        UsageError: too long for the host name of a pod.
+
+    Example:
+        >>> sweep_name("mteb_layersweep")
+        'mteb-layersweep'
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    # <sweep>-extract-<indexes>-<index> must fit a DNS label of 63 characters.
+    if not slug or len(slug) > 32:
+        raise UsageError(
+            f"the config's name '{name}' can't name Kubernetes objects: give it a 'name' of 1 to "
+            "32 letters and digits"
+        )
+    return slug
+
+
+def extract_name(sweep: str, indexes: Sequence[int], *, whole: bool) -> str:
+    """The extract Job's name; one for part of the plan carries its indexes."""
+    if whole:
+        return f"{sweep}-extract"
+    text = format_indexes(indexes).replace(",", "-")
+    if len(text) > 12:
+        text = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{sweep}-extract-{text}"
+
+
+def render(
+    *,
+    sweep: str,
+    config_file: str,
+    config_text: str,
+    store_url: str,
+    indexes: Sequence[int],
+    whole: bool,
+    cluster: Cluster,
+) -> list[Object]:
+    """All objects of a sweep, in the order in which they are applied.
+
+    Args:
+        sweep: from :func:`sweep_name`.
+        config_file: the config's file name.
+        config_text: its text, for the ConfigMap.
+        store_url: the config's store: below ``runs/``, which is a volume, or a URL.
+        indexes: of the plan, which this extract Job works on.
+        whole: they are the whole plan.
+        cluster: what differs from cluster to cluster.
+
+    Raises:
+        UsageError: the store would not be on the volume.
+    """
+    if "://" not in store_url and not re.match(r"/?runs/", store_url):
+        raise UsageError(
+            f"store.path '{store_url}' isn't on a volume of the cluster: it must be below runs/ "
+            "or a URL such as s3://bucket/store.zarr"
+        )
+    objects = [
+        _config_map(sweep, config_file, config_text),
+        _claim(sweep, "runs", cluster.storage, cluster.storage_class),
+        _claim(sweep, "cache", cluster.cache, cluster.storage_class),
+        prepare_job(sweep, config_file, cluster),
+        extract_job(sweep, config_file, indexes, whole=whole, cluster=cluster),
+        bandit_job(sweep, config_file, cluster),
+    ]
+    if cluster.namespace is not None:
+        for item in objects:
+            item["metadata"]["namespace"] = cluster.namespace
+    return objects
+
+
+def prepare_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
+    """Corpus and frozen plan, once, on a CPU."""
+    container = _container("prepare", ["prepare", *_config(config_file)], cluster)
+    return _job(
+        f"{sweep}-prepare",
+        sweep,
+        "prepare",
+        {
+            "backoffLimit": RETRIES,
+            "podFailurePolicy": pod_failure_policy(indexed=False),
+            "podReplacementPolicy": "Failed",
+        },
+        _pod(sweep, "prepare", [container]),
+    )
+
+
+def extract_job(
+    sweep: str, config_file: str, indexes: Sequence[int], *, whole: bool, cluster: Cluster
+) -> Object:
+    """One pod per checkpoint.
+
+    It is made suspended and released once the plan is frozen: an init container that waits would
+    hold the pod's GPU, because a pod is scheduled by its largest request.
+    """
+    arguments = ["extract", *_config(config_file), "--grace", str(GRACE)]
+    if not whole:
+        arguments += ["--indexes", format_indexes(indexes)]
+    container = _container("extract", arguments, cluster)
+    pod = _pod(sweep, "extract", [container])
+    pod["spec"]["terminationGracePeriodSeconds"] = GRACE + GRACE_MARGIN
+    if cluster.gpu is not None:
+        container["resources"]["limits"][cluster.gpu] = 1
+        pod["spec"]["tolerations"] = [
+            {"key": cluster.gpu, "operator": "Exists", "effect": "NoSchedule"}
+        ]
+        if cluster.gpu_type is not None:
+            pod["spec"]["nodeSelector"] = {f"{cluster.gpu}.product": cluster.gpu_type}
+    name = extract_name(sweep, indexes, whole=whole)
+    job = _job(
+        name,
+        sweep,
+        "extract",
+        {
+            "suspend": True,
+            "completionMode": "Indexed",
+            "completions": len(indexes),
+            "parallelism": min(cluster.parallelism, len(indexes)),
+            "backoffLimitPerIndex": RETRIES,
+            "maxFailedIndexes": max_failed_indexes(len(indexes)),
+            "podFailurePolicy": pod_failure_policy(indexed=True),
+            "podReplacementPolicy": "Failed",
+        },
+        pod,
+    )
+    job["metadata"]["annotations"] = {INDEXES_ANNOTATION: format_indexes(indexes)}
+    if cluster.queue is not None:
+        job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = cluster.queue
+    return job
+
+
+def bandit_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
+    """The search on a CPU, once enough indexes are sealed.
+
+    Its init container waits for that. The pod holds the bandit's cores meanwhile, but no GPU; in
+    exchange nobody has to release it.
+    """
+    after = "all" if cluster.bandit_after is None else str(cluster.bandit_after)
+    wait = _container("wait", ["status", *_config(config_file), "--wait", after], cluster)
+    container = _container("bandit", ["bandit", *_config(config_file)], cluster)
+    pod = _pod(sweep, "bandit", [container])
+    pod["spec"]["initContainers"] = [wait]
+    return _job(
+        f"{sweep}-bandit",
+        sweep,
+        "bandit",
+        {
+            "backoffLimit": RETRIES,
+            "podFailurePolicy": pod_failure_policy(indexed=False),
+            "podReplacementPolicy": "Failed",
+        },
+        pod,
+    )
+
+
+def _labels(sweep: str, component: str) -> dict[str, str]:
+    return {
+        "app.kubernetes.io/name": "batchsweep",
+        "app.kubernetes.io/instance": sweep,
+        "app.kubernetes.io/component": component,
+    }
+
+
+def _config(config_file: str) -> list[str]:
+    return ["--config", f"/configs/{config_file}", "--log-format", "json"]
+
+
+def _config_map(sweep: str, config_file: str, config_text: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": f"{sweep}-config", "labels": _labels(sweep, "config")},
+        "data": {config_file: config_text},
+    }
+
+
+def _claim(sweep: str, what: str, size: str, storage_class: str | None) -> Object:
+    """A volume that all pods write to at the same time."""
+    spec: Object = {
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": size}},
+    }
+    if storage_class is not None:
+        spec["storageClassName"] = storage_class
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": f"{sweep}-{what}", "labels": _labels(sweep, what)},
+        "spec": spec,
+    }
+
+
+def _job(name: str, sweep: str, component: str, spec: Object, pod: Object) -> Object:
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "labels": _labels(sweep, component)},
+        "spec": {**spec, "ttlSecondsAfterFinished": TTL_SECONDS, "template": pod},
+    }
+
+
+def _pod(sweep: str, component: str, containers: list[Object]) -> Object:
+    """A pod of the restricted Pod Security standard, with the sweep's volumes."""
+    return {
+        "metadata": {"labels": _labels(sweep, component)},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": UID,
+                "runAsGroup": UID,
+                "fsGroup": UID,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": containers,
+            "volumes": [
+                {"name": "config", "configMap": {"name": f"{sweep}-config"}},
+                {"name": "runs", "persistentVolumeClaim": {"claimName": f"{sweep}-runs"}},
+                {"name": "cache", "persistentVolumeClaim": {"claimName": f"{sweep}-cache"}},
+                {"name": "tmp", "emptyDir": {}},
+            ],
+        },
+    }
+
+
+def _container(name: str, arguments: list[str], cluster: Cluster) -> Object:
+    cpu, memory = RESOURCES[name]
+    return {
+        "name": name,
+        "image": cluster.image,
+        "args": arguments,
+        "env": [
+            {
+                "name": "HF_TOKEN",
+                "valueFrom": {
+                    "secretKeyRef": {"name": "batchsweep-hub", "key": "token", "optional": True}
+                },
+            }
+        ],
+        # AWS_ACCESS_KEY_ID and so on, for a store at s3://
+        "envFrom": [{"secretRef": {"name": "batchsweep-s3", "optional": True}}],
+        "resources": {
+            "requests": {"cpu": cpu, "memory": memory},
+            "limits": {"memory": memory},
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "config", "mountPath": "/configs", "readOnly": True},
+            {"name": "runs", "mountPath": "/runs"},
+            {"name": "cache", "mountPath": "/cache"},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+
+
+def to_yaml(objects: Sequence[Object]) -> str:
+    """Objects as a stream of YAML documents, keys in the order of the code."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: object) -> bool:
+            return True
+
+        def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+            super().increase_indent(flow, False)
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        style = "|" if "\n" in value else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    return "---\n".join(
+        yaml.dump(item, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+        for item in objects
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,10 @@ import numpy.typing as npt
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from batchsweep.architecture import LoadedCheckpoint, block_input, block_output
 from batchsweep.batching import make_batches, pad, split
 from batchsweep.errors import IndexFailed, UsageError
-from batchsweep.loading import (
-    LoadedCheckpoint,
-    block_input,
-    block_output,
-    fetch,
-    load_checkpoint,
-)
+from batchsweep.loading import fetch, load_checkpoint
 from batchsweep.pooling import Pooler
 
 __all__ = ["LoadedCheckpoint", "fetch", "load_checkpoint", "pooled_states"]
@@ -36,6 +31,13 @@ __all__ = ["LoadedCheckpoint", "fetch", "load_checkpoint", "pooled_states"]
 logger = logging.getLogger(__name__)
 
 LAYER_OUTPUTS = ("final_norm", "raw", "hidden_states")
+
+#: Turns the token states [text, token, hidden] of one layer into tensors [text, ...] by name.
+Reducer = Callable[[torch.Tensor], dict[str, torch.Tensor]]
+#: Makes the reducer of a batch from its mask [text, token] and its texts' positions.
+MakeReducer = Callable[[torch.Tensor, npt.NDArray[np.int64]], Reducer]
+#: Positions of a batch's texts, and by name what the reducers gave: [layer, text, ...].
+Reduced = tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[Any]]]
 
 
 def pooled_states(
@@ -48,11 +50,16 @@ def pooled_states(
     batch_tokens: int,
     prefix_lengths: npt.ArrayLike | None = None,
     first_row: int = 0,
-) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[np.float32]]]]:
+) -> Iterator[Reduced]:
     """Pooled states of a block of texts, batch by batch, longest texts first.
 
+    Which texts go together depends on nothing but their lengths and ``batch_tokens``, so a
+    resumed run repeats the bytes of an uninterrupted one. (Running out of GPU memory halves
+    batches, which moves rounding.)
+
     Args:
-        loaded: From :func:`load_checkpoint`.
+        loaded: From :func:`load_checkpoint`. Its model is in use until the iterator is at its
+            end or closed.
         token_ids: Token ids of each text, [text] of int [token].
         layers: Which layers: 0 is the embedding output, 1..L the blocks' outputs.
         poolings: Names from :data:`batchsweep.pooling.POOLINGS`.
@@ -74,22 +81,51 @@ def pooled_states(
         IndexFailed: NaN or inf in a layer (the message has layer and row), or a single text
             that doesn't fit the device's memory.
     """
+    prefixes = None if prefix_lengths is None else np.asarray(prefix_lengths, dtype=np.int64)
+
+    def make_pooler(mask_BT: torch.Tensor, positions: npt.NDArray[np.int64]) -> Reducer:
+        prefix_B = None
+        if prefixes is not None:
+            prefix_B = torch.from_numpy(prefixes[positions]).to(mask_BT.device)
+        return Pooler(mask_BT, poolings, prefix_B)
+
+    return reduced_states(
+        loaded,
+        token_ids,
+        layers=layers,
+        layer_output=layer_output,
+        batch_tokens=batch_tokens,
+        make_reducer=make_pooler,
+        first_row=first_row,
+    )
+
+
+def reduced_states(
+    loaded: LoadedCheckpoint,
+    token_ids: Sequence[npt.ArrayLike],
+    *,
+    layers: Sequence[int],
+    layer_output: str,
+    batch_tokens: int,
+    make_reducer: MakeReducer,
+    first_row: int = 0,
+) -> Iterator[Reduced]:
+    """What reducers make of every wanted layer's token states; see :func:`pooled_states`."""
     sources = _sources(loaded, layers, layer_output)
     texts = [np.asarray(ids) for ids in token_ids]
     texts = [ids if ids.size else np.array([loaded.empty_token]) for ids in texts]
-    prefixes = None if prefix_lengths is None else np.asarray(prefix_lengths, dtype=np.int64)
     lengths = np.array([len(ids) for ids in texts], dtype=np.int64)
     batches = deque(make_batches(lengths, batch_tokens))
-    in_flight: deque[_Pooled] = deque()
+    in_flight: deque[_Result] = deque()
     # One batch ahead on a GPU: it computes while the last batch's states come home.
     ahead = 2 if loaded.device.type == "cuda" else 1
-    with torch.inference_mode(), _Pass(loaded, sources, poolings, texts, prefixes) as forward:
+    with _Pass(loaded, sources, texts, make_reducer) as forward:
         while batches or in_flight:
             if batches and len(in_flight) < ahead:
                 positions = batches.popleft()
-                pooled = forward.try_run(positions)
-                if pooled is not None:
-                    in_flight.append(pooled)
+                result = forward.try_run(positions)
+                if result is not None:
+                    in_flight.append(result)
                     continue
                 padded = len(positions) * int(lengths[positions].max())
                 if len(positions) == 1:
@@ -107,8 +143,8 @@ def pooled_states(
                 rest = [positions, *batches]
                 batches = deque(part for b in rest for part in split(b, lengths, padded // 2))
                 continue
-            done = in_flight.popleft()
-            yield done.positions, _finite(done, forward, layers, first_row)
+            result = in_flight.popleft()
+            yield result.positions, _finite(result, forward, layers, first_row)
 
 
 def _sources(
@@ -132,38 +168,37 @@ def _sources(
 
 
 @dataclass
-class _Pooled:
-    """The pooled states of one batch, on their way to the host."""
+class _Result:
+    """What one batch gave, on its way to the host."""
 
     positions: npt.NDArray[np.int64]
     states: dict[str, torch.Tensor]
     finite: torch.Tensor
     arrived: torch.cuda.Event | None
 
-    def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
         if self.arrived is not None:
             self.arrived.synchronize()
         return {name: states.numpy() for name, states in self.states.items()}
 
 
 class _Pass:
-    """Hooks on the wanted blocks that pool what passes; a context, so that they come off again."""
+    """Hooks that reduce what the wanted blocks return; a context, so that they come off again."""
 
     def __init__(
         self,
         loaded: LoadedCheckpoint,
         sources: Sequence[tuple[int, bool]],
-        poolings: Sequence[str],
         texts: Sequence[npt.NDArray[Any]],
-        prefixes: npt.NDArray[np.int64] | None,
+        make_reducer: MakeReducer,
     ) -> None:
         self.loaded = loaded
         self._sources = sources
-        self._poolings = poolings
         self._texts = texts
-        self._prefixes = prefixes
+        self._make_reducer = make_reducer
         self._handles: list[RemovableHandle] = []
-        self._pooler: Pooler | None = None
+        #: Of the batch that is running.
+        self._reducer: Reducer | None = None
         self._out: dict[str, torch.Tensor] = {}
         #: Copies to the host run beside the next batch's computing.
         self._copies: torch.cuda.Stream | None = None
@@ -199,62 +234,56 @@ class _Pass:
         setattr(self.loaded.blocks_owner, self.loaded.blocks_attribute, self._all_blocks)
 
     def _take(self, block: int, states_BTD: torch.Tensor) -> None:
-        """Pool one layer's token states into its place in the output."""
-        assert self._pooler is not None
-        for want_norm in (False, True):
-            rows = [i for i, s in enumerate(self._sources) if s == (block, want_norm)]
-            if not rows:
+        """Reduce one block's token states into their places in the output."""
+        assert self._reducer is not None
+        for normed in (False, True):
+            places = [i for i, source in enumerate(self._sources) if source == (block, normed)]
+            if not places:
                 continue
-            norm = self.loaded.final_norm if want_norm else None
-            pooled = self._pooler(states_BTD if norm is None else norm(states_BTD))
-            for name, states_BD in pooled.items():
-                for row in rows:
-                    self._out[name][row] = states_BD
+            norm = self.loaded.final_norm if normed else None
+            reduced = self._reducer(states_BTD if norm is None else norm(states_BTD))
+            for name, values in reduced.items():
+                if name not in self._out:
+                    self._out[name] = values.new_empty((len(self._sources), *values.shape))
+                for place in places:
+                    self._out[name][place] = values
 
-    def try_run(self, positions: npt.NDArray[np.int64]) -> _Pooled | None:
+    def try_run(self, positions: npt.NDArray[np.int64]) -> _Result | None:
         """Run one batch; None if the device's memory doesn't suffice."""
         try:
             return self.run(positions)
         except torch.OutOfMemoryError:
-            self._out, self._pooler = {}, None
+            self._out, self._reducer = {}, None
         # Outside the handler, where the error's frames no longer hold on to tensors.
         if self._copies is not None:
             torch.cuda.empty_cache()
         return None
 
-    def run(self, positions: npt.NDArray[np.int64]) -> _Pooled:
-        """Run one batch, and start the copy of its pooled states to the host."""
+    @torch.inference_mode()
+    def run(self, positions: npt.NDArray[np.int64]) -> _Result:
+        """Run one batch, and start the copy of what it gives to the host."""
         loaded = self.loaded
         texts = [self._texts[i] for i in positions]
         lengths = np.array([len(ids) for ids in texts])
         width = int(lengths.max())
-        ids_BT = torch.from_numpy(pad(texts, width)).to(loaded.device, non_blocking=True)
-        mask = torch.from_numpy(np.arange(width) < lengths[:, None])
-        mask_BT = mask.to(loaded.device, non_blocking=True)
-        prefix_B = None
-        if self._prefixes is not None:
-            prefix_B = torch.from_numpy(self._prefixes[positions]).to(loaded.device)
-        self._pooler = Pooler(mask_BT, self._poolings, prefix_B)
-        shape = (len(self._sources), len(positions), loaded.hidden)
-        self._out = {
-            name: torch.empty(shape, dtype=torch.float32, device=loaded.device)
-            for name in self._poolings
-        }
+        ids_BT = torch.from_numpy(pad(texts, width)).to(loaded.device)
+        mask_BT = torch.from_numpy(np.arange(width) < lengths[:, None]).to(loaded.device)
+        self._reducer = self._make_reducer(mask_BT, positions)
         # Without a mask a causal model takes its fastest attention, and right padding is behind
         # every real token anyway.
-        padded = bool((lengths < width).any()) and not loaded.causal
-        loaded.model(input_ids=ids_BT, attention_mask=mask_BT.long() if padded else None)
-        out, self._out, self._pooler = self._out, {}, None
-        finite = torch.stack([states.isfinite().all() for states in out.values()]).all()
+        needs_mask = not loaded.causal and bool((lengths < width).any())
+        loaded.model(input_ids=ids_BT, attention_mask=mask_BT.long() if needs_mask else None)
+        out, self._out, self._reducer = self._out, {}, None
+        finite = torch.stack([values.isfinite().all() for values in out.values()]).all()
         if self._copies is None:
-            return _Pooled(positions, out, finite, None)
+            return _Result(positions, out, finite, None)
         self._copies.wait_stream(torch.cuda.current_stream(loaded.device))
         with torch.cuda.stream(self._copies):
-            home = {name: _to_host(states, self._copies) for name, states in out.items()}
+            home = {name: _to_host(values, self._copies) for name, values in out.items()}
             finite = _to_host(finite, self._copies)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(self._copies)
-        return _Pooled(positions, home, finite, arrived)
+        return _Result(positions, home, finite, arrived)
 
 
 def _to_host(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
@@ -266,24 +295,25 @@ def _to_host(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
 
 
 def _finite(
-    pooled: _Pooled, forward: _Pass, layers: Sequence[int], first_row: int
-) -> dict[str, npt.NDArray[np.float32]]:
+    result: _Result, forward: _Pass, layers: Sequence[int], first_row: int
+) -> dict[str, npt.NDArray[Any]]:
     """The arrays of a batch, once it is sure that they hold no NaN or inf."""
-    arrays = pooled.arrays()
-    if bool(pooled.finite):
+    arrays = result.arrays()
+    if bool(result.finite):
         return arrays
-    for name, states in arrays.items():
-        for column in np.flatnonzero(~np.isfinite(states).all(axis=(0, 2))):
-            position = pooled.positions[column : column + 1]
-            if len(pooled.positions) > 1:
-                # Padding may overflow where the text itself does not: the text alone decides.
-                states[:, column] = forward.run(position).arrays()[name][:, 0]
-            bad = np.flatnonzero(~np.isfinite(states[:, column]).all(axis=1))
-            if bad.size:
-                loaded = forward.loaded
+    for column, position in enumerate(result.positions):
+        if all(np.isfinite(values[:, column]).all() for values in arrays.values()):
+            continue
+        if len(result.positions) > 1:
+            # Padding may overflow where the text itself does not: the text alone decides.
+            alone = forward.run(result.positions[column : column + 1]).arrays()
+            for name, values in arrays.items():
+                values[:, column] = alone[name][:, 0]
+        for layer, *per_name in zip(layers, *arrays.values(), strict=True):
+            if not all(np.isfinite(values[column]).all() for values in per_name):
                 raise IndexFailed(
-                    f"{loaded.name}, layer {layers[bad[0]]}, row {first_row + position[0]}: NaN "
-                    f"or inf in the states computed in {loaded.dtype}; the weights are damaged, "
-                    "or the dtype's range is too small (try dtype float32 or bfloat16)"
+                    f"{forward.loaded.name}, layer {layer}, row {first_row + position}: NaN or "
+                    f"inf in the states computed in {forward.loaded.dtype}; the weights are "
+                    "damaged, or the dtype's range is too small (try dtype float32 or bfloat16)"
                 )
     return arrays

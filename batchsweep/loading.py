@@ -1,58 +1,22 @@
-"""One checkpoint, from a Hub repo or a directory to a model ready for the forward pass.
-
-What the forward pass must know of an architecture (its blocks, its final norm, whether it is
-causal, what its ``hidden_states`` are) is found by running the loaded model on three tokens, not
-by a table of names: whatever ``AutoModel`` loads works, or says at once why it can't.
-"""
+"""One checkpoint, from a Hub repo or a directory to a model ready for the forward pass."""
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
+from batchsweep.architecture import LoadedCheckpoint, describe
 from batchsweep.errors import IndexFailed, TryAgain, UsageError
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class LoadedCheckpoint:
-    """A model in memory and what the forward pass knows of it."""
-
-    #: What messages call it: ``EleutherAI/pythia-14m@step1000``.
-    name: str
-    model: nn.Module
-    #: Module that holds the blocks, and under which attribute.
-    blocks_owner: nn.Module
-    blocks_attribute: str
-    #: L: layers are 1..L, and 0 is the embedding output.
-    num_layers: int
-    hidden: int
-    device: torch.device
-    dtype: torch.dtype
-    #: The norm between the last block and the model's output; None where there is none (BERT).
-    final_norm: nn.Module | None
-    #: Whether a token's states depend on no later token: then right padding needs no mask.
-    causal: bool
-    #: For each index of transformers' ``hidden_states``: (layer, whether final-normed).
-    hidden_states: tuple[tuple[int, bool], ...]
-    #: The token that stands for a text without tokens.
-    empty_token: int
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        blocks = getattr(self.blocks_owner, self.blocks_attribute)
-        assert isinstance(blocks, nn.ModuleList)
-        return blocks
 
 
 def load_checkpoint(
@@ -84,7 +48,7 @@ def load_checkpoint(
     name = f"{model}@{revision}"
     torch_device = _device(device)
     folder = fetch(model, revision, trust_remote_code=trust_remote_code)
-    safetensors = any(folder.glob("*.safetensors"))
+    weights = _weight_files([p.name for p in folder.iterdir()])
     if dtype == "auto" and torch_device.type == "cpu":
         dtype = "float32"
     try:
@@ -96,7 +60,7 @@ def load_checkpoint(
                 folder,
                 config=config,
                 dtype=DTYPES.get(dtype, "auto"),
-                use_safetensors=safetensors,
+                use_safetensors=weights[0].endswith(".safetensors"),
                 weights_only=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
@@ -138,7 +102,7 @@ def fetch(model: str, revision: str, *, trust_remote_code: bool = False) -> Path
     """The local directory of a checkpoint's config and weights, downloaded if need be.
 
     Of the weights' formats only the best is downloaded: safetensors if there is one, else
-    ``pytorch_model*.bin``. What is complete in the cache is taken without asking the network.
+    ``pytorch_model*.bin``. A commit that is complete in the cache costs no request.
 
     Raises:
         TryAgain: the Hub can't be reached, or failed in passing.
@@ -153,7 +117,30 @@ def fetch(model: str, revision: str, *, trust_remote_code: bool = False) -> Path
         if not _weight_files([p.name for p in folder.iterdir()]):
             raise IndexFailed(f"{name}: no model*.safetensors or pytorch_model*.bin in {folder}")
         return folder
-    return _download(model, revision, trust_remote_code=trust_remote_code)
+    cached = None if trust_remote_code else _cached(model, revision)
+    return cached or _download(model, revision, trust_remote_code=trust_remote_code)
+
+
+def _cached(model: str, commit: str) -> Path | None:
+    """The cached snapshot of a commit, if config and all weights are in it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if re.fullmatch("[0-9a-f]{40}", commit) is None:
+        return None  # a branch or tag may have moved since
+    config = try_to_load_from_cache(model, "config.json", revision=commit)
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    weights = _weight_files([p.name for p in folder.iterdir()])
+    if weights in (["model.safetensors"], ["pytorch_model.bin"]):
+        return folder
+    # Shards: the index names them all.
+    kind = "model.safetensors" if weights and "safetensors" in weights[0] else "pytorch_model.bin"
+    index = folder / f"{kind}.index.json"
+    if not index.is_file():
+        return None
+    shards = set(json.loads(index.read_text())["weight_map"].values())
+    return folder if shards <= set(weights) else None
 
 
 def _download(model: str, revision: str, *, trust_remote_code: bool) -> Path:
@@ -194,10 +181,13 @@ def _download(model: str, revision: str, *, trust_remote_code: bool) -> Path:
 
 def _weight_files(names: list[str]) -> list[str]:
     """The weight files of the best format among a repo's top-level files."""
-    for prefix, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        found = [n for n in names if n.startswith(prefix) and n.endswith(suffix)]
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        if stem + suffix in names:
+            return [stem + suffix]
+        shard = re.compile(rf"{stem}-\d+-of-\d+\{suffix}")
+        found = sorted(n for n in names if shard.fullmatch(n))
         if found:
-            return sorted(found)
+            return found
     return []
 
 
@@ -215,148 +205,3 @@ def _device(device: str) -> torch.device:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
-
-
-def describe(name: str, model: nn.Module) -> LoadedCheckpoint:
-    """Find blocks, final norm, causality and the meaning of ``hidden_states`` by a small run.
-
-    Args:
-        name: What messages call the model.
-        model: Any base model of transformers (without a head), in eval mode.
-
-    Raises:
-        IndexFailed: if the model can't be taken apart into layers.
-    """
-    config: Any = model.config
-    if getattr(config, "is_encoder_decoder", False):
-        raise IndexFailed(
-            f"{name}: encoder-decoder models aren't supported; use an encoder or decoder"
-        )
-    text_config = config.get_text_config()
-    count = int(text_config.num_hidden_layers)
-    found = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    if not found:
-        raise IndexFailed(
-            f"{name}: {type(model).__name__} has no list of its {count} blocks, so its layers "
-            "can't be told apart"
-        )
-    path, blocks = min(found, key=lambda item: item[0].count("."))
-    owner_path, _, attribute = path.rpartition(".")
-
-    device = next(model.parameters()).device
-    probe = torch.tensor([[1, 2, 3]], device=device) % text_config.vocab_size
-    other = torch.tensor([[1, 2, 0]], device=device) % text_config.vocab_size
-    trace = _Trace(model, blocks)
-    with torch.inference_mode():
-        altered = model(input_ids=other).last_hidden_state
-        with trace:
-            output = model(input_ids=probe, output_hidden_states=True)
-    states = trace.states
-    final = output.last_hidden_state
-    if len(states) != count + 1:
-        raise IndexFailed(
-            f"{name}: {len(states) - 1} of the {count} blocks of {type(model).__name__} ran, so "
-            "its layers can't be told apart"
-        )
-    norm = None
-    if not _same(states[-1], final):
-        norm = next((m for m, y in trace.after_blocks if _same(y, final)), None)
-        if norm is None:
-            raise IndexFailed(
-                f"{name}: between the last block and the output of {type(model).__name__} there "
-                "is more than one norm, so a layer's final-normed states aren't defined"
-            )
-    sources = []
-    for index, tensor in enumerate(output.hidden_states):
-        candidates = [index, *range(count + 1)]
-        source = next((i for i in candidates if i <= count and _same(states[i], tensor)), None)
-        if _same(tensor, final) and (source is None or index == count):
-            sources.append((count, norm is not None))
-        elif source is not None:
-            sources.append((source, False))
-        else:
-            raise IndexFailed(
-                f"{name}: hidden_states[{index}] of {type(model).__name__} is no block's output"
-            )
-    return LoadedCheckpoint(
-        name=name,
-        model=model,
-        blocks_owner=model.get_submodule(owner_path),
-        blocks_attribute=attribute,
-        num_layers=count,
-        hidden=int(states[0].shape[-1]),
-        device=device,
-        dtype=states[0].dtype,
-        final_norm=norm,
-        causal=torch.equal(final[:, :2], altered[:, :2]),
-        hidden_states=tuple(sources),
-        empty_token=_empty_token(text_config),
-    )
-
-
-class _Trace:
-    """Hooks that record, in one run, the states between blocks and what follows the last one."""
-
-    def __init__(self, model: nn.Module, blocks: nn.ModuleList) -> None:
-        self.states: list[torch.Tensor] = []
-        self.after_blocks: list[tuple[nn.Module, torch.Tensor]] = []
-        inside = {id(m) for block in blocks for m in block.modules()}
-        self._outside = [m for m in model.modules() if m is not model and id(m) not in inside]
-        self._blocks = blocks
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> None:
-        self._handles = [
-            self._blocks[0].register_forward_pre_hook(self._enter_first, with_kwargs=True),
-            *(b.register_forward_hook(self._leave_block) for b in self._blocks),
-            *(m.register_forward_hook(self._leave_other) for m in self._outside),
-        ]
-
-    def __exit__(self, *exc: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _enter_first(self, block: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self.states = [block_input(args, kwargs)]
-        self.after_blocks = []
-
-    def _leave_block(self, block: nn.Module, args: Any, output: Any) -> None:
-        self.states = [*self.states, block_output(output)]
-
-    def _leave_other(self, module: nn.Module, args: Any, output: Any) -> None:
-        follows = bool(args and self.states) and args[0] is self.states[-1]
-        if follows and isinstance(output, torch.Tensor):
-            self.after_blocks.append((module, output))
-
-
-def block_input(args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
-    """The token states that a block is called with."""
-    states = args[0] if args else kwargs["hidden_states"]
-    assert isinstance(states, torch.Tensor)
-    return states
-
-
-def block_output(output: Any) -> torch.Tensor:
-    """The token states that a block returns, alone or first in a tuple."""
-    states = output[0] if isinstance(output, tuple) else output
-    assert isinstance(states, torch.Tensor)
-    return states
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal values; NaN equals NaN, so that damaged weights fail later, with layer and row."""
-    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
-
-
-def _empty_token(config: Any) -> int:
-    for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
-        token = getattr(config, name, None)
-        if isinstance(token, list):
-            token = token[0] if token else None
-        if token is not None:
-            return int(token)
-    return 0

@@ -8,8 +8,8 @@ import torch
 import transformers
 from torch import nn
 
+from batchsweep.architecture import describe
 from batchsweep.forward import LoadedCheckpoint, pooled_states
-from batchsweep.loading import describe
 
 VOCABULARY = 61
 

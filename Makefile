@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One constraints file pins every install.
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test lint test-containers torture benchmarks clean
+.PHONY: demo test lint test-containers k8s torture benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/batchsweep demo
@@ -20,6 +20,12 @@ lint: $(VENV)/.installed-test
 
 test-containers: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m containers
+
+# The Kubernetes files, from the code behind `batchsweep launch k8s`. The ConfigMap, which comes
+# first, is left to kustomize.
+k8s: $(VENV)/.installed
+	HF_HUB_OFFLINE=1 $(BIN)/batchsweep launch k8s --config configs/mteb_layersweep.yaml --gpu none \
+	  | sed '1,/^---$$/d' > k8s/base/sweep.yaml
 
 # Hundreds of kill -9 at random moments; about half an hour.
 torture: $(VENV)/.installed-test

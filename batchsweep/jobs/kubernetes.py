@@ -135,10 +135,23 @@ def render(
         extract_job(sweep, config_file, indexes, whole=whole, cluster=cluster),
         bandit_job(sweep, config_file, cluster),
     ]
+    if "://" in store_url:
+        _without_runs_claim(objects, f"{sweep}-runs")
     if cluster.namespace is not None:
         for item in objects:
             item["metadata"]["namespace"] = cluster.namespace
     return objects
+
+
+def _without_runs_claim(objects: list[Object], name: str) -> None:
+    """With the store at a URL, what is left at /runs is the pod's own and goes with it."""
+    objects[:] = [o for o in objects if o["metadata"]["name"] != name]
+    for item in objects:
+        if item["kind"] == "Job":
+            volumes = item["spec"]["template"]["spec"]["volumes"]
+            runs = next(v for v in volumes if v["name"] == "runs")
+            del runs["persistentVolumeClaim"]
+            runs["emptyDir"] = {}
 
 
 def prepare_job(sweep: str, config_file: str, cluster: Cluster) -> Object:

@@ -65,8 +65,12 @@ def frozen_plan(config: Config) -> Plan | None:
 
 def planned(config: Config) -> Plan:
     """The plan that ``prepare`` will freeze, where it isn't frozen yet or not in reach."""
+    from huggingface_hub import constants
+
     from batchsweep.audit import audit, nominal
 
+    if constants.HF_HUB_OFFLINE:
+        return make_plan(config, nominal(config))
     try:
         return make_plan(config, audit(config))
     except TryAgain as error:

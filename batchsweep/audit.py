@@ -353,9 +353,8 @@ def _sort_out(model: _Asked) -> Audit:
         listing = usable[checkpoint.revision]
         content = str(listing.config_id)
         if content not in by_content:
-            at = listing.commit if not model.suite.local else checkpoint.revision
-            where = f"{name}@{checkpoint.revision}"
-            by_content[content] = shape_of(model.suite.model_config(at), where=where)
+            loaded = model.suite.model_config(checkpoint.revision)
+            by_content[content] = shape_of(loaded, where=f"{name}@{checkpoint.revision}")
         shapes[checkpoint.key] = by_content[content]
     order = {revision: place for place, revision in enumerate(model.revisions)}
     return Audit(

@@ -172,8 +172,9 @@ class HubSuite:
         return listing_of(self._hub.files(self.repo, commit), commit)
 
     def model_config(self, revision: str) -> dict[str, Any]:
-        # Not through the list of branches: one request is enough to plan a sweep.
-        config = self._hub.json_file(self.repo, revision, "config.json")
+        # If nobody has asked for the branches yet, one request is enough to plan a sweep.
+        commit = (self._refs or {}).get(revision, revision)
+        config = self._hub.json_file(self.repo, commit, "config.json")
         if config is None:
             raise Missing(f"no config.json in {self.repo} at {revision}")
         return config

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from hub_server import HubServer
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +41,14 @@ def s3_url(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     with contextlib.closing(boto3.client("s3", endpoint_url=s3_server)) as client:
         client.create_bucket(Bucket=bucket)
     return f"s3://{bucket}/runs/store.zarr"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub on loopback that this process's clients use, with an empty cache.
+
+    Processes started by a test get there with ``env={**os.environ, **hub.environ(home)}``.
+    """
+    with HubServer() as server:
+        server.use(monkeypatch, tmp_path / "hf")
+        yield server

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, as_completed
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -29,8 +29,9 @@ __all__ = ["Ledger", "MemoryLedger", "Outcome", "StoreLedger", "run", "run_diges
 
 logger = logging.getLogger(__name__)
 
-#: (arm, task) -> (main score, seconds, anything). A score that is not finite (a constant embedding
-#: has no correlation) counts as 0.
+#: (arm, task) -> (main score, seconds, result). Of the result only ``result["noise"]`` is read, if
+#: it is a mapping that has one: the score's standard deviation, for a pull on a subset of a task.
+#: A score that is not finite (a constant embedding has no correlation) counts as 0.
 ScoreFn = Callable[[str, str], tuple[float, float, Any]]
 
 #: Layers of the baseline checkpoint that z rewards rest on, unless everything is affordable.
@@ -346,7 +347,7 @@ class _Loop:
                 fresh.append(pull)
             else:
                 done[pull] = record
-        for pull, (score, seconds) in self._score_fresh(fresh):
+        for pull, (score, seconds, noise) in self._score_fresh(fresh):
             record = {
                 "kind": kind,
                 "arm": pull.arm,
@@ -355,6 +356,8 @@ class _Loop:
                 "seconds": seconds,
                 "reason": pull.reason,
             }
+            if noise:
+                record["noise"] = noise
             if not math.isfinite(score):
                 logger.warning("%s on %s: score is %s; counts as 0", pull.arm, pull.task, score)
                 record["undefined"] = True
@@ -365,7 +368,7 @@ class _Loop:
         self.seconds += sum(done[p]["seconds"] for p in pulls)
         return [done[p] for p in pulls]
 
-    def _score_fresh(self, pulls: list[Pull]) -> Iterator[tuple[Pull, tuple[float, float]]]:
+    def _score_fresh(self, pulls: list[Pull]) -> Iterator[tuple[Pull, tuple[float, float, float]]]:
         if self.executor is None or len(pulls) < 2:
             for pull in pulls:
                 yield pull, _plain(self.score_fn(pull.arm, pull.task))
@@ -377,7 +380,8 @@ class _Loop:
     def _tell(self, records: list[Record]) -> None:
         for record in records:
             reward = self.scale.reward(record["score"], self._task_index[record["task"]])
-            self.policy.tell(record["arm"], record["task"], reward, record["seconds"])
+            noise = record.get("noise", 0.0) / self.scale.spread[self._task_index[record["task"]]]
+            self.policy.tell(record["arm"], record["task"], reward, record["seconds"], noise)
             self.told.append(record)
         if self.on_tell is not None:
             self.on_tell(self.policy, self.pulls, self.seconds)
@@ -437,5 +441,8 @@ def _batches(pulls: list[Pull], size: int) -> list[list[Pull]]:
     return [pulls[i : i + size] for i in range(0, len(pulls), size)]
 
 
-def _plain(result: tuple[float, float, Any]) -> tuple[float, float]:
-    return float(result[0]), float(result[1])
+def _plain(result: tuple[float, float, Any]) -> tuple[float, float, float]:
+    """(score, seconds, noise)."""
+    score, seconds, rest = result
+    noise = rest.get("noise", 0.0) if isinstance(rest, Mapping) else 0.0
+    return float(score), float(seconds), float(noise)

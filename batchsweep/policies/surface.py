@@ -73,8 +73,8 @@ class Surface:
         at = self._pending.pop((arm, task), None)
         if at is not None and reward is not None:
             self._reward[at], self._told[at] = reward, True
-            self._noise[at] = noise
-            if noise:
+            if noise != self._noise[at]:
+                self._noise[at] = noise
                 self.rebuild()
                 return
             self._resid[at] = self._residual(at)

@@ -26,6 +26,9 @@ NEAR_CELLS = 16
 #: Posterior variances are multiplied by this in statements of confidence: hyperparameters are
 #: fitted, not known.
 DOUBT = 1.0
+#: The answer leaves the usual arm once another one's posterior mean is higher by this many standard
+#: deviations of their difference: a guess from published experience isn't given up on a hunch.
+GUARD = 1.5
 
 SQRT_2PI = float(np.sqrt(2 * np.pi))
 
@@ -41,6 +44,7 @@ class _GPPolicy(Policy):
         tasks = problem.shape[1]
         self._log_cost = np.zeros(tasks)
         self._cost_count = np.zeros(tasks)
+        self._noise = np.zeros(tasks)  # of the last pull: the best guess for the next
         self._opening = self._open()
 
     # -- opening -------------------------------------------------------------------------------
@@ -89,6 +93,7 @@ class _GPPolicy(Policy):
         self, arm: int, task: int, score: float, seconds: float | None, noise: float
     ) -> None:
         self.surface.observe(arm, task, score, noise)
+        self._noise[task] = noise
         if seconds is not None and seconds > 0:
             self._log_cost[task] += np.log(seconds)
             self._cost_count[task] += 1
@@ -106,13 +111,16 @@ class _GPPolicy(Policy):
         while self._opening:
             arm, task = self._opening.pop()
             if not self.taken[arm, task]:
-                self.surface.observe(arm, task, None)
+                self._pend(arm, task)
                 return arm, task, "opening: a layer of the baseline checkpoint"
         self._refresh()
         contrast, reason = self._contrast()
         arm, task = self._cell_for(contrast)
-        self.surface.observe(arm, task, None)
+        self._pend(arm, task)
         return arm, task, reason
+
+    def _pend(self, arm: int, task: int) -> None:
+        self.surface.observe(arm, task, None, self._noise[task])
 
     def _contrast(self) -> tuple[dict[int, float], str]:
         """Arms with coefficients whose sum should be known better, and why."""
@@ -161,19 +169,37 @@ class _GPPolicy(Policy):
         return self.surface.mean, np.sqrt(np.maximum(DOUBT * self.surface.var, 0.0))
 
     def leader(self) -> int:
-        if np.isnan(self.told).all():
+        """The arm with the highest posterior mean, once it is likely better than the usual arm."""
+        front = self._front()
+        gap = self.surface.mean[front] - self.surface.mean[self._usual]
+        if gap <= 0 or np.isnan(self.told).all():
             return self._usual
+        pair = np.array([front, self._usual])
+        cov = DOUBT * self.surface.covariance(pair, pair)
+        sd = np.sqrt(max(cov[0, 0] + cov[1, 1] - 2 * cov[0, 1], 0.0))
+        return front if gap >= GUARD * sd else self._usual
+
+    def _front(self) -> int:
         return int(np.argmax(self.surface.mean))
 
     def plane(self) -> Floats:
         return np.where(np.isnan(self.told), self.surface.plane(), self.told)
 
-    def _improvement(self, leader: int) -> Floats:
-        """[arm] expected amount by which the arm is better than the leader."""
+    def _improvement(self, leader: int, *, learnable: bool = False) -> Floats:
+        """[arm] expected amount by which the arm is better than the leader.
+
+        With ``learnable``, only by what pulls can still tell: not by noise that stays when both
+        arms are scored in full.
+        """
         surface = self.surface
         gap = surface.mean - surface.mean[leader]
         var = surface.var + surface.var[leader] - 2 * surface.covariance_row(leader)
-        sd = np.sqrt(np.maximum(DOUBT * var, 1e-18))
+        var = np.maximum(DOUBT * var, 1e-18)
+        stays = 2 * float((self._noise**2).mean()) / len(self._noise)
+        if learnable and stays > 0:
+            free = (~self.taken).sum(axis=1)
+            var = var * var / (var + stays) * (free + free[leader]) / (2 * len(self._noise))
+        sd = np.sqrt(np.maximum(var, 1e-18))
         ratio = gap / sd
         out = gap * ndtr(ratio) + sd * np.exp(-0.5 * ratio**2) / SQRT_2PI
         out[leader] = 0.0
@@ -244,8 +270,8 @@ class TopTwoGP(_GPPolicy):
     name = "toptwo_gp"
 
     def _contrast(self) -> tuple[dict[int, float], str]:
-        leader = self.leader()
-        improvement = self._improvement(leader)
+        leader = self._front()
+        improvement = self._improvement(leader, learnable=True)
         challenger = int(np.argmax(improvement))
         if challenger == leader:
             return {leader: 1.0}, "toptwo_gp: the only arm"
@@ -287,7 +313,7 @@ class Thompson(_GPPolicy):
     name = "thompson"
 
     def _contrast(self) -> tuple[dict[int, float], str]:
-        finalists, draws = self._draws(self.leader())
+        finalists, draws = self._draws(self._front())
         draw = draws[int(self.rng.integers(len(draws)))]
         draw = np.where(self.taken[finalists].all(axis=1), -np.inf, draw)
         arm = int(finalists[np.argmax(draw)])

@@ -133,4 +133,7 @@ def _from_python(entry: LocalTask) -> AbsTask:
             f"{', '.join(sorted(found)) or 'none'}"
         )
     task = found[entry.name]
-    return task() if isinstance(task, type) else task
+    task = task() if isinstance(task, type) else task
+    # A change of the code is a change of the task, whatever revision it states.
+    task.source_digest = hashlib.sha256(entry.path.read_bytes()).hexdigest()
+    return task

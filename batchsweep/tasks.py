@@ -197,14 +197,15 @@ def check_data(tasks: Sequence[AbsTask]) -> None:
         try:
             huggingface_hub.HfApi().dataset_info(dataset["path"], timeout=10)
             return
-        except Exception as error:  # any answer but a good one: what is cached then decides
+        except Exception as error:  # noqa: BLE001 - any answer but a good one: what is cached then decides
             logger.debug("Hub out of reach: %s", error)
     missing = []
     with _offline():
         for task in waiting:
             try:
                 task.load_data()
-            except Exception as error:  # whatever the loader raises, the data is not to be had
+                task.unload_data()
+            except Exception as error:  # noqa: BLE001 - whatever the loader raises, the data is not to be had
                 logger.debug("%s: %s", task.metadata.name, error)
                 missing.append(task.metadata.name)
     if not missing:

@@ -11,6 +11,7 @@ from batchsweep.policies.base import Answer, Candidate, Policy, Problem, Pull
 from batchsweep.policies.confidence import UCB, UCBE
 from batchsweep.policies.halving import SequentialHalving
 from batchsweep.policies.linear import LinUCB, LinUCBDisjoint
+from batchsweep.policies.lowrank import UCBELRF
 from batchsweep.policies.simple import Exhaustive, Heuristic, Random
 from batchsweep.policies.toptwo import GPUCB, Thompson, TopTwoGP
 
@@ -22,6 +23,7 @@ _CLASSES: tuple[type[Policy], ...] = (
     Thompson,
     SequentialHalving,
     UCBE,
+    UCBELRF,
     UCB,
     LinUCB,
     LinUCBDisjoint,

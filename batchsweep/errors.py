@@ -24,9 +24,13 @@ class ConfigError(UsageError):
 
 
 class IndexFailed(BatchsweepError):
-    """This index can never succeed: for example, no weights and ``--strict``."""
+    """This index can never succeed: for example, damaged weights, or NaN in a layer."""
 
     exit_code = 3
+
+
+class Unavailable(IndexFailed):
+    """A checkpoint that isn't there or has no weights: skipped with a warning unless --strict."""
 
 
 class StoreError(BatchsweepError):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from batchsweep.architecture import LoadedCheckpoint, describe
-from batchsweep.errors import IndexFailed, TryAgain, UsageError
+from batchsweep.errors import IndexFailed, TryAgain, Unavailable, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ def load_checkpoint(
 
     Raises:
         TryAgain: the Hub can't be reached, or failed in passing.
-        IndexFailed: no such checkpoint, no weights, damaged weights, or an architecture that
-            can't be taken apart into layers.
+        Unavailable: no such checkpoint, or no weights in it.
+        IndexFailed: damaged weights, or an architecture that can't be taken apart into layers.
         UsageError: the device isn't there.
     """
     from transformers import AutoConfig, AutoModel
@@ -106,16 +106,16 @@ def fetch(model: str, revision: str, *, trust_remote_code: bool = False) -> Path
 
     Raises:
         TryAgain: the Hub can't be reached, or failed in passing.
-        IndexFailed: no such repo or revision, or no weights in it.
+        Unavailable: no such repo or revision, or no weights in it.
     """
     name = f"{model}@{revision}"
     root = Path(model)
     if root.is_dir():
         folder = next((d for d in (root / revision, root) if (d / "config.json").is_file()), None)
         if folder is None:
-            raise IndexFailed(f"{name}: neither {root / revision} nor {root} has a config.json")
+            raise Unavailable(f"{name}: neither {root / revision} nor {root} has a config.json")
         if not _weight_files([p.name for p in folder.iterdir()]):
-            raise IndexFailed(f"{name}: no model*.safetensors or pytorch_model*.bin in {folder}")
+            raise Unavailable(f"{name}: no model*.safetensors or pytorch_model*.bin in {folder}")
         return folder
     cached = None if trust_remote_code else _cached(model, revision)
     return cached or _download(model, revision, trust_remote_code=trust_remote_code)
@@ -160,21 +160,21 @@ def _download(model: str, revision: str, *, trust_remote_code: bool) -> Path:
         files = HfApi().list_repo_files(model, revision=revision)
         wanted = _weight_files(files)
         if not wanted:
-            raise IndexFailed(f"{name}: no model*.safetensors or pytorch_model*.bin in the repo")
+            raise Unavailable(f"{name}: no model*.safetensors or pytorch_model*.bin in the repo")
         wanted += [f for f in files if f.endswith(".json") and "/" not in f]
         if trust_remote_code:
             wanted += [f for f in files if f.endswith(".py")]
         return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
     except HFValidationError:
-        raise IndexFailed(f"{name}: neither a directory nor a Hub repo id (owner/name)") from None
+        raise Unavailable(f"{name}: neither a directory nor a Hub repo id (owner/name)") from None
     except GatedRepoError:
-        raise IndexFailed(
+        raise Unavailable(
             f"{name}: the repo is gated: accept its terms on the Hub and set HF_TOKEN"
         ) from None
     except RepositoryNotFoundError:
-        raise IndexFailed(f"{name}: no such repo on the Hub (or private: set HF_TOKEN)") from None
+        raise Unavailable(f"{name}: no such repo on the Hub (or private: set HF_TOKEN)") from None
     except RevisionNotFoundError:
-        raise IndexFailed(f"{name}: the repo has no such revision") from None
+        raise Unavailable(f"{name}: the repo has no such revision") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
         raise TryAgain(f"{name}: the Hub failed: {_first_line(error)}; try again") from error
 

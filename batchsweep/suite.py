@@ -27,7 +27,7 @@ from batchsweep.checkpoints import (
     weight_names,
 )
 from batchsweep.config import ModelConfig
-from batchsweep.errors import ConfigError, IndexFailed
+from batchsweep.errors import ConfigError, IndexFailed, Unavailable
 from batchsweep.hub import Hub, RemoteFile
 
 #: Files that decide how a text becomes tokens; ``tokenizer.json`` alone does where it exists.
@@ -320,14 +320,18 @@ def check_unchanged(suite: Suite, revision: str, digest: str) -> None:
     """Refuse a local checkpoint whose weights are no longer those of the plan.
 
     Raises:
-        IndexFailed: they changed or are gone.
+        Unavailable: they are gone.
+        IndexFailed: they changed.
     """
     from batchsweep.checkpoints import weights_digest
 
     try:
-        now = weights_digest(suite.listing(revision).loaded)
+        files = suite.listing(revision).loaded
     except Missing as error:
-        raise IndexFailed(f"{revision}: {error}") from None
+        raise Unavailable(f"{revision}: {error}") from None
+    if not files:
+        raise Unavailable(f"{revision}: its weights are gone since 'prepare'")
+    now = weights_digest(files)
     if now != digest:
         raise IndexFailed(
             f"{revision}: the weights changed since 'prepare' ({digest[:12]} then, {now[:12]} now)"

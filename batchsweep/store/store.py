@@ -81,6 +81,16 @@ class Store:
         """Paths of all documents below ``prefix/``, sorted."""
         return [p for p in self._blobs.walk(prefix.rstrip("/")) if p.endswith(".json")]
 
+    @contextmanager
+    def lease(self, path: str) -> Iterator[None]:
+        """Be the only process that works on ``path`` while the block runs.
+
+        Raises:
+            TryAgain: another process does; names it.
+        """
+        with self._blobs.lease(path):
+            yield
+
     # Corpus
 
     def corpus(self) -> Corpus | None:

@@ -53,9 +53,15 @@ retry() {{
 
 # The time limit is near (USR1), or Slurm preempts (TERM): seal the open block and leave.
 worker=
-trap '[ -z "$worker" ] || kill -TERM "$worker" 2>/dev/null' USR1 TERM
+told=
+stop() {{
+  told=1
+  [ -z "$worker" ] || kill -TERM "$worker" 2>/dev/null
+}}
+trap stop USR1 TERM
 {extract} &
 worker=$!
+[ -z "$told" ] || stop
 # A trapped signal ends "wait" early; the worker's exit code comes from the one that outlives it.
 wait "$worker"
 while kill -0 "$worker" 2>/dev/null; do wait "$worker"; done

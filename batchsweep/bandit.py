@@ -117,6 +117,7 @@ class Outcome:
                     strict=True,
                 )
             ],
+            "plane": [[_finite(value) for value in row] for row in self.plane.tolist()],
         }
 
 

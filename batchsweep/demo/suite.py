@@ -41,9 +41,11 @@ class Size:
     layers: int
     hidden: int
     heads: int
+    peak_rate: float
+    """Of the learning rate: the smaller, the higher, as with Pythia."""
 
 
-SIZES = {"demo-neox-xs": Size(4, 96, 4), "demo-neox-s": Size(6, 144, 4)}
+SIZES = {"demo-neox-xs": Size(4, 128, 4, 4e-3), "demo-neox-s": Size(6, 144, 4, 2e-3)}
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,6 @@ class Training:
     steps: int = 768
     batch: int = 8
     length: int = 64
-    peak_rate: float = 2e-3
     warm_up: int = 32
     seed: int = 0
 
@@ -146,7 +147,7 @@ def train(name: str, folder: Path, training: Training) -> Iterator[int]:
     for step in range(1, training.steps + 1):
         ids_BT = next(batches)
         for group in optimizer.param_groups:
-            group["lr"] = training.peak_rate * _rate(step, training)
+            group["lr"] = size.peak_rate * _rate(step, training)
         logits_BTV = model(ids_BT).logits
         loss = cross_entropy(logits_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten())
         loss.backward()  # type: ignore[no-untyped-call]

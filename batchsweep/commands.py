@@ -1,0 +1,157 @@
+"""What each command does: load the config, call one module, print what it gave."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from batchsweep.config import Config, load
+from batchsweep.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from batchsweep.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    from batchsweep.prepare import prepare
+
+    _, plan, summary = prepare(load(args.config), strict=args.strict)
+    asked = f"{summary.asked:,} asked for" if summary.asked != summary.texts else "each asked once"
+    print(f"corpus: {summary.texts:,} unique texts ({asked}) of {len(summary.tasks)} tasks")
+    for tokenizer, tokens in summary.tokens.items():
+        cut = summary.cut[tokenizer]
+        note = f"; {cut:,} texts cut at max_length" if cut else ""
+        print(f"tokens: {tokens:,} by tokenizer {tokenizer}{note}")
+    print(f"plan:   {len(plan.entries)} indexes, {len(plan.arms()):,} arms")
+    print(f"next:   batchsweep extract --config {args.config} --all   (or --index N on each pod)")
+
+
+def extract(args: argparse.Namespace) -> None:
+    from batchsweep.extract import extract
+    from batchsweep.plan import frozen_plan
+    from batchsweep.signals import stop_on_signals
+
+    config = load(args.config)
+    store = _open(config)
+    plan = frozen_plan(store, config)
+    indexes = list(range(len(plan.entries))) if args.all else [_chosen_index(args)]
+    entries = [plan.entry(index) for index in indexes]
+    with stop_on_signals(args.grace) as stop:
+        for number, entry in enumerate(entries):
+            label = f"{number + 1}/{len(entries)}" if args.all else f"index {entry.index}"
+            extract(store, config, entry, stop=stop, strict=args.strict, label=label)
+            stop.check()
+
+
+def _chosen_index(args: argparse.Namespace) -> int:
+    from batchsweep.jobs.index import index_from_environment, parse_indexes
+
+    if args.index is not None:
+        return int(args.index)
+    position = index_from_environment(os.environ)
+    if args.indexes is None:
+        return position
+    chosen = parse_indexes(args.indexes)
+    if position >= len(chosen):
+        raise UsageError(f"--indexes {args.indexes} has {len(chosen)} entries, no entry {position}")
+    return chosen[position]
+
+
+def status(args: argparse.Namespace) -> None:
+    from batchsweep.plan import load_plan
+    from batchsweep.status import counts, index_statuses, wait
+
+    config = load(args.config)
+    if args.wait is not None:
+        wait(config.store_url, args.wait)
+    store = _open(config)
+    rows = index_statuses(store, load_plan(store))
+    if args.json:
+        print(json.dumps([row.to_json() for row in rows], indent=1))
+        return
+    table = _table("index", "model", "revision", "state", "blocks", "note")
+    for row in rows:
+        also = f"same weights: {', '.join(row.aliases)}" if row.aliases else ""
+        table.add_row(
+            "-" if row.index is None else str(row.index),
+            row.model,
+            row.revision,
+            row.state,
+            f"{row.sealed}/{row.blocks}" if row.blocks else "",
+            row.note or also,
+        )
+    _print_table(table)
+    print(f"{store.url}: {counts(rows)}")
+
+
+def bandit(args: argparse.Namespace) -> None:
+    from batchsweep.plan import load_plan
+    from batchsweep.search import search, summary
+
+    config = load(args.config)
+    given = {
+        name: getattr(args, name)
+        for name in ("policy", "budget", "seed", "workers")
+        if getattr(args, name) is not None
+    }
+    config = config.model_copy(update={"bandit": config.bandit.model_copy(update=given)})
+    store = _open(config)
+    name, outcome = search(store, config)
+    print(summary(outcome, load_plan(store)))
+    print(f"in {store.url}: bandit/{name}/answer.json")
+
+
+def report(args: argparse.Namespace) -> None:
+    from batchsweep.report import default_folder, write
+
+    config = load(args.config)
+    folder = args.out or default_folder(config)
+    for path in write(_open(config), folder, title=config.name):
+        print(path)
+
+
+def demo(args: argparse.Namespace) -> None:
+    from batchsweep.demo import run
+
+    print(run(args.out))
+
+
+def launch(args: argparse.Namespace) -> None:
+    from batchsweep.jobs.launch import run
+
+    if text := run(args):
+        print(text)
+
+
+def _open(config: Config) -> Store:
+    from batchsweep.store import open_store
+
+    return open_store(config.store_url)
+
+
+def _table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _print_table(table: Table) -> None:
+    from rich.console import Console
+
+    # A pipe or a file gets whole lines: nobody greps for half a revision.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    f.__name__: f for f in (prepare, extract, status, bandit, report, demo, launch)
+}

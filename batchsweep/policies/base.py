@@ -35,7 +35,7 @@ class Problem:
         arms: opaque names, distinct.
         tasks: task names, distinct.
         model: [arm] the model that each arm belongs to.
-        step: [arm] training step; NaN where unknown (taken as the last of its model).
+        step: [arm] training step; NaN where unknown (taken as one after the last that is known).
         depth: [arm] layer / number of layers, 0 to 1.
         metrics: label-free metric name -> [arm]; NaN where not measured.
         baseline: [arm] whether the arm is a layer of the baseline checkpoint; default: the
@@ -69,7 +69,7 @@ class Problem:
         if unknown.all():
             step[:] = 0.0
         elif unknown.any():
-            step[unknown] = step[~unknown].max()
+            step[unknown] = step[~unknown].max() + 1
         object.__setattr__(self, "step", step)
         object.__setattr__(self, "depth", np.array(self.depth, dtype=np.float64))
         metrics = {k: np.array(v, dtype=np.float64) for k, v in self.metrics.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from batchsweep import __version__
@@ -84,6 +84,44 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"batchsweep {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    sub = _command(
+        commands,
+        "checkpoints",
+        "list revisions by a schedule, or audit what the Hub serves under their names",
+        details="Schedules: sparse (8), uniform (29, every --interval), log (20), dense (143), all (154)\n"
+        "of Pythia's revisions, or among --model's own. The audit reads metadata only: missing\n"
+        "revisions, those without weights, and names that serve the same weights.",
+        example="  batchsweep checkpoints --strategy uniform --interval 5000 >> configs/mine.yaml\n"
+        "  batchsweep checkpoints --strategy log --write configs/mine.yaml\n"
+        "  batchsweep checkpoints --audit --config configs/mteb_layersweep.yaml\n"
+        "  batchsweep checkpoints --audit --model EleutherAI/pythia-2.8b --strategy all",
+        config=False,
+    )
+    sub.add_argument("--config", metavar="FILE", help="audit this sweep's checkpoints")
+    sub.add_argument("--model", metavar="NAME", help="a Hub id or directory (default: any Pythia)")
+    sub.add_argument(
+        "--strategy",
+        choices=("sparse", "uniform", "log", "dense", "all"),
+        help="default: sparse; for an audit of --model: all",
+    )
+    sub.add_argument("--interval", type=int, metavar="N", help="steps, for uniform and dense")
+    sub.add_argument(
+        "--format",
+        choices=("yaml", "json", "lines", "k8s"),
+        default="yaml",
+        help="yaml: a 'revisions:' block (default); k8s: the Job's completions",
+    )
+    sub.add_argument(
+        "--write", metavar="FILE", help="put the list into this config, in place; comments stay"
+    )
+    sub.add_argument(
+        "--step-pattern", metavar="REGEX", help="finds the step in --model's revision names"
+    )
+    sub.add_argument("--audit", action="store_true", help="ask the Hub instead of listing")
+    sub.add_argument(
+        "--strict", action="store_true", help="an unavailable checkpoint is an error (exit 3)"
+    )
 
     sub = _command(
         commands,
@@ -204,9 +242,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from batchsweep import commands
 
-    run: Callable[[argparse.Namespace], int | None] = getattr(commands, args.command)
     try:
-        return run(args) or 0
+        commands.COMMANDS[args.command](args)
+        return 0
     except BatchsweepError as error:
         if args.debug:
             raise

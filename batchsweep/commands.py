@@ -21,6 +21,43 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def checkpoints(args: argparse.Namespace) -> None:
+    from batchsweep.audit import audit
+    from batchsweep.config import Schedule
+    from batchsweep.planning import audit_table, config_of, list_revisions
+    from batchsweep.revisions_file import render_revisions, write_revisions
+
+    if args.audit and args.config:
+        print(audit_table(audit(load(args.config), strict=args.strict)), end="")
+    elif args.audit:
+        if args.model is None:
+            raise UsageError("--audit needs --config FILE or --model NAME")
+        schedule = Schedule(strategy=args.strategy or "all", interval=args.interval)
+        config = config_of(args.model, schedule, args.step_pattern)
+        print(audit_table(audit(config, strict=args.strict)), end="")
+    else:
+        strategy = args.strategy or "sparse"
+        names = list_revisions(strategy, args.interval, model=args.model, pattern=args.step_pattern)
+        if args.write:
+            write_revisions(args.write, names)
+            print(f"{args.write}: revisions are now {len(names)}, {names[0]} to {names[-1]}")
+        else:
+            models = len(load(args.config).models) if args.config else 1
+            print(render_revisions(names, args.format, models=models), end="")
+
+
+def plan(args: argparse.Namespace) -> None:
+    from batchsweep.plan_table import plan_table
+    from batchsweep.planning import plan_and_costs
+
+    config = load(args.config)
+    found, costs = plan_and_costs(config, gpu=args.gpu, calibrated=args.calibrate)
+    if args.json:
+        print(json.dumps({"plan": found.to_json(), "costs": costs.to_json()}, indent=1))
+    else:
+        print(plan_table(found, costs), end="")
+
+
 def prepare(args: argparse.Namespace) -> None:
     from batchsweep.prepare import prepare
 
@@ -153,5 +190,6 @@ def _print_table(table: Table) -> None:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    f.__name__: f for f in (prepare, extract, status, bandit, report, demo, launch)
+    f.__name__: f
+    for f in (checkpoints, plan, prepare, extract, status, bandit, report, demo, launch)
 }

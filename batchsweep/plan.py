@@ -296,6 +296,19 @@ def frozen_plan(store: Store, config: Config) -> Plan:
     return plan
 
 
+def merged(plan: Plan, store: Store, config: Config) -> Plan:
+    """What :func:`freeze` would put into the store: the plan, or the one there grown by it.
+
+    Raises:
+        StoreMismatch: the config changed in something that the store can't follow.
+    """
+    if store.read_json(PLAN_PATH) is None:
+        return plan
+    there = load_plan(store)
+    _check_same(there, config, store.url)
+    return grow(there, plan, where=store.url)
+
+
 def freeze(plan: Plan, store: Store, config: Config) -> Plan:
     """Put the plan into the store, or grow the one that is there; what is in the store then.
 
@@ -304,17 +317,13 @@ def freeze(plan: Plan, store: Store, config: Config) -> Plan:
     """
     if not plan.audited:
         raise ValueError("a plan without an audit can't be frozen")
-    if store.read_json(PLAN_PATH) is not None:
-        there = load_plan(store)
-        _check_same(there, config, store.url)
-        plan = grow(there, plan, where=store.url)
-        if plan.to_json() == there.to_json():
-            return there
-        logger.info(
-            "plan: %d indexes there, %d added",
-            len(there.entries),
-            len(plan.entries) - len(there.entries),
-        )
+    before = store.read_json(PLAN_PATH)
+    plan = merged(plan, store, config)
+    if before is not None:
+        if plan.to_json() == before:
+            return plan
+        added = len(plan.entries) - len(before["entries"])
+        logger.info("plan: %d indexes there, %d added", len(before["entries"]), added)
     store.write_json(PLAN_PATH, plan.to_json())
     return plan
 

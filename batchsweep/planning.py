@@ -1,0 +1,129 @@
+"""From a config to what a person decides from: revisions, audit, plan, costs. Changes nothing."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from batchsweep.audit import Audit, nominal
+from batchsweep.cache import JsonCache, cache_file
+from batchsweep.checkpoints import schedule, schedule_among
+from batchsweep.config import Config, ModelConfig, Schedule
+from batchsweep.corpus_size import corpus_size
+from batchsweep.errors import BatchsweepError, ConfigError
+from batchsweep.estimate import Estimate, estimate
+from batchsweep.hub import Hub
+from batchsweep.plan import Plan, frozen_plan, make_plan
+from batchsweep.shapes import is_pythia
+from batchsweep.store import Store, open_store
+from batchsweep.suite import open_suite, steps_in
+
+logger = logging.getLogger(__name__)
+
+
+def plan_and_costs(
+    config: Config, *, gpu: str | None = None, calibrated: bool = False
+) -> tuple[Plan, Estimate]:
+    """The store's frozen plan, or the one that the config would give, and what it costs.
+
+    Args:
+        config: the sweep.
+        gpu: see :data:`batchsweep.estimate.GPUS`.
+        calibrated: measure this machine's speed first.
+
+    Raises:
+        ConfigError: an unknown task or model, a layer that isn't there.
+        UsageError: an unknown GPU.
+        TryAgain: a model that isn't known must be asked for, and the Hub is out of reach.
+    """
+    store = _store_there(config)
+    plan = _frozen(store, config) if store is not None else None
+    if plan is None:
+        plan = make_plan(config, nominal(config))
+    size = corpus_size(config, store)
+    if not calibrated:
+        return plan, estimate(plan, config, size, gpu=gpu)
+    from batchsweep.calibrate import calibrate
+
+    speeds, machine = calibrate(plan, config, size)
+    return plan, estimate(plan, config, size, gpu=gpu, speeds=speeds, machine=machine)
+
+
+def _store_there(config: Config) -> Store | None:
+    try:
+        return open_store(config.store_url)
+    except BatchsweepError as error:
+        logger.debug("planning without the store: %s", error)
+        return None
+
+
+def _frozen(store: Store, config: Config) -> Plan | None:
+    try:
+        return frozen_plan(store, config)
+    except BatchsweepError as error:
+        # Said, because 'prepare' will say it too; but what the config would cost is still shown.
+        logger.warning("%s", error)
+        return None
+
+
+def list_revisions(
+    strategy: str, interval: int | None, *, model: str | None = None, pattern: str | None = None
+) -> list[str]:
+    """The revisions that a schedule gives: Pythia's, or of another model that is asked.
+
+    Raises:
+        ConfigError: unknown strategy, a wrong interval, no such model, or no steps in its names.
+        TryAgain: the Hub is out of reach.
+    """
+    if model is None or is_pythia(model):
+        return schedule(strategy, interval)
+    suite = open_suite(ModelConfig(name=model), Hub(), JsonCache(cache_file("digests")))
+    try:
+        return schedule_among(steps_in(suite.revisions(), pattern), strategy, interval)
+    except ConfigError as error:
+        raise ConfigError(f"{model}: {error}") from None
+
+
+def config_of(model: str, schedule: Schedule, pattern: str | None) -> Config:
+    """A config that is only good for an audit of one model."""
+    return Config(
+        models=(ModelConfig(name=model, step_pattern=pattern),), revisions=schedule, tasks=("any",)
+    )
+
+
+def audit_table(found: Audit) -> str:
+    """What the audit found: one line a model, then one a warning."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model")
+    for column in ("indexes", "identical", "missing", "without weights"):
+        table.add_column(column, justify="right")
+    models = dict.fromkeys([c.model for c in found.checkpoints] + [s.model for s in found.skipped])
+    for model in models:
+        mine = [c for c in found.checkpoints if c.model == model]
+        table.add_row(
+            model,
+            str(len(mine)),
+            str(sum(len(d.others) for d in found.duplicates if d.model == model)),
+            str(sum(s.model == model for s in found.missing)),
+            str(sum(s.model == model for s in found.weightless)),
+        )
+    console = Console(file=io.StringIO(), width=100, highlight=False)
+    console.print(table)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    lines = [line.rstrip() for line in file.getvalue().splitlines()]
+    return "\n".join([*lines, *_warnings(found.warnings), _closing(found)]) + "\n"
+
+
+def _warnings(warnings: Sequence[str]) -> list[str]:
+    return [f"warning: {line}" for line in warnings] or [
+        "All revisions are there, have weights of their own, and share no file."
+    ]
+
+
+def _closing(found: Audit) -> str:
+    return f"{found.requests} requests; no weights were downloaded."

@@ -47,6 +47,9 @@ class ArraySource(Protocol):
     def read(self, name: str, start: int, stop: int) -> Array:
         """Values [start, stop) along the first axis; checksums verified."""
 
+    def metadata_faults(self) -> list[tuple[str, str]]:
+        """(document, what is wrong with it) for each damaged document besides the attributes."""
+
 
 class CorpusWriter:
     """Writes a corpus in bounded memory; a context manager.
@@ -255,8 +258,8 @@ class Corpus:
         return [found[row] for row in wanted.tolist()]
 
     def verify(self) -> list[tuple[str, str]]:
-        """Read everything; (array, what is wrong with it) for each damaged array."""
-        faults = []
+        """Read everything; (part, what is wrong with it) for each damaged part."""
+        faults = self._source.metadata_faults()
         for name, entry in self._source.attributes["arrays"].items():
             hashed = hashlib.sha256()
             step = max(1, _READ_BYTES // _row_bytes(entry))

@@ -41,17 +41,20 @@ class Format(Protocol):
     def keys(self) -> list[str]:
         """Keys of all groups, sorted."""
 
+    def noted_keys(self) -> list[str]:
+        """Keys that the root knows of, whether or not their groups are there."""
+
     def folder(self, key: str) -> str:
         """Where the group is, for messages and temporary files."""
 
     def attributes(self, key: str) -> dict[str, Any] | None:
-        """The group's attributes, or None if there is no such group."""
+        """The spec's members, ``complete`` and ``metric_count``; None if there is no such group."""
 
     def start_group(self, key: str, spec: GroupSpec) -> None:
         """Make the group's metadata; no block is sealed."""
 
     def mark(self, key: str, spec: GroupSpec, *, complete: bool) -> None:
-        """Set the attribute ``complete``."""
+        """Set ``complete``, and with it the number of metrics."""
 
     def drop_group(self, key: str) -> None:
         """Remove the group."""
@@ -74,6 +77,9 @@ class Format(Protocol):
 
     def restore_metadata(self, key: str, spec: GroupSpec) -> None:
         """Write again what follows from the spec; blocks and seals stay; not complete."""
+
+    def has_seals(self, key: str) -> bool:
+        """Whether there is a seal, even if the group has no attributes."""
 
     def recover_spec(self, key: str) -> GroupSpec | None:
         """The spec of a group whose attributes are damaged, if there is a copy."""

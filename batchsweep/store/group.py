@@ -49,6 +49,7 @@ class GroupWriter:
         self.key = key
         self.spec = spec
         self.sealed: frozenset[int] = frozenset()
+        self._complete = False
         self._format = fmt
         self._stack = ExitStack()
 
@@ -58,6 +59,7 @@ class GroupWriter:
             stack.enter_context(fmt.blobs.lease(fmt.folder(key)))
             fmt.blobs.clean(fmt.folder(key))
             there = spec_of(fmt, key)
+            self._complete = there is not None and there[1]
             if there is None:
                 fmt.start_group(key, spec)
             elif differences := there[0].differences(spec):
@@ -101,6 +103,9 @@ class GroupWriter:
                     f"{fmt.folder(key)}: block {block} of {pooling} is {values.shape}, "
                     f"must be {shape} (layer, text, hidden)"
                 )
+        if self._complete:
+            fmt.mark(key, spec, complete=False)
+            self._complete = False
         if block in self.sealed:
             fmt.write_seal(key, spec, block, None)
             self.sealed -= {block}
@@ -151,6 +156,9 @@ class GroupWriter:
                     f"{self.key}: metric {name} is {values.shape}, "
                     f"must be [{len(self.spec.layers)}], one value a layer"
                 )
+        if self._complete:
+            self._format.mark(self.key, self.spec, complete=False)
+            self._complete = False
         self._format.write_metrics(self.key, self.spec, arrays)
 
     def finish(self) -> None:
@@ -162,6 +170,7 @@ class GroupWriter:
         if missing := sorted(set(range(self.spec.blocks)) - self.sealed):
             raise StoreError(f"{self.key}: blocks {_listed(missing)} aren't sealed yet")
         self._format.mark(self.key, self.spec, complete=True)
+        self._complete = True
 
 
 def _taken(waiting: deque[Future[tuple[Array, Array | None]]], scales: list[Array]) -> Array:

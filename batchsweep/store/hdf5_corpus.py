@@ -71,9 +71,13 @@ class Hdf5Source:
         try:
             with h5py.File(self._blobs.root / PATH, "r", locking=False) as file:
                 values: Array = file[name][start:stop]
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, RuntimeError) as error:
             raise corrupt_at(self._blobs, f"{PATH}, {name}", f"can't be read ({error})") from None
         return values
+
+    def metadata_faults(self) -> list[tuple[str, str]]:
+        """None: HDF5 verifies its metadata as it opens the file."""
+        return []
 
 
 def read_attributes(blobs: LocalBlobs) -> dict[str, Any] | None:
@@ -83,6 +87,6 @@ def read_attributes(blobs: LocalBlobs) -> dict[str, Any] | None:
     try:
         with h5py.File(blobs.root / PATH, "r", locking=False) as file:
             attributes: dict[str, Any] = documents.decode_checked(file["attributes"][()])
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise corrupt_at(blobs, PATH, f"can't be read ({error})") from None
     return attributes

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,10 @@ class Hdf5Format:
     def version(self) -> int | None:
         with self._open(MASTER) as file:
             version = file.attrs.get("batchsweep_format")
+            # Whether the links can be read is a matter of the root, too.
+            for group in file["checkpoints"].values():
+                for revision in group:
+                    group.get(revision, getlink=True)
         return None if version is None else int(version)
 
     def keys(self) -> list[str]:
@@ -62,6 +67,10 @@ class Hdf5Format:
             if name.endswith(".h5")
         )
 
+    def noted_keys(self) -> list[str]:
+        with self._open(MASTER) as file:
+            return [f"{m}/{r}" for m, models in file["checkpoints"].items() for r in models]
+
     def folder(self, key: str) -> str:
         return f"checkpoints/{key}.h5"
 
@@ -71,14 +80,18 @@ class Hdf5Format:
             return None
         with self._open(path) as file:
             text = file.attrs.get("spec")
-            complete = file.get("complete")
-            if text is None or complete is None:
+            if text is None:
                 raise corrupt_at(self.blobs, path, "not a checkpoint's file")
+            complete, metric_count = file["complete"][0], file["metric_count"][0]
             try:
                 attributes = documents.decode_checked(text)
             except ValueError as error:
                 raise corrupt_at(self.blobs, path, f"torn or changed ({error})") from None
-            return {**attributes, "complete": bool(complete[0])}
+            return {
+                **attributes,
+                "complete": bool(complete),
+                "metric_count": int(metric_count),
+            }
 
     def start_group(self, key: str, spec: GroupSpec) -> None:
         if spec.compression != "none":
@@ -110,6 +123,7 @@ class Hdf5Format:
                 _reserve(file, f"{name}_crc32c", grid, np.dtype("<u4"))
             _reserve(file, "seals", (spec.blocks, _SEAL_ROW), np.dtype("u1"))
             _reserve(file, "complete", (1,), np.dtype("u1"))
+            _reserve(file, "metric_count", (1,), np.dtype("<u4"))
             file["metrics"] = h5py.ExternalLink(metrics, "/")
 
         self._offsets.pop(key, None)
@@ -117,7 +131,12 @@ class Hdf5Format:
         self._write_master()
 
     def mark(self, key: str, spec: GroupSpec, *, complete: bool) -> None:
+        count = len(self.metrics(key, spec)) if complete else 0
+        self._put(key, "metric_count", 0, struct.pack("<I", count))
         self._put(key, "complete", 0, bytes([complete]))
+        if complete and not self._is_linked(key):
+            # A kill between making the file and linking it.
+            self._write_master()
 
     def drop_group(self, key: str) -> None:
         self._offsets.pop(key, None)
@@ -171,17 +190,23 @@ class Hdf5Format:
             for name, values in wanted.items():
                 if name not in file or not np.array_equal(file[name][()], values):
                     raise corrupt_at(self.blobs, path, f"{name} is missing or changed")
-            names = (*spec.arrays, *(f"{n}_crc32c" for n in spec.arrays), "seals", "complete")
+            names = (*spec.arrays, *(f"{n}_crc32c" for n in spec.arrays), "seals")
             for name in names:
                 if name not in file or file[name].id.get_offset() is None:
                     raise corrupt_at(self.blobs, path, f"{name} is missing")
-        with self._open(MASTER) as file:
-            link = file.get(f"checkpoints/{key}", getlink=True)
-        return [] if getattr(link, "filename", "") == path else [f"{MASTER} has no link to {path}"]
+            complete = bool(file["complete"][0])
+        # A writer that was killed early may go without a link until it is complete.
+        if complete and not self._is_linked(key):
+            return [f"{MASTER} has no link to {path}"]
+        return []
 
     def restore_metadata(self, key: str, spec: GroupSpec) -> None:
         self.mark(key, spec, complete=False)
         self._write_master()
+
+    def has_seals(self, key: str) -> bool:
+        # Attributes and seals are one file: without the one there are none of the other.
+        return False
 
     def recover_spec(self, key: str) -> GroupSpec | None:
         # The file's metadata is one piece: where it is damaged, nothing says where blocks lie.
@@ -229,10 +254,7 @@ class Hdf5Format:
         if not self._path(path).exists():
             return {}
         with self._open(path) as file:
-            try:
-                return {name: file[name][()] for name in sorted(file) if name != "layer"}
-            except (OSError, KeyError) as error:
-                raise corrupt_at(self.blobs, path, f"damaged ({error})") from None
+            return {name: file[name][()] for name in sorted(file) if name != "layer"}
 
     def corpus_sink(self) -> Hdf5Sink:
         return Hdf5Sink(self.blobs)
@@ -244,10 +266,13 @@ class Hdf5Format:
     def _path(self, path: str) -> Path:
         return self.blobs.root / path
 
-    def _open(self, path: str) -> h5py.File:
+    @contextmanager
+    def _open(self, path: str) -> Iterator[h5py.File]:
         try:
-            return h5py.File(self._path(path), "r", locking=False)
-        except OSError as error:
+            with h5py.File(self._path(path), "r", locking=False) as file:
+                yield file
+        except (OSError, KeyError, RuntimeError) as error:
+            # h5py's three ways to say that bytes make no sense.
             raise corrupt_at(self.blobs, path, f"can't be read as HDF5 ({error})") from None
 
     def _make(self, path: str, fill: Callable[[h5py.File], None]) -> None:
@@ -267,9 +292,17 @@ class Hdf5Format:
                 file["corpus"] = h5py.ExternalLink("corpus/corpus.h5", "/")
                 file.create_group("checkpoints")
                 for key in keys:
-                    file[f"checkpoints/{key}"] = h5py.ExternalLink(self.folder(key), "/")
+                    model, revision = key.split("/")
+                    # Named, since HDF5 dates the groups that it makes on the way to a link.
+                    group = file.require_group(f"checkpoints/{model}")
+                    group[revision] = h5py.ExternalLink(self.folder(key), "/")
 
             self._make(MASTER, fill)
+
+    def _is_linked(self, key: str) -> bool:
+        with self._open(MASTER) as file:
+            link = file.get(f"checkpoints/{key}", getlink=True)
+        return getattr(link, "filename", None) == self.folder(key)
 
     def _offset(self, key: str, name: str) -> int:
         if key not in self._offsets:

@@ -68,6 +68,10 @@ def verify(store: Store, *, expected: Mapping[str, Mapping[str, Any]] | None = N
     except StoreCorrupt as error:
         faults.append(Fault("corpus", str(error)))
     keys = store.keys()
+    faults += [
+        Fault("group", f"{fmt.folder(key)} is missing", key=key)
+        for key in sorted(set(fmt.noted_keys()) - set(keys))
+    ]
     specs: dict[str, tuple[GroupSpec, bool]] = {}
     for key in keys:
         try:
@@ -78,7 +82,8 @@ def verify(store: Store, *, expected: Mapping[str, Mapping[str, Any]] | None = N
             continue
         if there is not None:
             specs[key] = there
-        elif fmt.recover_spec(key) is not None or store.backend.blobs.walk(fmt.folder(key)):
+        elif fmt.has_seals(key):
+            # Without seals, it is a group that a killed writer had only begun to make.
             faults.append(_attribute_fault(fmt, key, f"{fmt.folder(key)} has no attributes"))
     total = sum(spec.blocks for spec, _ in specs.values())
     with progress("verify", total=total, unit="blocks") as bar:
@@ -179,16 +184,21 @@ def _group(
         if there != value:
             what = f"{folder} was made from something else: {name} is {there}, not {value}"
             return [Fault("group", what, key=key)]
+    faults = []
     try:
-        faults = [Fault("metadata", f, key=key) for f in fmt.metadata_faults(key, spec)]
+        metrics = fmt.metrics(key, spec)
+        count = (fmt.attributes(key) or {}).get("metric_count")
+        if complete and len(metrics) != count:
+            faults.append(Fault("metrics", f"{folder}: some of {count} metrics miss", key=key))
+    except StoreCorrupt as error:
+        faults.append(Fault("metrics", str(error), key=key))
+    try:
+        if not faults:
+            faults += [Fault("metadata", f, key=key) for f in fmt.metadata_faults(key, spec)]
         seals = fmt.seals(key, spec)
         absent = fmt.missing(key, spec)
     except StoreCorrupt as error:
         return [Fault("group", str(error), key=key)]
-    try:
-        fmt.metrics(key, spec)
-    except StoreCorrupt as error:
-        faults.append(Fault("metrics", str(error), key=key))
 
     def one(block: int) -> Fault | None:
         what = _block(fmt, key, spec, block, seals[block], block in absent)

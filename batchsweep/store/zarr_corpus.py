@@ -50,27 +50,16 @@ class ZarrSink:
         self._pending_rows[name] = len(joined)
 
     def commit(self, attributes: dict[str, Any]) -> None:
-        groups = {"corpus"}
+        arrays = attributes["arrays"]
         for name, pending in self._pending.items():
             rest = np.concatenate(pending)
-            full = self._written.get(name, 0)
             # An array of one chunk isn't padded to a whole one. A chunk has at least one row.
-            rows = _chunk_rows(rest) if full else max(len(rest), 1)
+            rows = _chunk_rows(rest) if self._written.get(name, 0) else max(len(rest), 1)
             if len(rest):
                 self._write_chunk(name, rest, rows)
-            shape = (full * rows + len(rest), *rest.shape[1:])
-            last_name = name.rsplit("/", 1)[-1]
-            metadata = zarr3.array(
-                shape,
-                rest.dtype,
-                (rows, *rest.shape[1:]),
-                dimensions=_DIMENSIONS.get(last_name, (f"{last_name}_row",)),
-            )
-            self._blobs.write(f"corpus/{name}/zarr.json", [metadata])
-            parts = f"corpus/{name}".split("/")[:-1]
-            groups |= {"/".join(parts[: n + 1]) for n in range(len(parts))}
-        for group in sorted(groups - {"corpus"}):
-            self._blobs.write(f"{group}/zarr.json", [zarr3.group({})])
+            arrays[name]["chunk_rows"] = rows
+        for path, stored in _documents(arrays).items():
+            self._blobs.write(path, [stored])
         self._blobs.write("corpus/zarr.json", [zarr3.group(attributes)])
 
     def close(self) -> None:
@@ -96,9 +85,7 @@ class ZarrSource:
         dtype, inner = np.dtype(entry["dtype"]), tuple(entry["shape"][1:])
         if start >= stop:
             return np.empty((0, *inner), dtype)
-        rows = _chunk_rows(np.empty((0, *inner), dtype))
-        if entry["shape"][0] < rows:
-            rows = entry["shape"][0]
+        rows = entry["chunk_rows"]
         numbers = range(start // rows, (stop - 1) // rows + 1)
 
         def chunk(number: int) -> Array:
@@ -118,6 +105,15 @@ class ZarrSource:
         base = numbers[0] * rows
         return joined[start - base : stop - base]
 
+    def metadata_faults(self) -> list[tuple[str, str]]:
+        faults = []
+        for path, wanted in _documents(self.attributes["arrays"]).items():
+            stored = self._blobs.read(path)
+            if stored is None or not zarr3.same_layout(stored, wanted):
+                what = "missing" if stored is None else "torn or changed"
+                faults.append((path.removeprefix("corpus/"), what))
+        return faults
+
 
 def read_attributes(blobs: Blobs) -> dict[str, Any] | None:
     """The corpus's attributes; None if there is no complete corpus."""
@@ -129,6 +125,25 @@ def read_attributes(blobs: Blobs) -> dict[str, Any] | None:
     except ValueError as error:
         raise corrupt_at(blobs, "corpus/zarr.json", f"torn or changed ({error})") from None
     return attributes if attributes.get("complete") is True else None
+
+
+def _documents(arrays: dict[str, Any]) -> dict[str, bytes]:
+    """``zarr.json`` of every node below ``corpus``, by path."""
+    documents = {}
+    for name, entry in arrays.items():
+        inner = tuple(entry["shape"][1:])
+        last = name.rsplit("/", 1)[-1]
+        documents[f"corpus/{name}/zarr.json"] = zarr3.array(
+            tuple(entry["shape"]),
+            np.dtype(entry["dtype"]),
+            (entry["chunk_rows"], *inner),
+            dimensions=_DIMENSIONS.get(last, (f"{last}_row",)),
+        )
+        parts = name.split("/")[:-1]
+        for depth in range(len(parts)):
+            group = "/".join(parts[: depth + 1])
+            documents[f"corpus/{group}/zarr.json"] = zarr3.group({})
+    return documents
 
 
 def _chunk_rows(values: Array) -> int:

@@ -45,6 +45,10 @@ class ZarrFormat:
         revisions = self.blobs.map(lambda m: self.blobs.folders(f"checkpoints/{m}"), models)
         return sorted(f"{m}/{r}" for m, rs in zip(models, revisions, strict=True) for r in rs)
 
+    def noted_keys(self) -> list[str]:
+        # Folders are the only note: with one index, pods would have to wait for one another.
+        return self.keys()
+
     def folder(self, key: str) -> str:
         return f"checkpoints/{key}"
 
@@ -60,24 +64,25 @@ class ZarrFormat:
         for name, stored in _array_documents(spec).items():
             self._write(f"{folder}/{name}/zarr.json", stored)
         # Last: a group is there once its own document is.
-        self._write(f"{folder}/zarr.json", zarr3.group({**spec.to_json(), "complete": False}))
+        attributes = {**spec.to_json(), "complete": False, "metric_count": 0}
+        self._write(f"{folder}/zarr.json", zarr3.group(attributes))
 
     def mark(self, key: str, spec: GroupSpec, *, complete: bool) -> None:
         # What was recorded at the start (versions) stays as it was.
-        attributes = {**(self.attributes(key) or spec.to_json()), "complete": complete}
+        names = self._metric_names(key) if complete else []
+        attributes = {
+            **(self.attributes(key) or spec.to_json()),
+            "complete": complete,
+            "metric_count": len(names),
+        }
         path = f"{self.folder(key)}/zarr.json"
-        if not complete:
-            self._write(path, zarr3.group(attributes))
-            return
-        members = _array_documents(spec)
-        if names := self._metric_names(key):
-            members["metrics"] = _metrics_document(names)
-            members |= {f"metrics/{name}": s for name, s in _metric_arrays(spec, names).items()}
+        members = _members(spec, names) if complete else None
         self._write(path, zarr3.group(attributes, members))
 
     def drop_group(self, key: str) -> None:
         # The group's own document goes first, so that no half group is ever taken for a whole.
         self.blobs.delete(f"{self.folder(key)}/zarr.json")
+        self.blobs.delete_tree(f"{self.folder(key)}/seals")
         self.blobs.delete_tree(self.folder(key))
 
     def write_array(
@@ -139,6 +144,15 @@ class ZarrFormat:
         wanted = {f"{folder}/{n}/zarr.json": s for n, s in _array_documents(spec).items()}
         for group in ("checkpoints", folder.rsplit("/", 1)[0]):
             wanted[f"{group}/zarr.json"] = zarr3.group({})
+        attributes = self.attributes(key) or {}
+        if attributes.get("complete") is True:
+            # Metrics that don't read at all are another kind of fault.
+            names = self._metric_names(key)
+            wanted[f"{folder}/zarr.json"] = zarr3.group(attributes, _members(spec, names))
+            if names:
+                arrays = _metric_arrays(spec, names)
+                wanted |= {f"{folder}/metrics/{n}/zarr.json": s for n, s in arrays.items()}
+                wanted[f"{folder}/metrics/zarr.json"] = zarr3.group({"names": names}, arrays)
         paths = list(wanted)
         stored = self.blobs.map(self.blobs.read, paths)
         faults = [
@@ -155,7 +169,12 @@ class ZarrFormat:
     def restore_metadata(self, key: str, spec: GroupSpec) -> None:
         for group in ("checkpoints", self.folder(key).rsplit("/", 1)[0]):
             self._write(f"{group}/zarr.json", zarr3.group({}))
+        if names := self._metric_names(key):
+            self._write_metric_documents(key, spec, names)
         self.start_group(key, spec)
+
+    def has_seals(self, key: str) -> bool:
+        return any(n.startswith("c.") for n in self.blobs.files(f"{self.folder(key)}/seals"))
 
     def recover_spec(self, key: str) -> GroupSpec | None:
         path = f"{self.folder(key)}/seals/zarr.json"
@@ -225,9 +244,7 @@ class ZarrFormat:
         layer = np.asarray(spec.layers, np.int64)
         for name, values in {"layer": layer, **metrics}.items():
             self._write_only_chunk(f"{folder}/{name}", values)
-        for name, stored in _metric_arrays(spec, sorted(metrics)).items():
-            self._write(f"{folder}/{name}/zarr.json", stored)
-        self._write(f"{folder}/zarr.json", _metrics_document(sorted(metrics)))
+        self._write_metric_documents(key, spec, sorted(metrics))
 
     def metrics(self, key: str, spec: GroupSpec) -> dict[str, Float64]:
         names = self._metric_names(key)
@@ -241,6 +258,13 @@ class ZarrFormat:
             return zarr3.decode_chunk(stored, shape, np.dtype("<f8"), where=path).astype(np.float64)
 
         return dict(zip(names, self.blobs.map(one, names), strict=True))
+
+    def _write_metric_documents(self, key: str, spec: GroupSpec, names: list[str]) -> None:
+        folder = f"{self.folder(key)}/metrics"
+        arrays = _metric_arrays(spec, names)
+        for name, stored in arrays.items():
+            self._write(f"{folder}/{name}/zarr.json", stored)
+        self._write(f"{folder}/zarr.json", zarr3.group({"names": names}, arrays))
 
     def _metric_names(self, key: str) -> list[str]:
         attributes = self._group_attributes(f"{self.folder(key)}/metrics/zarr.json") or {}
@@ -319,8 +343,14 @@ def _array_documents(spec: GroupSpec) -> dict[str, bytes]:
     return documents
 
 
-def _metrics_document(names: list[str]) -> bytes:
-    return zarr3.group({"names": names})
+def _members(spec: GroupSpec, metrics: list[str]) -> dict[str, bytes]:
+    """``zarr.json`` of all nodes of a complete group, by path."""
+    members = _array_documents(spec)
+    if metrics:
+        members["metrics"] = zarr3.group({"names": metrics})
+        arrays = _metric_arrays(spec, metrics)
+        members |= {f"metrics/{name}": stored for name, stored in arrays.items()}
+    return members
 
 
 def _metric_arrays(spec: GroupSpec, names: list[str]) -> dict[str, bytes]:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from batchsweep.errors import Terminated
+
 
 class StopRequest:
     """Whether someone asked this process to stop, and how much of the grace period is left."""
@@ -30,6 +32,15 @@ class StopRequest:
         if self._asked_at is None:
             return float("inf")
         return self._asked_at + self.grace - time.monotonic()
+
+    def check(self) -> None:
+        """Leave if someone asked; for safe points between two pieces of work.
+
+        Raises:
+            Terminated: someone did.
+        """
+        if self.asked:
+            raise Terminated(f"{self.name}: stopped; the same command goes on from here")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.asked:

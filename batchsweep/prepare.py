@@ -1,0 +1,57 @@
+"""What happens once before extraction: audit, corpus and frozen plan into the store."""
+
+from __future__ import annotations
+
+import logging
+
+from batchsweep.audit import audit
+from batchsweep.config import Config
+from batchsweep.corpus import Summary, load_tokenizer, write_corpus
+from batchsweep.plan import Plan, freeze, make_plan, merged
+from batchsweep.planning import refuse_if_too_large
+from batchsweep.store import Store, create_store
+from batchsweep.tasks import check_data, resolve
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(config: Config, *, strict: bool = False) -> tuple[Store, Plan, Summary]:
+    """Write the corpus, with its tokens, and the frozen plan; or grow the plan that is there.
+
+    The plan is written last: where there is a plan, an index can be extracted.
+
+    Args:
+        config: the sweep.
+        strict: an unavailable checkpoint is an error.
+
+    Raises:
+        ConfigError: an unknown task or model, a layer that isn't there.
+        IndexFailed: with ``strict``, a checkpoint is unavailable.
+        StoreMismatch: the store there is of another sweep; says what differs.
+        TryAgain: the Hub is out of reach, or another process prepares this store.
+        UsageError: the disk is too small for the sweep; says what is needed and what is free.
+    """
+    tasks = resolve(config.tasks)
+    found = audit(config, strict=strict)
+    for warning in found.warnings:
+        logger.warning("%s", warning)
+    plan = make_plan(config, found)
+    refuse_if_too_large(config, plan)
+    store = create_store(config.store_url, format=config.store.format)
+    # Before the long work: would this plan be refused?
+    plan = merged(plan, store, config)
+    check_data(tasks)
+    trusted = {model.name for model in config.models if model.trust_remote_code}
+    tokenizers = {
+        key: load_tokenizer(
+            checkpoint.load_model,
+            checkpoint.load_revision,
+            trust_remote_code=checkpoint.model in trusted,
+        )
+        for key, checkpoint in plan.tokenizers().items()
+    }
+    summary = write_corpus(
+        store, tasks, tokenizers, embedding=config.embedding, corpus=config.corpus
+    )
+    refuse_if_too_large(config, plan)  # Now that the texts are counted.
+    return store, freeze(plan, store, config), summary

@@ -82,7 +82,8 @@ def corpus_size(config: Config, store: Store | None = None) -> CorpusSize:
         return counted
     from batchsweep.tasks import resolve
 
-    local = {t.name for t in config.tasks if isinstance(t, LocalTask)}
+    # The data of a task in Python code may be anywhere, such as on the Hub.
+    local = {t.name for t in config.tasks if isinstance(t, LocalTask) and t.type != "python"}
     sizes, unknown = [], []
     for task in resolve(config.tasks):
         one = _own(task) if task.metadata.name in local else _from_statistics(task)

@@ -16,7 +16,7 @@ from typing import Any
 from batchsweep.audit import Audit, Duplicates, SharedFiles, Skipped
 from batchsweep.checkpoints import Checkpoint, normalise_revision
 from batchsweep.config import Config, EveryLayers
-from batchsweep.errors import ConfigError, IndexFailed, StoreCorrupt, StoreMismatch, UsageError
+from batchsweep.errors import ConfigError, StoreCorrupt, StoreMismatch, UsageError
 from batchsweep.shapes import Shape
 from batchsweep.store import Store
 
@@ -73,10 +73,10 @@ class Plan:
         """The entry of an index.
 
         Raises:
-            IndexFailed: there is no such index.
+            UsageError: there is no such index.
         """
         if not 0 <= index < len(self.entries):
-            raise IndexFailed(
+            raise UsageError(
                 f"index {index}: the plan has {len(self.entries)} indexes, 0 to "
                 f"{len(self.entries) - 1}; set the job's completions to {len(self.entries)}"
             )

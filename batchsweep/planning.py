@@ -15,7 +15,7 @@ from batchsweep.checkpoints import schedule, schedule_among
 from batchsweep.config import Config, ModelConfig, Schedule
 from batchsweep.corpus_size import corpus_size
 from batchsweep.errors import BatchsweepError, ConfigError
-from batchsweep.estimate import Estimate, estimate
+from batchsweep.estimate import Estimate, check_space, estimate
 from batchsweep.hub import Hub
 from batchsweep.plan import Plan, frozen_plan, make_plan
 from batchsweep.shapes import is_pythia
@@ -68,6 +68,19 @@ def _frozen(store: Store, config: Config) -> Plan | None:
         # Said, because 'prepare' will say it too; but what the config would cost is still shown.
         logger.warning("%s", error)
         return None
+
+
+def refuse_if_too_large(config: Config, plan: Plan) -> None:
+    """Refuse a sweep that will not fit on the disk that its store is on.
+
+    Before the corpus is there, its size is an estimate; call it again when it has been counted.
+
+    Raises:
+        UsageError: with what is needed and what is free.
+    """
+    store = _store_there(config)
+    costs = estimate(plan, config, corpus_size(config, store))
+    check_space(costs, config.store_url, store)
 
 
 def list_revisions(

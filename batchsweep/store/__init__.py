@@ -13,6 +13,7 @@ Example:
     >>> store.reader("EleutherAI--pythia-14m/step1000").read("mean", layer=6)
 """
 
+from batchsweep.store.convert import convert
 from batchsweep.store.corpus import Corpus, CorpusWriter, digest_of
 from batchsweep.store.group import GroupReader, GroupWriter
 from batchsweep.store.integrity import Fault, repair, verify
@@ -28,6 +29,7 @@ __all__ = [
     "GroupStatus",
     "GroupWriter",
     "Store",
+    "convert",
     "create_store",
     "digest_of",
     "open_store",

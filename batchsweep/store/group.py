@@ -39,6 +39,7 @@ class GroupWriter:
 
     Attributes:
         sealed: blocks that are done, from earlier runs too.
+        complete: whether ``finish`` was reached, by an earlier run too.
 
     Raises:
         TryAgain: another process writes this group; names it.
@@ -49,7 +50,7 @@ class GroupWriter:
         self.key = key
         self.spec = spec
         self.sealed: frozenset[int] = frozenset()
-        self._complete = False
+        self.complete = False
         self._format = fmt
         self._stack = ExitStack()
 
@@ -59,7 +60,7 @@ class GroupWriter:
             stack.enter_context(fmt.blobs.lease(fmt.folder(key)))
             fmt.blobs.clean(fmt.folder(key))
             there = spec_of(fmt, key)
-            self._complete = there is not None and there[1]
+            self.complete = there is not None and there[1]
             if there is None:
                 fmt.start_group(key, spec)
             elif differences := there[0].differences(spec):
@@ -103,19 +104,33 @@ class GroupWriter:
                     f"{fmt.folder(key)}: block {block} of {pooling} is {values.shape}, "
                     f"must be {shape} (layer, text, hidden)"
                 )
-        if self._complete:
+        arrays: dict[str, Iterable[Array]] = {}
+        for pooling in spec.poolings:
+            # The scales are there once the vectors that they belong to are written.
+            scales: list[Array] = []
+            arrays[pooling] = self._encoded(states[pooling], pooling, rows.start, scales)
+            if spec.dtype == "int8":
+                arrays[f"{pooling}_scale"] = scales
+        self.write_stored(block, arrays)
+
+    def write_stored(self, block: int, arrays: Mapping[str, Iterable[Array]]) -> None:
+        """Write a block that is in its stored form already, then seal it.
+
+        Args:
+            block: its number.
+            arrays: for each of ``spec.arrays``, its layers, [text, hidden] or [text] each.
+
+        Raises:
+            StoreError: no space left. Blocks that were sealed stay so.
+        """
+        fmt, key, spec = self._format, self.key, self.spec
+        if self.complete:
             fmt.mark(key, spec, complete=False)
-            self._complete = False
+            self.complete = False
         if block in self.sealed:
             fmt.write_seal(key, spec, block, None)
             self.sealed -= {block}
-        checksums = []
-        for pooling in spec.poolings:
-            scales: list[Array] = []
-            layers = self._encoded(states[pooling], pooling, rows.start, scales)
-            checksums.append(fmt.write_array(key, spec, pooling, block, layers))
-            if spec.dtype == "int8":
-                checksums.append(fmt.write_array(key, spec, f"{pooling}_scale", block, scales))
+        checksums = [fmt.write_array(key, spec, n, block, arrays[n]) for n in spec.arrays]
         fmt.write_seal(key, spec, block, seal_of(spec, checksums))
         self.sealed |= {block}
 
@@ -156,9 +171,9 @@ class GroupWriter:
                     f"{self.key}: metric {name} is {values.shape}, "
                     f"must be [{len(self.spec.layers)}], one value a layer"
                 )
-        if self._complete:
+        if self.complete:
             self._format.mark(self.key, self.spec, complete=False)
-            self._complete = False
+            self.complete = False
         self._format.write_metrics(self.key, self.spec, arrays)
 
     def finish(self) -> None:
@@ -170,7 +185,7 @@ class GroupWriter:
         if missing := sorted(set(range(self.spec.blocks)) - self.sealed):
             raise StoreError(f"{self.key}: blocks {_listed(missing)} aren't sealed yet")
         self._format.mark(self.key, self.spec, complete=True)
-        self._complete = True
+        self.complete = True
 
 
 def _taken(waiting: deque[Future[tuple[Array, Array | None]]], scales: list[Array]) -> Array:

@@ -103,7 +103,7 @@ class Hdf5Format:
 
         def fill(file: h5py.File) -> None:
             file.attrs["spec"] = documents.encode_checked(spec.to_json()).decode()
-            for name, value in spec.provenance.items():
+            for name, value in sorted(spec.provenance.items()):
                 if isinstance(value, str | int | float):
                     file.attrs[name] = value
             layer = file.create_dataset("layer", data=np.asarray(spec.layers, np.int64))

@@ -146,10 +146,7 @@ def _repair_group(fmt: Format, fault: Fault) -> None:
 
 def _documents(store: Store) -> list[Fault]:
     faults = []
-    for path in store.backend.blobs.walk(""):
-        top = path.split("/", 1)[0]
-        if not path.endswith(".json") or top in ("checkpoints", "corpus", "tmp", "leases"):
-            continue
+    for path in store.documents():
         try:
             store.read_json(path)
         except StoreCorrupt as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from batchsweep.errors import StoreCorrupt, StoreError
@@ -91,6 +91,10 @@ class GroupSpec:
     def digest(self) -> bytes:
         """sha256 of what decides the group's bytes: every field, less what is only recorded."""
         return hashlib.sha256(_canonical(_deciding(self.to_json())).encode()).digest()
+
+    def without_compression(self) -> GroupSpec:
+        """The same group as HDF5 stores it."""
+        return replace(self, compression="none")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, as in the group's attributes."""

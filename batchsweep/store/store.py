@@ -19,6 +19,9 @@ from batchsweep.store.zarr_format import ZarrFormat
 
 FORMATS = ("zarr", "hdf5")
 
+#: Folders of a store that hold something else than documents.
+_NOT_DOCUMENTS = ("checkpoints", "corpus", "metrics", "tmp", "leases")
+
 
 @dataclass(frozen=True)
 class GroupStatus:
@@ -90,6 +93,12 @@ class Store:
         """
         with self._blobs.lease(path):
             yield
+
+    def documents(self) -> list[str]:
+        """Paths of all JSON documents, sorted."""
+        folders = [f for f in self._blobs.folders("") if f not in _NOT_DOCUMENTS]
+        own = sorted(n for n in self._blobs.files("") if n.endswith(".json") and n != "zarr.json")
+        return own + [path for folder in folders for path in self.list_json(folder)]
 
     # Corpus
 

@@ -254,7 +254,7 @@ def schedule(strategy: str, interval: int | None = None) -> list[str]:
         early = [0, *(2**n for n in range(10))] if strategy == "all" else []
         steps = [*early, *range(every, PYTHIA_FINAL_STEP + 1, every)]
     # main is step143000 under another name: it ends every list that does not reach that step.
-    last = [] if steps[-1] == PYTHIA_FINAL_STEP else ["main"]
+    last = [] if steps[-1:] == [PYTHIA_FINAL_STEP] else ["main"]
     return [*(f"step{step}" for step in steps), *last]
 
 

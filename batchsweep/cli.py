@@ -89,9 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
         commands,
         "checkpoints",
         "list revisions by a schedule, or audit what the Hub serves under their names",
-        details="Schedules of Pythia's revisions, or among --model's own: sparse (8), uniform (29,\n"
-        "every --interval), log (20), dense (143), all (154). The audit reads metadata only: missing\n"
-        "revisions, those without weights, and names that serve the same weights.",
+        details="Schedules of Pythia's revisions, or among --model's own: sparse (8), uniform\n"
+        "(29, every --interval), log (20), dense (143), all (154). The audit reads metadata\n"
+        "only: missing revisions, those without weights, and names that serve the same weights.",
         example="  batchsweep checkpoints --strategy uniform --interval 5000 >> configs/mine.yaml\n"
         "  batchsweep checkpoints --strategy log --write configs/mine.yaml\n"
         "  batchsweep checkpoints --audit --config configs/mteb_layersweep.yaml\n"

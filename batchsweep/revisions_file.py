@@ -148,7 +148,10 @@ def _scalar(name: str) -> str:
         loaded: Any = yaml.safe_load(f"[{name}]")
     except yaml.YAMLError:
         loaded = None
-    return name if loaded == [name] and "#" not in name else json.dumps(name)
+    if loaded == [name] and "#" not in name:
+        return name
+    quoted: str = yaml.safe_dump(name, default_style='"', width=float("inf"))
+    return quoted.strip()
 
 
 def _replace_file(path: Path, text: str) -> None:

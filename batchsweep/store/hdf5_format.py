@@ -169,8 +169,7 @@ class Hdf5Format:
         size = len(spec.layers) * CRC_BYTES
         table = self._get(key, f"{name}_crc32c", block * size, size)
         self._check(table, stored, key, spec, name, block, layer)
-        shape = (-1, spec.hidden) if name in spec.poolings else (-1,)
-        return np.frombuffer(stored, stored_dtype(spec.dtype, name)).reshape(shape)
+        return _values(spec, name, stored)
 
     def chunks(
         self, key: str, spec: GroupSpec, name: str, block: int
@@ -180,8 +179,7 @@ class Hdf5Format:
         for layer in range(len(spec.layers)):
             stored = self._chunk(key, spec, name, block, layer)
             self._check(table, stored, key, spec, name, block, layer)
-            values = np.frombuffer(stored, stored_dtype(spec.dtype, name))
-            yield values, table[layer * CRC_BYTES : (layer + 1) * CRC_BYTES]
+            yield _values(spec, name, stored), table[layer * CRC_BYTES : (layer + 1) * CRC_BYTES]
 
     def metadata_faults(self, key: str, spec: GroupSpec) -> list[str]:
         path = self.folder(key)
@@ -371,6 +369,11 @@ def _reserve(
     space = h5py.h5s.create_simple(shape)
     kind = h5py.h5t.py_create(dtype, logical=True)
     return h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=properties))
+
+
+def _values(spec: GroupSpec, name: str, stored: bytes) -> Array:
+    shape = (-1, spec.hidden) if name in spec.poolings else (-1,)
+    return np.frombuffer(stored, stored_dtype(spec.dtype, name)).reshape(shape)
 
 
 def _seal_in(row: bytes) -> bytes:

@@ -106,7 +106,7 @@ def fill(
 WORDS = (
     "river stone cloud maple engine copper window garden silver thunder paper lantern "
     "harbor meadow candle bridge falcon orchard pebble marble"
-).split()
+).split(" ")
 
 
 def sentences(n: int, seed: int, topics: int = 4) -> tuple[list[str], list[int]]:

@@ -1,4 +1,7 @@
-"""Retrieval metrics on flat arrays: what pytrec_eval and mteb compute, for all queries at once.
+"""Retrieval metrics: what pytrec_eval and mteb compute, for all queries at once.
+
+Nothing is sorted that needs no order: all metrics follow from the places of the relevant
+documents, and a place is the number of candidates that are ahead.
 
 Formulas: trec_eval (map_cut, ndcg_cut, recall, P, success; Järvelin and Kekäläinen 2002 for nDCG
 with gain = grade), MRR, and the normalised area under the abstention curve (nAUC, Gisserot-Boukhlef
@@ -7,249 +10,245 @@ et al. 2024, arXiv:2402.12997) as mteb defines them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 from mteb._evaluators.retrieval_metrics import make_score_dict
+
+from batchsweep.prepared.judged import Relevant
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Values = npt.NDArray[np.float32]
 
 #: Parts of the queries that nAUC abstains from.
 ABSTENTION = np.linspace(0, 1, 11)[:-1]
 
-
-class Corpus:
-    """Document names as numbers, and their order for breaking ties."""
-
-    def __init__(self, names: pa.ChunkedArray) -> None:
-        self._names: pa.Array | None = names.cast(pa.large_string()).combine_chunks()
-        self.size = len(self._names)
-        self.unique = pc.count_distinct(self._names).as_py() == self.size
-        # Byte order of UTF-8, which pytrec_eval and Python's strings agree on.
-        self.rank = np.empty(self.size, np.int32)
-        self.rank[pc.sort_indices(self._names).to_numpy()] = np.arange(self.size, dtype=np.int32)
-
-    def numbers_of(self, names: pa.Array) -> Ints:
-        """The number of each name, -1 where there is no such document."""
-        found = pc.index_in(names.cast(pa.large_string()), value_set=self._names)
-        numbers: Ints = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-        return numbers
-
-    def drop_names(self) -> None:
-        """Let go of the names; numbers and ranks stay."""
-        self._names = None
+#: Comparisons at once, when places are counted.
+_PAIRS = 4_000_000
 
 
 @dataclass(frozen=True)
-class Judgements:
-    """Which documents are how relevant to which query.
+class Found:
+    """Where the relevant documents came out, and how sure the queries are.
 
     Attributes:
-        queries: number of queries.
-        keys: int64, ``query * documents + document``, ascending; judged documents of the corpus.
-        grades: int64, the grade of each key.
-        relevant: int64 [query], documents of grade 1 or more, also those outside the corpus.
-        ideal: int64 [judged], all grades above 0, query by query, descending.
-    """
-
-    queries: int
-    documents: int
-    keys: Ints
-    grades: Ints
-    relevant: Ints
-    ideal: tuple[Ints, Ints]
-
-    @classmethod
-    def of(
-        cls, queries: int, documents: int, query: Ints, document: Ints, grade: Ints
-    ) -> Judgements:
-        """From (query, document or -1, grade) triples."""
-        inside = document >= 0
-        keys = query[inside] * documents + document[inside]
-        order = np.argsort(keys)
-        hits = grade > 0
-        best_first = np.lexsort((-grade[hits], query[hits]))
-        return cls(
-            queries=queries,
-            documents=documents,
-            keys=keys[order],
-            grades=grade[inside][order],
-            relevant=np.bincount(query[hits], minlength=queries),
-            ideal=(query[hits][best_first], grade[hits][best_first]),
-        )
-
-    def grades_of(self, query: Ints, document: Ints) -> Ints:
-        """The grade of each (query, document), 0 where it was not judged."""
-        if not len(self.keys):
-            return np.zeros(len(query), np.int64)
-        wanted = query * self.documents + document
-        place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        return np.where(self.keys[place] == wanted, self.grades[place], 0)
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Retrieved documents, in order: query by query, best first, equal ones by name descending.
-
-    Attributes:
-        query, document, grade: int64 [retrieved].
-        value: float32 [retrieved], the similarity.
+        query, place, grade: int64 [relevant document that was retrieved]; place 0 is the best.
+        largest, spread, lead: float64 [query]; of the similarities of what was retrieved: the
+            largest, the standard deviation, the first's lead over the second.
     """
 
     query: Ints
-    document: Ints
+    place: Ints
     grade: Ints
-    value: npt.NDArray[np.float32]
-
-    @classmethod
-    def of(
-        cls,
-        query: Ints,
-        document: Ints,
-        grade: Ints,
-        value: npt.NDArray[np.float32],
-        rank_of_name: npt.NDArray[np.int32],
-    ) -> Ranking:
-        """Put candidates of any order into order."""
-        order = np.lexsort((-rank_of_name[document], -value, query))
-        return cls(query[order], document[order], grade[order], value[order])
-
-    @property
-    def place(self) -> Ints:
-        """0 for the best document of each query, 1 for the next ..."""
-        starts = np.flatnonzero(np.r_[True, self.query[1:] != self.query[:-1]])
-        sizes = np.diff(np.r_[starts, len(self.query)])
-        return np.arange(len(self.query)) - np.repeat(starts, sizes)
-
-    def where(self, keep: npt.NDArray[np.bool_]) -> Ranking:
-        """Some of the documents."""
-        if keep.all():
-            return self
-        return Ranking(self.query[keep], self.document[keep], self.grade[keep], self.value[keep])
+    largest: Floats
+    spread: Floats
+    lead: Floats
 
 
-def retrieval_scores(
-    ranking: Ranking, judgements: Judgements, k_values: Sequence[int]
-) -> dict[str, Any]:
+def places(
+    values: Values, names: npt.NDArray[np.int32], ends: Ints, query: Ints, hits: Ints, near: float
+) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """How many candidates of its query are ahead of each hit: a larger value, or a later name.
+
+    Args:
+        values: similarity of each candidate, query by query.
+        names: rank of each candidate's name.
+        ends: [query + 1], where each query's candidates start and end.
+        query: the query of each hit.
+        hits: positions among the candidates.
+        near: a candidate this near to a hit, or nearer, makes the place unsure.
+
+    Returns:
+        The places, and which of them are unsure.
+    """
+    start, size = ends[query], ends[query + 1] - ends[query]
+    place = np.zeros(len(hits), np.int64)
+    unsure = np.zeros(len(hits), bool)
+    for first, last in _runs(size):
+        sizes = size[first:last]
+        run_ends = np.cumsum(sizes)
+        offset = np.arange(run_ends[-1]) - np.repeat(run_ends - sizes, sizes)
+        other = np.repeat(start[first:last], sizes) + offset
+        hit = np.repeat(hits[first:last], sizes)
+        difference = values[other] - values[hit]
+        ahead = (difference > 0) | ((difference == 0) & (names[other] > names[hit]))
+        place[first:last] = np.add.reduceat(ahead, run_ends - sizes, dtype=np.int64)
+        if near:
+            close = (np.abs(difference) <= near) & (other != hit)
+            unsure[first:last] = np.logical_or.reduceat(close, run_ends - sizes)
+    return place, unsure
+
+
+def _runs(sizes: Ints) -> Iterator[tuple[int, int]]:
+    """Runs of hits with no more than some million comparisons together."""
+    ends = np.cumsum(sizes)
+    first = 0
+    while first < len(sizes):
+        before = ends[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, before + _PAIRS, side="right")))
+        yield first, last
+        first = last
+
+
+def confidence(values: Values, ends: Ints) -> tuple[Floats, Floats, Floats]:
+    """mteb's ``confidence_scores`` of every query: largest, spread, lead; 0 without candidates."""
+    sizes = np.diff(ends)
+    largest, spread, lead = (np.zeros(len(sizes)) for _ in range(3))
+    there = np.flatnonzero(sizes)
+    if not len(there):
+        return largest, spread, lead
+    starts, counts = ends[:-1][there], sizes[there]
+    exact = values.astype(np.float64)
+    top = np.maximum.reduceat(exact, starts)
+    deviation = exact - np.repeat(np.add.reduceat(exact, starts) / counts, counts)
+    largest[there] = top
+    spread[there] = np.sqrt(np.add.reduceat(deviation**2, starts) / counts)
+    # The second largest: the largest once one of the largest is taken away.
+    at_top = np.flatnonzero(exact == np.repeat(top, counts))
+    owner = np.repeat(np.arange(len(there)), counts)[at_top]
+    exact[at_top[np.r_[True, owner[1:] != owner[:-1]]]] = -np.inf
+    second = np.maximum.reduceat(exact, starts)
+    several = counts > 1
+    lead[there[several]] = (top - second)[several]
+    return largest, spread, lead
+
+
+def retrieval_scores(found: Found, relevant: Relevant, k_values: Sequence[int]) -> dict[str, Any]:
     """The scores of ``AbsTaskRetrieval``, from mteb's ``calculate_retrieval_scores``."""
-    if not len(ranking.query):
-        place = hits = np.empty(0, np.int64)
-    else:
-        place, hits = ranking.place, (ranking.grade > 0).astype(np.int64)
-    query, n = ranking.query, judgements.queries
-
-    def per_query(weights: npt.NDArray[Any], chosen: npt.NDArray[np.bool_]) -> Floats:
-        weights = weights[chosen].astype(np.float64)
-        return np.bincount(query[chosen], weights=weights, minlength=n).astype(np.float64)
-
-    found_before = np.cumsum(hits) - hits
-    starts = np.searchsorted(query, query)
-    found_here = found_before - found_before[starts] + hits if len(query) else hits
-    precision_here = hits * found_here / (place + 1)
-    gain = np.where(hits == 1, ranking.grade, 0) / np.log2(place + 2)
-    ideal_query, ideal_grade = judgements.ideal
-    ideal_start = np.searchsorted(ideal_query, ideal_query)
-    ideal_place = np.arange(len(ideal_query)) - ideal_start
-    ideal_gain = ideal_grade / np.log2(ideal_place + 2)
-    none = judgements.relevant == 0
-    total = np.where(none, 1, judgements.relevant)
-    first = np.full(n, np.iinfo(np.int64).max)
-    np.minimum.at(first, query[hits == 1], place[hits == 1])
-
-    names = ("NDCG", "MAP", "Recall", "P")
-    metrics: dict[str, dict[str, Floats]] = {name: {} for name in (*names, "HitRate", "MRR")}
-    for k in k_values:
-        within = place < k
-        count = per_query(hits, within)
-        ideal_within = ideal_place < k
-        best = np.bincount(ideal_query[ideal_within], weights=ideal_gain[ideal_within], minlength=n)
-        reached = per_query(gain, within)
-        metrics["NDCG"][f"NDCG@{k}"] = np.where(none, 0, reached / np.where(none, 1, best))
-        metrics["MAP"][f"MAP@{k}"] = np.where(none, 0, per_query(precision_here, within) / total)
-        metrics["Recall"][f"Recall@{k}"] = np.where(none, 0, count / total)
-        metrics["P"][f"P@{k}"] = count / k
-        metrics["HitRate"][f"HitRate@{k}"] = (count > 0).astype(float)
-        metrics["MRR"][f"MRR@{k}"] = np.where(first < k, 1.0 / (first + 1.0), 0.0)
-
-    # Summed one after the other and rounded, as mteb does.
-    means = {
-        name: {key: sum(values.tolist()) / n for key, values in by_k.items()}
-        for name, by_k in metrics.items()
-    }
+    tables = _Tables(found, relevant)
+    abstention = _Abstention(found)
+    means: dict[str, dict[str, float]] = {}
+    nauc: dict[str, dict[str, float]] = {}
+    for name in ("NDCG", "MAP", "Recall", "P", "HitRate", "MRR"):
+        for k in k_values:
+            row = tables.row(name, k)
+            # Added up one after the other, as mteb does.
+            means.setdefault(name, {})[f"{name}@{k}"] = float(np.cumsum(row)[-1]) / len(row)
+            if name != "HitRate":
+                nauc.setdefault(name, {}).update(abstention.areas(f"{name}@{k}", row))
     rounded = {
         name: {key: round(value, 5) for key, value in by_k.items()} for name, by_k in means.items()
     }
-    confidence = _confidence(ranking, n)
-    abstention = _nauc(confidence, {k: v for name in names for k, v in metrics[name].items()})
     scores: dict[str, Any] = make_score_dict(
         ndcg=rounded["NDCG"],
         _map=rounded["MAP"],
         recall=rounded["Recall"],
         precision=rounded["P"],
         mrr=means["MRR"],
-        naucs=abstention,
-        naucs_mrr=_nauc(confidence, metrics["MRR"]),
+        naucs={k: v for name in ("NDCG", "MAP", "Recall", "P") for k, v in nauc[name].items()},
+        naucs_mrr=nauc["MRR"],
         hit_rate=rounded["HitRate"],
         task_scores={},
     )
     return scores
 
 
-def _confidence(ranking: Ranking, queries: int) -> dict[str, Floats]:
-    """Per query: the largest similarity, the spread, and the lead of the first over the second."""
-    result = {name: np.zeros(queries) for name in ("max", "std", "diff1")}
-    if not len(ranking.query):
-        return result
-    starts = np.flatnonzero(np.r_[True, ranking.query[1:] != ranking.query[:-1]])
-    sizes = np.diff(np.r_[starts, len(ranking.query)])
-    there = ranking.query[starts]
-    values = ranking.value.astype(float)
-    result["max"][there] = values[starts]
-    mean = np.add.reduceat(values, starts) / sizes
-    squares = (values - np.repeat(mean, sizes)) ** 2
-    result["std"][there] = np.sqrt(np.add.reduceat(squares, starts) / sizes)
-    several = sizes > 1
-    result["diff1"][there[several]] = (
-        values[starts[several]] - values[np.minimum(starts[several] + 1, len(values) - 1)]
-    )
-    return result
+class _Tables:
+    """One metric at one cutoff for all queries, made when asked: millions of queries fit."""
+
+    def __init__(self, found: Found, relevant: Relevant) -> None:
+        order = np.lexsort((found.place, found.query))
+        self._query, self._place = found.query[order], found.place[order]
+        self._n = relevant.queries
+        before = np.searchsorted(self._query, self._query)
+        self._precision = (np.arange(len(order)) - before + 1) / (self._place + 1)
+        self._gain = found.grade[order] / np.log2(self._place + 2)
+        self._none = relevant.counts == 0
+        self._total = np.where(self._none, 1, relevant.counts)
+        best_first = np.lexsort((-relevant.grade, relevant.query))
+        self._ideal_query = relevant.query[best_first]
+        start = np.searchsorted(self._ideal_query, self._ideal_query)
+        self._ideal_place = np.arange(len(start)) - start
+        self._ideal_gain = relevant.grade[best_first] / np.log2(self._ideal_place + 2)
+
+    def row(self, name: str, k: int) -> Floats:
+        within = self._place < k
+        query = self._query[within]
+
+        def total(weights: npt.NDArray[Any] | None) -> Floats:
+            chosen = None if weights is None else weights[within]
+            return np.bincount(query, weights=chosen, minlength=self._n).astype(np.float64)
+
+        if name == "NDCG":
+            ideal_within = self._ideal_place < k
+            ideal = np.bincount(
+                self._ideal_query[ideal_within],
+                weights=self._ideal_gain[ideal_within],
+                minlength=self._n,
+            )
+            return total(self._gain) / np.where(self._none, 1, ideal)
+        if name == "MAP":
+            return total(self._precision) / self._total
+        if name == "Recall":
+            return total(None) / self._total
+        if name == "P":
+            return total(None) / k
+        if name == "HitRate":
+            return (total(None) > 0).astype(np.float64)
+        reciprocal = np.zeros(self._n)
+        # Places ascend within a query, so that the last write of the reversed is the first hit.
+        reciprocal[query[::-1]] = 1.0 / (self._place[within][::-1] + 1)
+        return reciprocal
 
 
-def _nauc(confidence: dict[str, Floats], metrics: dict[str, Floats]) -> dict[str, float]:
-    """mteb's ``evaluate_abstention``: each metric by each confidence."""
-    table = np.array(list(metrics.values()))
-    oracle = np.array([_curve(row, row[None])[0] for row in table])
-    oracle_area = _area(oracle)
-    flat = oracle[:, 0] * (ABSTENTION[-1] - ABSTENTION[0])
-    result = {}
-    areas = {name: _area(_curve(values, table)) for name, values in confidence.items()}
-    for i, metric in enumerate(metrics):
-        for name, area in areas.items():
-            same = oracle_area[i] == flat[i]
-            value = np.nan if same else (area[i] - flat[i]) / (oracle_area[i] - flat[i])
+class _Abstention:
+    """mteb's ``evaluate_abstention`` of one metric by each of the confidences."""
+
+    def __init__(self, found: Found) -> None:
+        self._orders = {
+            name: _Order(values)
+            for name, values in (
+                ("max", found.largest),
+                ("std", found.spread),
+                ("diff1", found.lead),
+            )
+        }
+
+    def areas(self, metric: str, row: Floats) -> dict[str, float]:
+        # Ordered by the metric itself. Equal values are levelled too: of a constant metric, mteb's
+        # ratio of two rounding errors is to be the same.
+        ordered = np.sort(row)
+        oracle = _curve(_levelled(ordered, *_groups(ordered)))
+        oracle_area = np.trapezoid(oracle, ABSTENTION)
+        flat = oracle[0] * (ABSTENTION[-1] - ABSTENTION[0])
+        result = {}
+        for name, order in self._orders.items():
+            area = np.trapezoid(_curve(order.levelled(row)), ABSTENTION)
+            same = oracle_area == flat
+            value = np.nan if same else (area - flat) / (oracle_area - flat)
             result[f"nAUC_{metric}_{name}"] = float(value)
-    return result
+        return result
 
 
-def _area(curves: npt.NDArray[np.float64]) -> Floats:
-    return np.asarray(np.trapezoid(curves, ABSTENTION, axis=1))
+class _Order:
+    """Queries from the least to the most confident, in groups of equal ones."""
+
+    def __init__(self, confidence: Floats) -> None:
+        self._order = np.argsort(confidence, kind="stable").astype(np.int32)
+        self._groups = _groups(confidence[self._order])
+
+    def levelled(self, row: Floats) -> Floats:
+        """The metric in this order; equal queries count with their mean, whatever their order."""
+        return _levelled(row[self._order], *self._groups)
 
 
-def _curve(confidence: Floats, table: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Mean of each row of ``table`` [metric, query] without the least confident queries.
-
-    Queries of equal confidence count with their mean, so that their order doesn't matter.
-    """
-    order = np.argsort(confidence, kind="stable")
-    ordered = confidence[order]
+def _groups(ordered: Floats) -> tuple[Ints, Ints]:
+    """Starts and sizes of the runs of equal values."""
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    sizes = np.diff(np.r_[starts, len(ordered)])
-    levelled = np.repeat(np.add.reduceat(table[:, order], starts, axis=1) / sizes, sizes, axis=1)
-    cuts = [min(round(rate * len(ordered)), len(ordered) - 1) for rate in ABSTENTION]
-    return np.stack([levelled[:, cut:].mean(axis=1) for cut in cuts], axis=1)
+    return starts, np.diff(np.r_[starts, len(ordered)])
+
+
+def _levelled(ordered: Floats, starts: Ints, sizes: Ints) -> Floats:
+    if len(starts) == len(ordered):
+        return ordered
+    return np.repeat(np.add.reduceat(ordered, starts) / sizes, sizes)
+
+
+def _curve(ordered: Floats) -> Floats:
+    """The mean without the first 0 %, 10 % ... 90 %."""
+    n = len(ordered)
+    return np.array([ordered[min(round(rate * n), n - 1) :].mean() for rate in ABSTENTION])

@@ -1,15 +1,14 @@
 """Retrieval and reranking: which documents come out on top, without dictionaries of them.
 
-mteb keeps a dictionary of every query's documents and scores. Here candidates are flat arrays:
-query by query, document number and score, so that MindSmallReranking (2.4 million candidates)
-takes megabytes.
+mteb keeps a dictionary of every query's documents and scores. Here candidates are flat arrays, one
+block of queries at a time, so that MindSmallReranking (2.4 million queries with 41 candidates
+each) takes megabytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,19 @@ from mteb.abstasks import AbsTaskRetrieval
 from mteb.abstasks.retrieval import _filter_queries_without_positives
 from mteb.similarity_functions import cos_sim
 
-from batchsweep.errors import StoreError
 from batchsweep.prepared.base import Fetch, Part, PreparedTask, Request, column, evaluations
-from batchsweep.prepared.ranking import Corpus, Judgements, Ranking, retrieval_scores
+from batchsweep.prepared.judged import Judged, Relevant, judged_of
+from batchsweep.prepared.ranking import Found, confidence, places, retrieval_scores
 
 Ints = npt.NDArray[np.int64]
+Values = npt.NDArray[np.float32]
 
 #: Documents that ``SearchEncoderWrapper`` compares with the queries at once.
 CORPUS_CHUNK = 50_000
+#: Candidates of one block of queries.
+BLOCK = 4_000_000
+#: Two ways to multiply the same unit vectors differ by less than this (measured: 4e-7).
+NEAR = 2e-6
 
 
 def prepare_retrieval(task: AbsTaskRetrieval) -> PreparedTask | None:
@@ -37,68 +41,67 @@ def prepare_retrieval(task: AbsTaskRetrieval) -> PreparedTask | None:
     More is: queries that are conversations, negative relevance, scores of the task's own (but
     ``max_over_subqueries`` is known).
     """
-    task.convert_v1_dataset_format_to_v2(num_proc=None)
-    over_subqueries = _asks_for_subqueries(task)
+    over_subqueries = asks_for_subqueries(task)
     if over_subqueries is None or task.skip_first_result:
         return None
     parts = []
     for split, subset, data in evaluations(task):
-        part = _part(task, split, subset, data[split], over_subqueries)
+        rows = data[split]
+        relevant, queries = _filter_queries_without_positives(
+            rows["relevant_docs"], rows["queries"]
+        )
+        judged = judged_of(queries, rows["corpus"], relevant, rows["top_ranked"])
+        part = None
+        if judged is not None:
+            part = part_of(task, split, subset, queries, rows["corpus"], judged)
         if part is None:
             return None
         parts.append(part)
     return PreparedTask.of(task, parts)
 
 
-def _asks_for_subqueries(task: AbsTaskRetrieval) -> bool | None:
+def asks_for_subqueries(task: AbsTaskRetrieval) -> bool | None:
     """Whether the task also scores queries merged over subqueries; None if something else."""
     own = type(task).task_specific_scores
     if own is AbsTaskRetrieval.task_specific_scores:
         return False
-    # MindSmallReranking's is one call; its name table tells, without naming the class.
+    # MindSmallReranking's is one call, whose names tell what it is.
     names = own.__code__.co_names
     uses = own.__globals__.get("max_over_subqueries") is max_over_subqueries
     return True if uses and names == ("max_over_subqueries", "k_values") else None
 
 
-def _part(
-    task: AbsTaskRetrieval, split: str, subset: str, data: Any, over_subqueries: bool
+def part_of(
+    task: AbsTaskRetrieval, split: str, subset: str, queries: Any, corpus: Any, judged: Judged
 ) -> Part | None:
-    relevant, queries = _filter_queries_without_positives(data["relevant_docs"], data["queries"])
+    """One split and subset; ``queries`` are those that are judged."""
     texts = _query_texts(queries)
-    names: list[str] = column(queries, "id").to_pylist()
-    corpus = Corpus(column(data["corpus"], "id"))
-    if texts is None or len(set(names)) < len(names) or not corpus.unique:
+    if texts is None:
         return None
-    if over_subqueries and set(relevant) != set(names):
+    requests = [Request(texts, "query"), Request(_document_texts(corpus), "document")]
+    merged = None
+    if asks_for_subqueries(task):
+        merged = _Subqueries.of(judged)
+        if merged is None:
+            return None
+    search: _Search
+    if judged.lists is None:
+        search = _FullSearch(requests, task._top_k, judged, own=not task.ignore_identical_ids)
+    elif task.ignore_identical_ids or judged.lists.sizes.max() > task._top_k:
         return None
-    triples = _triples(names, relevant, corpus)
-    if triples[2].size and triples[2].min() < 0:
-        return None
-    judgements = Judgements.of(len(names), corpus.size, *triples)
-    requests = [Request(texts, "query"), Request(_document_texts(data["corpus"]), "document")]
-    if data["top_ranked"] is None:
-        rank: _Rank = _FullSearch(requests, task._top_k, corpus, judgements)
     else:
-        rank = _Rerank(requests, task._top_k, corpus, judgements, names, data["top_ranked"])
-    own = corpus.numbers_of(pa.array(names, pa.string())) if task.ignore_identical_ids else None
-    merged = _Subqueries.of(names, list(relevant), triples, corpus) if over_subqueries else None
-    corpus.drop_names()
+        search = _Rerank(requests, judged, merged)
+    relevant = judged.relevant
 
     def scores(fetch: Fetch) -> dict[str, Any]:
-        ranking = rank(fetch)
-        if own is not None:
-            ranking = ranking.where(ranking.document != own[ranking.query])
-        found = retrieval_scores(ranking, judgements, task.k_values)
-        if merged is not None:
-            best = retrieval_scores(merged.best(ranking), merged.judgements, task.k_values)
-            found |= {f"max_over_subqueries_{name}": value for name, value in best.items()}
-        return found
+        found, found_merged = search(fetch)
+        result = retrieval_scores(found, relevant, task.k_values)
+        if merged is not None and found_merged is not None:
+            best = retrieval_scores(found_merged, merged.relevant, task.k_values)
+            result |= {f"max_over_subqueries_{name}": value for name, value in best.items()}
+        return result
 
     return Part(split, subset, requests, scores)
-
-
-_Rank = Callable[[Fetch], Ranking]
 
 
 def _query_texts(queries: Any) -> Any:
@@ -113,54 +116,6 @@ def _query_texts(queries: Any) -> Any:
         text if instruction is None else f"{text} {instruction}"
         for text, instruction in zip(texts.to_pylist(), instructions, strict=True)
     ]
-
-
-def _triples(
-    names: list[str], relevant: dict[str, dict[str, int]], corpus: Corpus
-) -> tuple[Ints, Ints, Ints]:
-    """Query, document (-1 outside the corpus) and grade of every judgement."""
-    counts = np.array([len(relevant[name]) for name in names], np.int64)
-    judged = pa.array((doc for name in names for doc in relevant[name]), pa.string())
-    grades = np.fromiter((g for name in names for g in relevant[name].values()), np.int64)
-    return np.repeat(np.arange(len(names)), counts), corpus.numbers_of(judged), grades
-
-
-@dataclass(frozen=True)
-class _Subqueries:
-    """Queries ``name_0``, ``name_1`` ... merged into one: mteb's ``max_over_subqueries``."""
-
-    base: Ints
-    judgements: Judgements
-    rank_of_name: npt.NDArray[np.int32]
-
-    @classmethod
-    def of(
-        cls,
-        names: list[str],
-        in_order: list[str],
-        triples: tuple[Ints, Ints, Ints],
-        corpus: Corpus,
-    ) -> _Subqueries:
-        numbers: dict[str, int] = {}
-        last: dict[int, str] = {}
-        for name in in_order:
-            number = numbers.setdefault(name.rpartition("_")[0], len(numbers))
-            last[number] = name  # whose judgements mteb takes for all
-        base = np.array([numbers[name.rpartition("_")[0]] for name in names], np.int64)
-        taken = np.array([last[int(b)] == name for b, name in zip(base, names, strict=True)])
-        query, document, grade = (values[taken[triples[0]]] for values in triples)
-        judgements = Judgements.of(len(numbers), corpus.size, base[query], document, grade)
-        return cls(base, judgements, corpus.rank)
-
-    def best(self, ranking: Ranking) -> Ranking:
-        """Each document at its best similarity to any subquery."""
-        query = self.base[ranking.query]
-        order = np.lexsort((-ranking.value, ranking.document, query))
-        query, document, value = query[order], ranking.document[order], ranking.value[order]
-        first = np.r_[True, (query[1:] != query[:-1]) | (document[1:] != document[:-1])]
-        query, document, value = query[first], document[first], value[first]
-        grade = self.judgements.grades_of(query, document)
-        return Ranking.of(query, document, grade, value, self.rank_of_name)
 
 
 def _document_texts(corpus: Any) -> pa.Array:
@@ -183,78 +138,264 @@ def _document_texts(corpus: Any) -> pa.Array:
     return pa.array(different, pa.large_string()).take(pa.array(which))
 
 
+_Search = Callable[[Fetch], tuple[Found, Found | None]]
+
+
 class _FullSearch:
     """Every query against the whole corpus, as ``chunked_full_corpus_search`` does."""
 
-    def __init__(
-        self, requests: list[Request], top_k: int, corpus: Corpus, judgements: Judgements
-    ) -> None:
+    def __init__(self, requests: list[Request], top_k: int, judged: Judged, *, own: bool) -> None:
+        """``own``: the document of the query's own name counts."""
         self._queries, self._documents = requests
         self._top_k = top_k
-        self._rank_of_name = corpus.rank
-        self._judgements = judgements
+        self._judged = judged
+        self._own = own
 
-    def __call__(self, fetch: Fetch) -> Ranking:
+    def __call__(self, fetch: Fetch) -> tuple[Found, None]:
         queries = fetch(self._queries)
         different = fetch.different(self._documents)
-        found: list[tuple[npt.NDArray[np.float32], Ints]] = []
+        found: list[tuple[Values, Ints]] = []
         for start in range(0, len(self._documents), CORPUS_CHUNK):
             which = self._documents.which[start : start + CORPUS_CHUNK]
             similarity = cos_sim(queries, different[which])
             # One more than needed, as in mteb, which matters where similarities are equal.
-            best = torch.topk(similarity, min(self._top_k + 1, similarity.shape[1]), dim=1)
-            found.append((best.values.numpy(), best.indices.numpy() + start))
-        value = np.hstack([one[0] for one in found])
-        document = np.hstack([one[1] for one in found]).reshape(-1)
-        query = np.repeat(np.arange(len(queries)), value.shape[1])
-        grade = self._judgements.grades_of(query, document)
-        ranking = Ranking.of(query, document, grade, value.reshape(-1), self._rank_of_name)
-        return ranking.where(ranking.place < self._top_k)
+            top = torch.topk(similarity, min(self._top_k + 1, similarity.shape[1]), dim=1)
+            found.append((top.values.numpy(), top.indices.numpy() + start))
+        values = np.hstack([one[0] for one in found])
+        documents = np.hstack([one[1] for one in found])
+        names = self._judged.rank_of_name
+        if values.shape[1] > self._top_k:
+            best = np.lexsort((-names[documents], -values), axis=1)[:, : self._top_k]
+            values = np.take_along_axis(values, best, axis=1)
+            documents = np.take_along_axis(documents, best, axis=1)
+        keep = np.ones(documents.shape, bool)
+        if not self._own:
+            keep = documents != self._judged.own_document[:, None]
+        ends = np.cumsum(np.r_[0, keep.sum(axis=1)])
+        query = np.repeat(np.arange(len(queries)), np.diff(ends))
+        document, value = documents[keep], values[keep]
+        hits, grades = self._judged.relevant.positions_in(query, document, self._judged.documents)
+        place, _ = places(value, names[document], ends, query[hits], hits, near=0)
+        return Found(query[hits], place, grades, *confidence(value, ends)), None
+
+
+@dataclass(frozen=True)
+class _Subqueries:
+    """Queries ``name_0``, ``name_1`` ... merged into one: mteb's ``max_over_subqueries``.
+
+    Attributes:
+        relevant: judgements of the merged queries: those of the last of their subqueries.
+        list_of: the list of candidates of each merged query.
+        query_of: the merged query of each list.
+    """
+
+    relevant: Relevant
+    list_of: Ints
+    query_of: Ints
+
+    @classmethod
+    def of(cls, judged: Judged) -> _Subqueries | None:
+        """None unless all subqueries of one query, and only they, share their candidates."""
+        if judged.lists is None or len(judged.in_order) != judged.relevant.queries:
+            return None
+        numbers: dict[str, int] = {}
+        names, of_query = judged.queries.listed(), judged.lists.of_query
+        merged = np.empty(len(names), np.int64)
+        for query in judged.in_order.tolist():
+            merged[query] = numbers.setdefault(names[query].rpartition("_")[0], len(numbers))
+        if len(numbers) != len(judged.lists.sizes):
+            return None
+        list_of, query_of = np.empty(len(numbers), np.int64), np.empty(len(numbers), np.int64)
+        list_of[merged], query_of[of_query] = of_query, merged
+        if (list_of[merged] != of_query).any() or (query_of[of_query] != merged).any():
+            return None
+        last = np.empty(len(numbers), np.int64)
+        last[merged[judged.in_order]] = judged.in_order  # the last write stays
+        relevant = judged.relevant
+        rows = last[merged[relevant.query]] == relevant.query
+        triples = merged[relevant.query], relevant.document, relevant.grade
+        kept = Relevant.of(len(numbers), *(values[rows] for values in triples))
+        return cls(kept, list_of, query_of)
+
+
+@dataclass(frozen=True)
+class _Hits:
+    """Relevant documents among the candidates, ascending by row.
+
+    Attributes:
+        row: the query (or merged query) as a row of candidates.
+        position: where among all rows' candidates.
+        grade: how relevant.
+    """
+
+    row: Ints
+    position: Ints
+    grade: Ints
+
+    @classmethod
+    def of(cls, judged: Judged, relevant: Relevant, rows: Ints, lists: Ints, ends: Ints) -> _Hits:
+        """``rows`` and ``lists``: the row and the list of each query of ``relevant``; ``ends``:
+        where each row's candidates start."""
+        assert judged.lists is not None
+        numbers = np.repeat(np.arange(len(judged.lists.sizes)), judged.lists.sizes)
+        keys = numbers * judged.documents + judged.lists.documents
+        order = np.argsort(keys)
+        keys = keys[order]
+        query, document = relevant.query, relevant.document
+        wanted = np.where(document < 0, -1, lists[query] * judged.documents + document)
+        place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        there = np.flatnonzero(keys[place] == wanted) if len(keys) else np.empty(0, np.int64)
+        query = query[there]
+        position = order[place[there]] - judged.lists.ends[lists[query]] + ends[rows[query]]
+        by_row = np.argsort(rows[query], kind="stable")
+        return cls(rows[query][by_row], position[by_row], relevant.grade[there][by_row])
+
+    def between(self, first: int, last: int) -> slice:
+        """The hits of rows [first, last)."""
+        return slice(*np.searchsorted(self.row, [first, last]))
 
 
 class _Rerank:
-    """Every query against its own candidates, as ``rerank_top_ranked_documents`` does."""
+    """Every query against its own candidates, as ``rerank_top_ranked_documents`` does.
 
-    def __init__(
-        self,
-        requests: list[Request],
-        top_k: int,
-        corpus: Corpus,
-        judgements: Judgements,
-        names: list[str],
-        top_ranked: dict[str, list[str]],
-    ) -> None:
+    Rows are queries in the order of their lists, so that the queries of a list lie together and
+    take one matrix product.
+    """
+
+    def __init__(self, requests: list[Request], judged: Judged, merged: _Subqueries | None) -> None:
+        assert judged.lists is not None
         self._queries, self._documents = requests
-        self._top_k = top_k
-        self._rank_of_name = corpus.rank
-        # A query without candidates stays one of the queries: it found nothing.
-        listed = [top_ranked.get(name, []) for name in names]
-        counts = np.array([len(one) for one in listed], np.int64)
-        document = corpus.numbers_of(pa.array((d for one in listed for d in one), pa.string()))
-        if document.size and document.min() < 0:
-            raise StoreError("a candidate document is not in the corpus")
-        query = np.repeat(np.arange(len(names)), counts)
-        # A document that is listed twice counts once.
-        _, first = np.unique(query * corpus.size + document, return_index=True)
-        first.sort()
-        self._query, self._document = query[first], document[first]
-        self._grade = judgements.grades_of(self._query, self._document)
-        self._ends = np.searchsorted(self._query, np.arange(len(names) + 1))
+        self._lists, self._merged = judged.lists, merged
+        self._names = judged.rank_of_name[judged.lists.documents]
+        of_query, n_lists = judged.lists.of_query, len(judged.lists.sizes)
+        self._query = np.argsort(of_query, kind="stable")  # of each row
+        list_of_row = of_query[self._query]
+        self._rows_of = np.searchsorted(list_of_row, np.arange(n_lists + 1))
+        self._ends = np.cumsum(np.r_[0, judged.lists.sizes[list_of_row]])
+        row = np.empty(len(self._query), np.int64)
+        row[self._query] = np.arange(len(row))
+        self._hits = _Hits.of(judged, judged.relevant, row, of_query, self._ends)
+        if merged is not None:
+            ends = judged.lists.ends
+            self._merged_hits = _Hits.of(
+                judged, merged.relevant, merged.list_of, merged.list_of, ends
+            )
 
-    def __call__(self, fetch: Fetch) -> Ranking:
-        queries, documents = (
-            # Normalised once: each row becomes what mteb's normalising it per query makes of it.
+    def __call__(self, fetch: Fetch) -> tuple[Found, Found | None]:
+        # Normalised once: each row becomes what mteb's normalising it per query makes of it.
+        self._vectors = [
             torch.nn.functional.normalize(torch.from_numpy(fetch.different(request)), p=2, dim=1)
             for request in (self._queries, self._documents)
-        )
-        value = np.empty(len(self._document), np.float32)
-        which = torch.from_numpy(self._documents.which.astype(np.int64)[self._document])
-        ends = self._ends.tolist()
-        for number, (start, stop) in enumerate(pairwise(ends)):
-            if start < stop:
-                place = int(self._queries.which[number])
-                # One product a query, as in mteb: a product of many would round differently.
-                product = queries[place : place + 1] @ documents[which[start:stop]].transpose(0, 1)
-                value[start:stop] = product[0].numpy()
-        ranking = Ranking.of(self._query, self._document, self._grade, value, self._rank_of_name)
-        return ranking.where(ranking.place < self._top_k) if len(value) else ranking
+        ]
+        place = np.empty(len(self._hits.row), np.int64)
+        sure = [np.zeros(len(self._query)) for _ in range(3)]
+        merged_place, merged_sure = np.empty(0, np.int64), [np.empty(0)]
+        if self._merged is not None:
+            merged_place = np.empty(len(self._merged_hits.row), np.int64)
+            merged_sure = [np.zeros(len(self._lists.sizes)) for _ in range(3)]
+        for first, last in self._blocks():
+            rows = slice(self._rows_of[first], self._rows_of[last])
+            values, names = self._values(first, last)
+            hits = self._hits.between(rows.start, rows.stop)
+            place[hits] = self._places(values, names, first, last, hits)
+            ends = self._ends[rows.start : rows.stop + 1] - self._ends[rows.start]
+            for target, found in zip(sure, confidence(values, ends), strict=True):
+                target[self._query[rows]] = found
+            if self._merged is not None:
+                best = self._best(values, first, last)
+                hits = self._merged_hits.between(first, last)
+                merged_place[hits] = self._merged_places(best, values, first, last, hits)
+                ends = self._lists.ends[first : last + 1] - self._lists.ends[first]
+                for target, found in zip(merged_sure, confidence(best, ends), strict=True):
+                    target[first:last] = found
+        del self._vectors
+        result = Found(self._query[self._hits.row], place, self._hits.grade, *sure)
+        if self._merged is None:
+            return result, None
+        query = self._merged.query_of[self._merged_hits.row]
+        in_order = [values[self._merged.list_of] for values in merged_sure]
+        return result, Found(query, merged_place, self._merged_hits.grade, *in_order)
+
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        """Runs of lists with no more than some million candidates."""
+        ends = self._ends[self._rows_of]
+        first = 0
+        while first < len(ends) - 1:
+            reach = int(np.searchsorted(ends, ends[first] + BLOCK, side="right")) - 1
+            last = max(first + 1, reach)
+            yield first, last
+            first = last
+
+    def _values(self, first: int, last: int) -> tuple[Values, npt.NDArray[np.int32]]:
+        """Similarities of the candidates of some lists' rows, and the ranks of their names."""
+        start, stop = self._ends[self._rows_of[[first, last]]]
+        values = np.empty(stop - start, np.float32)
+        names = np.empty(stop - start, np.int32)
+        for one in range(first, last):
+            rows = slice(self._rows_of[one], self._rows_of[one + 1])
+            span = slice(self._ends[rows.start] - start, self._ends[rows.stop] - start)
+            if span.stop > span.start:
+                values[span] = self._product(one, rows).reshape(-1)
+                listed = self._names[self._lists.ends[one] : self._lists.ends[one + 1]]
+                names[span] = np.tile(listed, rows.stop - rows.start)
+        return values, names
+
+    def _product(self, one: int, rows: slice) -> Values:
+        """Similarities [row, candidate] of rows of one list."""
+        queries, documents = self._vectors
+        which = self._lists.documents[self._lists.ends[one] : self._lists.ends[one + 1]]
+        chosen = documents[self._documents.which[which]]
+        asked = queries[self._queries.which[self._query[rows]]]
+        similarities: Values = (asked @ chosen.transpose(0, 1)).numpy()
+        return similarities
+
+    def _alone(self, values: Values, first: int, row: int, one: int) -> None:
+        """Put the product that mteb makes, of one query alone, in place of the joint one."""
+        start = self._ends[self._rows_of[first]]
+        span = slice(self._ends[row] - start, self._ends[row + 1] - start)
+        values[span] = self._product(one, slice(row, row + 1))[0]
+
+    def _places(
+        self, values: Values, names: npt.NDArray[np.int32], first: int, last: int, hits: slice
+    ) -> Ints:
+        base = self._rows_of[first]
+        ends = self._ends[base : self._rows_of[last] + 1] - self._ends[base]
+        row, position = self._hits.row[hits] - base, self._hits.position[hits] - self._ends[base]
+        place, unsure = places(values, names, ends, row, position, near=NEAR)
+        one = np.searchsorted(self._rows_of, row + base, side="right") - 1
+        unsure &= self._rows_of[one + 1] - self._rows_of[one] > 1
+        for query, of in dict(zip(row[unsure].tolist(), one[unsure].tolist(), strict=True)).items():
+            self._alone(values, first, query + base, of)
+        place[unsure], _ = places(values, names, ends, row[unsure], position[unsure], near=0)
+        return place
+
+    def _best(self, values: Values, first: int, last: int) -> Values:
+        """The largest similarity of each list's candidates to any of its queries."""
+        start = self._ends[self._rows_of[first]]
+        best = np.empty(self._lists.ends[last] - self._lists.ends[first], np.float32)
+        for one in range(first, last):
+            rows = slice(self._rows_of[one], self._rows_of[one + 1])
+            span = slice(self._ends[rows.start] - start, self._ends[rows.stop] - start)
+            own = values[span].reshape(rows.stop - rows.start, -1)
+            at = self._lists.ends[one : one + 2] - self._lists.ends[first]
+            best[at[0] : at[1]] = own.max(axis=0)
+        return best
+
+    def _merged_places(
+        self, best: Values, values: Values, first: int, last: int, hits: slice
+    ) -> Ints:
+        ends = self._lists.ends[first : last + 1] - self._lists.ends[first]
+        names = self._names[self._lists.ends[first] : self._lists.ends[last]]
+        row = self._merged_hits.row[hits] - first
+        position = self._merged_hits.position[hits] - self._lists.ends[first]
+        place, unsure = places(best, names, ends, row, position, near=NEAR)
+        for one in np.unique(row[unsure]).tolist():
+            for query in range(self._rows_of[first + one], self._rows_of[first + one + 1]):
+                self._alone(values, first, query, first + one)
+            best[ends[one] : ends[one + 1]] = self._best(
+                values[self._ends[self._rows_of[first + one]] - self._ends[self._rows_of[first]] :],
+                first + one,
+                first + one + 1,
+            )
+        place[unsure], _ = places(best, names, ends, row[unsure], position[unsure], near=0)
+        return place

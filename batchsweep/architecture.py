@@ -178,7 +178,10 @@ def block_output(output: Any) -> torch.Tensor:
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal values; NaN equals NaN, so that damaged weights fail later, with layer and row."""
-    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    # In double: Mamba's residual stream is float32 in a half-precision model.
+    return a.shape == b.shape and torch.allclose(
+        a.double(), b.double(), rtol=0, atol=0, equal_nan=True
+    )
 
 
 def _empty_token(config: Any) -> int:

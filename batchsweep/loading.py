@@ -67,6 +67,11 @@ def load_checkpoint(
             )
     except Exception as error:
         # transformers lets every kind of error through, from safetensors' to KeyError.
+        if "trust_remote_code" in str(error):
+            raise IndexFailed(
+                f"{name}: the model needs Python code from its repo; if you trust it, set "
+                "trust_remote_code: true for this model"
+            ) from None
         raise IndexFailed(
             f"{name}: can't load the model from {folder}: {_first_line(error)}; if the files are "
             "damaged, delete them and run again"

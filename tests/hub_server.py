@@ -125,6 +125,8 @@ class HubServer:
         from huggingface_hub import constants
 
         monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
+        template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HOME", str(home))
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

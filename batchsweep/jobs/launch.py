@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> str:
         "k8s": _k8s,
         "slurm": _slurm,
     }
-    return places[args.place](args, config)
+    return places[args.place](args, config).rstrip("\n")
 
 
 def logs_folder(config: Config) -> Path:
@@ -102,15 +102,20 @@ def _names(plan: Plan) -> dict[int, str]:
 
 
 def _sealed(config: Config, plan: Plan) -> Mapping[int, str]:
-    """Blocks sealed of each index that has begun, as ``3/12``; empty where no store is reached."""
+    """How far each index is, as ``3/12`` blocks or a word; empty where no store is reached."""
+    from batchsweep.status import index_statuses
     from batchsweep.store import open_store
 
     try:
-        states = {s.key: f"{s.sealed}/{s.blocks}" for s in open_store(config.store_url).status()}
+        rows = index_statuses(open_store(config.store_url), plan)
     except (StoreError, OSError) as error:
         logger.debug("no store at %s: %s", config.store_url, error)
         return {}
-    return {i: states[key] for i, key in _names(plan).items() if key in states}
+    return {
+        row.index: f"{row.sealed}/{row.blocks}" if row.blocks else row.state
+        for row in rows
+        if row.index is not None
+    }
 
 
 def _local(args: argparse.Namespace, config: Config) -> str:

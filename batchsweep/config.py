@@ -118,8 +118,9 @@ class EmbeddingConfig(_Section):
     """``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
     max_length: int = Field(default=512, gt=0)
     """Texts are cut to this many tokens; the number of cut texts is reported."""
-    prefix: str = ""
-    """Put before every text, for example an instruction."""
+    prefix: str | dict[Literal["query", "document"], str] = ""
+    """Put before every text, for example an instruction; or by prompt type, as in
+    ``{query: "query: ", document: "passage: "}``: texts of other kinds of tasks then have none."""
     pool_prefix: bool = True
     """Whether the prefix's own tokens take part in pooling."""
     batch_tokens: int = Field(default=16384, gt=0)

@@ -1,0 +1,474 @@
+"""Scores from the store are mteb's own scores of the live model, in any order and process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import mteb
+import mteb.mocks.mock_tasks as mocks
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+from mteb import TaskMetadata
+from mteb._evaluators.retrieval_metrics import max_over_subqueries
+from mteb.abstasks import AbsTaskClustering, AbsTaskRetrieval, AbsTaskSTS
+from mteb.abstasks.clustering_legacy import AbsTaskClusteringLegacy
+from scoring import KEY, LiveEncoder, live_score, local_tasks, sentences, store_of
+
+from batchsweep import prepared
+from batchsweep.config import CorpusConfig, EmbeddingConfig, LocalTask
+from batchsweep.encoder import StoreEncoder
+from batchsweep.errors import ConfigError, StoreError, UsageError
+from batchsweep.local_tasks import from_columns
+from batchsweep.score import Arm, ScoreFunction, Scorer, score_processes
+from batchsweep.store import Store
+
+
+def _metadata(name: str, type: str, main_score: str) -> TaskMetadata:
+    return TaskMetadata(
+        name=name,
+        description="",
+        type=type,
+        eval_langs=["eng-Latn"],
+        main_score=main_score,
+        dataset={"path": "local/x", "revision": "1"},
+    )
+
+
+class LegacySets(AbsTaskClusteringLegacy):
+    """Three sets of documents to cluster, one of them of one label only."""
+
+    metadata = _metadata("LegacySets", "Clustering", "v_measure")
+
+    def load_data(self, *args: Any, **kwargs: Any) -> None:
+        texts, topics = sentences(90, 7)
+        sets = [texts[:40], texts[40:85], texts[85:]]
+        labels = [topics[:40], topics[40:85], [3] * 5]
+        data = Dataset.from_dict({"sentences": sets, "labels": labels})
+        self.dataset = DatasetDict({"test": data})
+        self.data_loaded = True
+
+
+class Hierarchy(AbsTaskClustering):
+    """A part of the documents is drawn by the task's own random state; two levels of labels."""
+
+    metadata = _metadata("Hierarchy", "Clustering", "v_measure")
+    max_fraction_of_documents_to_embed = 0.6
+    max_documents_per_cluster = 50
+    n_clusters = 3
+
+    def load_data(self, *args: Any, **kwargs: Any) -> None:
+        texts, topics = sentences(120, 8)
+        labels = [[f"t{t}", f"t{t}{i % 2}"] if i % 7 else [f"t{t}"] for i, t in enumerate(topics)]
+        data = Dataset.from_dict({"sentences": texts, "labels": labels})
+        self.dataset = DatasetDict({"test": data})
+        self.data_loaded = True
+
+
+class Subqueries(AbsTaskRetrieval):
+    """Like MindSmallReranking: several queries share their candidates and are merged."""
+
+    metadata = _metadata("Subqueries", "Reranking", "max_over_subqueries_map_at_1000")
+
+    def load_data(self, *args: Any, **kwargs: Any) -> None:
+        rng = random.Random(1)
+        documents = sorted(set(sentences(60, 9)[0]))
+        corpus = Dataset.from_dict(
+            {"id": [f"N{i}" for i in range(len(documents))], "text": documents}
+        )
+        history, _ = sentences(30, 10)
+        queries: dict[str, list[str]] = {"id": [], "text": []}
+        relevant: dict[str, dict[str, int]] = {}
+        ranked: dict[str, list[str]] = {}
+        for impression in range(12):
+            shown = rng.sample(range(len(documents)), 9)
+            clicked = rng.sample(shown, 2)
+            for i in range(rng.randint(1, 5)):
+                name = f"imp{impression}_{i}"
+                queries["id"].append(name)
+                queries["text"].append(rng.choice(history))
+                relevant[name] = {f"N{d}": int(d in clicked) for d in shown}
+                ranked[name] = [f"N{d}" for d in shown]
+        self.dataset = {
+            "default": {
+                "test": {
+                    "corpus": corpus,
+                    "queries": Dataset.from_dict(queries),
+                    "relevant_docs": relevant,
+                    "top_ranked": ranked,
+                }
+            }
+        }
+        self.data_loaded = True
+
+    def task_specific_scores(
+        self, scores: Any, qrels: Any, results: Any, hf_split: str, hf_subset: str
+    ) -> dict[str, float]:
+        return max_over_subqueries(qrels, results, self.k_values)
+
+
+class OwnNames(AbsTaskRetrieval):
+    """Queries are documents too, and a document is not to find itself (ArguAna, Quora)."""
+
+    metadata = _metadata("OwnNames", "Retrieval", "ndcg_at_10")
+    ignore_identical_ids = True
+    k_values = (1, 3, 10)
+
+    def load_data(self, *args: Any, **kwargs: Any) -> None:
+        texts, topics = sentences(80, 11)
+        corpus = Dataset.from_dict({"id": [str(i) for i in range(80)], "text": texts})
+        relevant = {
+            str(q): {str(d): 1 for d in range(80) if d != q and topics[d] == topics[q] and d % 3}
+            for q in range(15)
+        }
+        relevant["3"] = {"missing from the corpus": 1}
+        relevant["4"] = {"5": 0}
+        self.dataset = {
+            "default": {
+                "test": {
+                    "corpus": corpus,
+                    "queries": corpus.select(range(15)),
+                    "relevant_docs": relevant,
+                    "top_ranked": None,
+                }
+            }
+        }
+        self.data_loaded = True
+
+
+class OwnScore(AbsTaskSTS):
+    """Overrides what a shortcut stands for, so that mteb itself must score it."""
+
+    metadata = _metadata("OwnScore", "STS", "agreement")
+
+    def load_data(self, *args: Any, **kwargs: Any) -> None:
+        one, two = sentences(20, 12)[0], sentences(20, 13)[0]
+        scores = [float(i % 6) for i in range(20)]
+        self.dataset = DatasetDict(
+            {"test": Dataset.from_dict({"sentence1": one, "sentence2": two, "score": scores})}
+        )
+        self.data_loaded = True
+
+    def _evaluate_subset(self, *args: Any, **kwargs: Any) -> Any:
+        scores = super()._evaluate_subset(*args, **kwargs)
+        return {**scores, "agreement": scores["pearson"] ** 2}
+
+
+OWN = (LegacySets, Hierarchy, Subqueries, OwnNames, OwnScore)
+#: mteb's own: several subsets and splits, instructions, conversations, further classes.
+MOCKS = (
+    mocks.MockMultilingualSTSTask,
+    mocks.MockMultilingualPairClassificationTask,
+    mocks.MockMultilingualClassificationTask,
+    mocks.MockMultilingualMultilabelClassification,
+    mocks.MockMultilingualClusteringFastTask,
+    mocks.MockMultilingualRerankingTask,
+    mocks.MockMultilingualRetrievalTask,
+    mocks.MockMultilingualParallelBitextMiningTask,
+    mocks.MockInstructionReranking,
+    mocks.MockRetrievalDialogTask,
+    mocks.MockRegressionTask,
+    mocks.MockTextZeroShotClassificationTask,
+)
+SHORT = ("sts", "pairs", "classes", "binary", "labels", "clusters", "rerank", "search")
+
+
+def all_tasks() -> dict[str, Any]:
+    """Fresh objects: a task that mteb has evaluated once may be in another state."""
+    tasks = [*local_tasks(), *(cls() for cls in (*OWN, *MOCKS))]
+    return {task.metadata.name: task for task in tasks}
+
+
+NAMES = tuple(all_tasks())
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return store_of(tmp_path_factory.mktemp("store") / "x.zarr", all_tasks().values())
+
+
+@pytest.fixture(scope="module")
+def scorer(store: Store) -> Scorer:
+    return Scorer(store, list(all_tasks().values()), keep=False)
+
+
+def assert_same(ours: Any, theirs: Any, path: str = "") -> None:
+    """Equal to 1e-6, all the way down; null stands for nan."""
+    if isinstance(theirs, dict):
+        assert set(ours) == set(theirs), path
+        for key in theirs:
+            assert_same(ours[key], theirs[key], f"{path}/{key}")
+    elif isinstance(theirs, list):
+        assert len(ours) == len(theirs), path
+        for i, value in enumerate(theirs):
+            assert_same(ours[i], value, f"{path}/{i}")
+    elif isinstance(theirs, float):
+        if math.isnan(theirs):
+            assert ours is None, path
+        else:
+            assert ours == pytest.approx(theirs, abs=1e-6), path
+    else:
+        assert ours == theirs, path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_score_is_that_of_the_live_model(scorer: Scorer, name: str) -> None:
+    live = live_score(all_tasks()[name])
+    result = scorer.score(f"{KEY}#1", name)
+    assert result.main_score == pytest.approx(live.get_score(), abs=1e-6, nan_ok=True)
+    assert_same(result.record["result"]["scores"], live.to_dict()["scores"])
+    assert result.record["result"]["task_name"] == name
+    assert result.record["dataset_revision"] == live.dataset_revision
+    assert result.record["mteb_version"] == live.mteb_version
+
+
+def test_tasks_of_common_classes_take_the_shortcut(scorer: Scorer) -> None:
+    for name in NAMES:
+        scorer.score(f"{KEY}#1", name)
+    shortcut = {name for name, task in scorer._prepared.items() if not task.needs_data}
+    assert {*SHORT, "LegacySets", "Hierarchy", "Subqueries", "OwnNames"} <= shortcut
+    assert {"bitext", "summaries", "OwnScore", "MockRegressionTask"}.isdisjoint(shortcut)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float16_is_the_rounded_live_model(
+    name: str, tmp_path_factory: pytest.TempPathFactory, half_scorer: Scorer
+) -> None:
+    live = live_score(all_tasks()[name], LiveEncoder(dtype="float16"))
+    result = half_scorer.score(f"{KEY}#1", name)
+    assert result.main_score == pytest.approx(live.get_score(), abs=1e-6, nan_ok=True)
+
+
+@pytest.fixture(scope="module")
+def half_scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+    path = tmp_path_factory.mktemp("half") / "x.zarr"
+    half = store_of(path, all_tasks().values(), dtype="float16")
+    return Scorer(half, list(all_tasks().values()), keep=False)
+
+
+def test_any_order_gives_the_same_numbers(scorer: Scorer, store: Store) -> None:
+    pulls = [(f"{KEY}#{layer}", name) for layer in (1, 2) for name in NAMES]
+    first = {pull: scorer.score(*pull).main_score for pull in pulls}
+    other = Scorer(store, list(all_tasks().values()), keep=False)
+    for seed in (1, 2):
+        random.Random(seed).shuffle(pulls)
+        for pull in pulls:
+            again = other.score(*pull).main_score
+            assert again == first[pull] or (math.isnan(again) and math.isnan(first[pull])), pull
+
+
+def test_global_random_state_does_not_matter(scorer: Scorer) -> None:
+    scores = []
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)
+        scores.append([scorer.score(f"{KEY}#1", name).main_score for name in SHORT])
+    assert scores[0] == scores[1]
+
+
+def test_other_processes_give_the_same_numbers(tmp_path: Path) -> None:
+    one, topics = sentences(60, 1)
+    tasks = []
+    for kind, rows in {
+        "clustering": [{"text": t, "label": y} for t, y in zip(one, topics, strict=True)],
+        "sts": [
+            {"sentence1": a, "sentence2": b, "score": i % 4}
+            for i, (a, b) in enumerate(itertools.pairwise(one))
+        ],
+    }.items():
+        path = tmp_path / f"{kind}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        tasks.append(LocalTask(name=kind, type=kind, path=path))
+    from batchsweep.tasks import resolve
+
+    store = store_of(tmp_path / "x.zarr", resolve(tasks))
+    score = ScoreFunction(store.url, tuple(tasks), CorpusConfig())
+    pulls = [(f"{KEY}#{layer}", task.name) for layer in (1, 2) for task in tasks]
+    here = [Scorer(store, resolve(tasks), keep=False).score(*p).main_score for p in pulls]
+    with score_processes(2) as processes:
+        there = list(processes.map(score, *zip(*pulls, strict=True)))
+    assert [result[0] for result in there] == here
+    assert all(result[1] > 0 and result[2]["result"]["scores"] for result in there)
+
+
+def test_a_pull_is_kept_and_not_scored_again(tmp_path: Path) -> None:
+    tasks = local_tasks()[:1]
+    store = store_of(tmp_path / "x.zarr", tasks)
+    first = Scorer(store, tasks).score(f"{KEY}#1", "sts")
+    again = Scorer(store, tasks)
+    assert again.score(f"{KEY}#1", "sts").record == first.record
+    assert not again._prepared
+    [path] = store.list_json("scores")
+    record = store.read_json(path)
+    assert record["layer"] == 1 and record["pooling"] == "mean" and record["step"] == 8
+    assert record["cap"] is None and record["seconds"] > 0
+    # A record of other vectors or another mteb is not believed.
+    record["origin"]["mteb"] = "1.0"
+    record["main_score"] = 0.5
+    store.write_json(path, record)
+    assert Scorer(store, tasks).score(f"{KEY}#1", "sts").main_score == first.main_score
+
+
+def test_store_encoder_in_mteb_itself(store: Store) -> None:
+    live = live_score(all_tasks()["search"])
+    encoder = StoreEncoder(store, KEY, 1)
+    [result] = mteb.evaluate(
+        encoder,
+        all_tasks()["search"],
+        co2_tracker=False,
+        cache=None,
+        show_progress_bar=False,
+    )
+    assert result.get_score() == pytest.approx(live.get_score(), abs=1e-6)
+    assert encoder.mteb_model_meta.revision == "step8-layer1-mean"
+    with pytest.raises(StoreError, match=r"task 'strange'.*'never seen'.*batchsweep prepare"):
+        strange = {"sentence1": ["never seen", "b"], "sentence2": ["c", "d"], "score": [0, 1]}
+        live_score(from_columns("strange", "sts", strange), encoder)  # type: ignore[arg-type]
+
+
+def test_a_prefix_by_prompt_type_is_part_of_the_text(tmp_path: Path) -> None:
+    embedding = EmbeddingConfig(prefix={"query": "ask: ", "document": "answer: "})
+    tasks = [task for task in local_tasks() if task.metadata.name in ("search", "sts")]
+    store = store_of(tmp_path / "x.zarr", tasks, embedding=embedding)
+    corpus = store.corpus()
+    assert corpus is not None
+    searched = corpus.texts(corpus.rows_of("search"))
+    assert {text.split(": ")[0] for text in searched} == {"ask", "answer"}
+    assert not any(": " in text for text in corpus.texts(corpus.rows_of("sts")))
+
+    class Prefixed(LiveEncoder):
+        def encode(self, inputs: Any, *, prompt_type: Any = None, **kwargs: Any) -> np.ndarray:
+            self.prefix = {"query": "ask: ", "document": "answer: "}[prompt_type.value]
+            return super().encode(inputs, **kwargs)
+
+    live = live_score(all_tasks()["search"], Prefixed())
+    ours = Scorer(store, tasks, keep=False).score(f"{KEY}#1", "search")
+    assert ours.main_score == pytest.approx(live.get_score(), abs=1e-6)
+
+
+def test_nan_is_null_in_the_store(tmp_path: Path) -> None:
+    same = {"sentence1": ["a"] * 4, "sentence2": ["b"] * 4, "score": [0, 1, 2, 3]}
+    task = from_columns("flat", "sts", same)
+    store = store_of(tmp_path / "x.zarr", [task])
+    with pytest.warns(match="constant"):
+        result = Scorer(store, [task]).score(f"{KEY}#1", "flat")
+    assert math.isnan(result.main_score)
+    assert result.record["main_score"] is None
+    assert math.isnan(Scorer(store, [task]).score(f"{KEY}#1", "flat").main_score)
+
+
+def test_the_installed_mteb_is_the_one_that_shortcuts_were_tested_against() -> None:
+    for shortcut in prepared.SHORTCUTS:
+        assert shortcut.source_now == shortcut.source, (
+            f"mteb's {shortcut.base.__name__} has changed: compare it with the shortcut, run the "
+            "tests, then state the new digest"
+        )
+
+
+def test_another_mteb_scores_by_itself(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sts, *others = prepared.SHORTCUTS
+    changed = prepared.Shortcut(**{**vars(sts), "source": "0" * 16})
+    monkeypatch.setattr(prepared, "SHORTCUTS", (changed, *others))
+    with caplog.at_level(logging.WARNING):
+        assert prepared.prepare(local_tasks()[0]).needs_data
+    assert "AbsTaskSTS" in caplog.text
+
+
+def test_a_task_that_changes_its_texts_is_found_out(tmp_path: Path) -> None:
+    class Wandering(mocks.MockSummarizationTask):
+        def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+            self.times = getattr(self, "times", 0) + 1
+            rows = self.dataset["test"].select(range(1 + self.times % 2))
+            return super().evaluate(*args, **kwargs) if self.times == 1 else self._less(rows, args)
+
+        def _less(self, rows: Any, args: Any) -> Any:
+            self.dataset["test"] = rows
+            return super().evaluate(*args, encode_kwargs={})
+
+    store = store_of(tmp_path / "x.zarr", [Wandering()])
+    with pytest.raises((StoreError, ConfigError), match="texts changed"):
+        Scorer(store, [Wandering()], keep=False).score(f"{KEY}#1", "MockSummarizationTask")
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        (f"{KEY}", "is not an arm"),
+        (f"{KEY}#x", "is not an arm"),
+        (f"{KEY}#1#mean#more", "is not an arm"),
+        (f"{KEY}#7", "no layer 7; valid: 1, 2"),
+        (f"{KEY}#1#max", "no pooling 'max'; valid: mean"),
+        ("tests--live/step9#1", "no checkpoint tests--live/step9"),
+    ],
+)
+def test_a_wrong_arm(scorer: Scorer, arm: str, message: str) -> None:
+    with pytest.raises((UsageError, StoreError), match=message):
+        scorer.score(arm, "sts")
+
+
+def test_arm_of_several_poolings() -> None:
+    assert Arm.parse("a--b/main#12#last") == Arm("a--b/main", 12, "last")
+    assert Arm.parse("a--b/main#0") == Arm("a--b/main", 0)
+
+
+def test_a_task_that_the_corpus_lacks(store: Store) -> None:
+    more = from_columns(
+        "more", "sts", {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "score": [0, 1]}
+    )
+    with pytest.raises(StoreError, match=r"no task 'more'; it has sts, pairs.*prepare"):
+        Scorer(store, [more])
+    with pytest.raises(UsageError, match="no task 'nothing'; valid: sts"):
+        Scorer(store, local_tasks()).score(f"{KEY}#1", "nothing")
+
+
+def test_a_text_that_the_corpus_lacks(store: Store) -> None:
+    columns = {"sentence1": ["not in there", "b"], "sentence2": ["c", "d"], "score": [0, 1]}
+    changed = from_columns("sts", "sts", columns)
+    with pytest.raises(StoreError, match=r"task 'sts' asks for 2 texts.*'not in there'.*prepare"):
+        Scorer(store, [changed]).score(f"{KEY}#1", "sts")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sts",
+        "pairs",
+        "classes",
+        "labels",
+        "clusters",
+        "rerank",
+        "search",
+        "bitext",
+        "summaries",
+        "LegacySets",
+    ],
+)
+def test_a_cap_is_a_subset_that_the_result_names(name: str, tmp_path: Path) -> None:
+    corpus = CorpusConfig(max_texts_per_task=40, seed=3)
+    store = store_of(tmp_path / "x.zarr", [all_tasks()[name]], corpus=corpus)
+    there = store.corpus()
+    assert there is not None and there.n_texts <= 40
+    result = Scorer(store, [all_tasks()[name]], corpus=corpus).score(f"{KEY}#1", name)
+    assert result.record["cap"] == {"max_texts_per_task": 40, "seed": 3}
+    # The same subset anywhere: what mteb says of the capped task is what we say.
+    capped = all_tasks()[name]
+    capped.load_data()
+    prepared.prepare(capped, corpus)
+    assert result.main_score == pytest.approx(live_score(capped).get_score(), abs=1e-6)
+
+
+def test_a_cap_above_the_size_changes_nothing(tmp_path: Path) -> None:
+    corpus = CorpusConfig(max_texts_per_task=10_000)
+    tasks = local_tasks()
+    store = store_of(tmp_path / "x.zarr", tasks, corpus=corpus)
+    result = Scorer(store, local_tasks(), corpus=corpus).score(f"{KEY}#1", "sts")
+    assert result.record["cap"] is None
+    assert result.main_score == pytest.approx(live_score(local_tasks()[0]).get_score(), abs=1e-6)

@@ -23,7 +23,7 @@ def plan_table(plan: Plan, costs: Estimate) -> str:
     if costs.savings:
         console.print(_savings(costs))
     for line in _notes(plan, costs):
-        console.print(line)
+        console.print(line, soft_wrap=line.startswith("warning"))
     file = console.file
     assert isinstance(file, io.StringIO)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"

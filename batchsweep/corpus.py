@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.int64]
-Prefix = str | Mapping[str, str]
+Prefix = str | Mapping[Any, str]
 
 #: Texts that are looked up, tokenised and written at once.
 CHUNK = 4096

@@ -16,9 +16,19 @@ if TYPE_CHECKING:
     from batchsweep.store import Store
 
 
-def model_meta(model: str, revision: str) -> ModelMeta:
-    """mteb's description of an encoder; a name without an owner gets ``local``, as mteb wants."""
-    name = model if "/" in model.strip("/") else f"local/{model}"
+def arm_name(key: str, layer: int, pooling: str) -> str:
+    """An arm's model name for mteb: ``EleutherAI/pythia-14m-step1000-layer3-mean``.
+
+    Checkpoint, layer and pooling are all in the name, because mteb's tables take the mean over
+    revisions of one name.
+    """
+    model, revision = key.split("/")
+    owner, _, name = model.rpartition("--")
+    return f"{owner or 'local'}/{name}-{revision}-layer{layer}-{pooling}"
+
+
+def model_meta(name: str, revision: str) -> ModelMeta:
+    """mteb's description of an encoder."""
     return ModelMeta.create_empty(overwrites={"name": name, "revision": revision})
 
 
@@ -43,10 +53,9 @@ class StoreEncoder(AbsEncoder):
         self._index = TextIndex.of(store)
         self._reader = store.reader(key)
         self._layer, self._pooling = layer, pooling
-        origin = self._reader.provenance
+        commit = self._reader.provenance.get("commit")
         self.mteb_model_meta = model_meta(
-            str(origin.get("model", key.split("/")[0])),
-            f"{origin.get('revision', key.split('/')[1])}-layer{layer}-{pooling}",
+            arm_name(key, layer, pooling), str(commit or "no_revision_available")
         )
 
     def encode(

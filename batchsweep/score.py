@@ -213,10 +213,12 @@ class Scorer:
         return {
             "main_score": _plain(float(result.get_score())),
             "seconds": seconds,
+            "key": reader.key,
             "task": prepared.name,
             "model": reader.provenance.get("model"),
             "revision": reader.provenance.get("revision"),
             "step": reader.provenance.get("step"),
+            "commit": reader.provenance.get("commit"),
             "layer": layer,
             "pooling": pooling,
             "mteb_version": origin["mteb"],

@@ -326,7 +326,7 @@ def test_store_encoder_in_mteb_itself(store: Store) -> None:
         show_progress_bar=False,
     )
     assert result.get_score() == pytest.approx(live.get_score(), abs=1e-6)
-    assert encoder.mteb_model_meta.revision == "step8-layer1-mean"
+    assert encoder.mteb_model_meta.name == "tests/live-step8-layer1-mean"
     with pytest.raises(StoreError, match=r"task 'strange'.*'never seen'.*batchsweep prepare"):
         strange = {"sentence1": ["never seen", "b"], "sentence2": ["c", "d"], "score": [0, 1]}
         live_score(from_columns("strange", "sts", strange), encoder)  # type: ignore[arg-type]

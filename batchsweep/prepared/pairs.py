@@ -22,6 +22,9 @@ from batchsweep.prepared.base import Fetch, Part, PreparedTask, Request, column,
 
 Floats = npt.NDArray[np.float64]
 
+#: Pairs whose vectors are looked at together.
+PAIRS = 1024
+
 
 def prepare_sts(task: AbsTaskSTS) -> PreparedTask:
     """As ``AbsTaskSTS`` and ``AnySTSEvaluator`` do, with the columns read once."""
@@ -43,18 +46,43 @@ def _requests(task: Any, data: Any, name1: str, name2: str) -> list[Request]:
     ]
 
 
+class _Measures:
+    """The five similarities and distances of all pairs, float32 [pair] each.
+
+    Each is of one pair alone, so that pairs can be taken some at a time: in a cache, instead of in
+    gigabytes of copies of all pairs' vectors.
+    """
+
+    def __init__(self, fetch: Fetch, requests: list[Request]) -> None:
+        one, two = (fetch.different(request) for request in requests)
+        which_one, which_two = (request.which for request in requests)
+        n = len(which_one)
+        self.cosine, self.manhattan, self.euclidean, self.similarity, self.dot = (
+            np.empty(n, np.float32) for _ in range(5)
+        )
+        for start in range(0, n, PAIRS):
+            part = slice(start, start + PAIRS)
+            a, b = one[which_one[part]], two[which_two[part]]
+            self.cosine[part] = 1 - paired_cosine_distances(a, b)
+            self.manhattan[part] = paired_manhattan_distances(a, b)
+            self.euclidean[part] = paired_euclidean_distances(a, b)
+            self.similarity[part] = pairwise_cos_sim(a, b).numpy()
+            # Pair by pair, as mteb does: a product of many would round differently.
+            self.dot[part] = [np.dot(x, y) for x, y in zip(a, b, strict=True)]
+
+
 def _sts_scores(
     task: AbsTaskSTS, requests: list[Request], gold: list[float]
 ) -> Callable[[Fetch], dict[str, Any]]:
     def scores(fetch: Fetch) -> dict[str, Any]:
-        one, two = (fetch(request) for request in requests)
+        measures = _Measures(fetch, requests)
         return dict(
             task._calculate_scores(
                 {
-                    "cosine_scores": (1 - paired_cosine_distances(one, two)).tolist(),
-                    "manhattan_distances": (-paired_manhattan_distances(one, two)).tolist(),
-                    "euclidean_distances": (-paired_euclidean_distances(one, two)).tolist(),
-                    "similarity_scores": pairwise_cos_sim(one, two).tolist(),
+                    "cosine_scores": measures.cosine.tolist(),
+                    "manhattan_distances": (-measures.manhattan).tolist(),
+                    "euclidean_distances": (-measures.euclidean).tolist(),
+                    "similarity_scores": measures.similarity.tolist(),
                 },
                 gold,
             )
@@ -80,15 +108,13 @@ def _pair_scores(
     requests: list[Request], labels: npt.NDArray[np.int64]
 ) -> Callable[[Fetch], dict[str, Any]]:
     def scores(fetch: Fetch) -> dict[str, Any]:
-        one, two = (fetch(request) for request in requests)
-        # Row by row, as mteb does: a matrix product would round differently.
-        dot = np.asarray([np.dot(a, b) for a, b in zip(one, two, strict=True)])
+        closeness = _Measures(fetch, requests)
         measures = {
-            "similarity": (pairwise_cos_sim(one, two).numpy(), True),
-            "cosine": (1 - paired_cosine_distances(one, two), True),
-            "manhattan": (paired_manhattan_distances(one, two), False),
-            "euclidean": (paired_euclidean_distances(one, two), False),
-            "dot": (dot, True),
+            "similarity": (closeness.similarity, True),
+            "cosine": (closeness.cosine, True),
+            "manhattan": (closeness.manhattan, False),
+            "euclidean": (closeness.euclidean, False),
+            "dot": (closeness.dot, True),
         }
         found: dict[str, float] = {}
         best: dict[str, list[float]] = defaultdict(list)

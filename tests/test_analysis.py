@@ -1,0 +1,148 @@
+"""`batchsweep.open`: what is in a store, as pandas, numpy and xarray."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from store_data import TASKS, TEXTS, block, spec, states, write_corpus
+
+import batchsweep
+from batchsweep.errors import StoreError, UsageError
+from batchsweep.store import create_store
+
+KEYS = {"org--a/step1": 1, "org--a/step8": 8, "org--b/step8": 8, "org--b/main": None}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four complete checkpoints of two models, and one that isn't complete."""
+    path = tmp_path_factory.mktemp("analysis") / "s.zarr"
+    store = create_store(path)
+    write_corpus(store)
+    for seed, (key, step) in enumerate([*KEYS.items(), ("org--b/step9", 9)]):
+        model, revision = key.split("/")
+        of = spec(
+            dtype="float32",
+            poolings=("mean",),
+            provenance={"model": model.replace("--", "/"), "revision": revision, "step": step},
+        )
+        with store.writer(key, of) as writer:
+            values = states(of, seed)
+            writer.write_block(0, block(values, of.block_rows(0)))
+            if key not in KEYS:
+                continue
+            for number in (1, 2):
+                writer.write_block(number, block(values, of.block_rows(number)))
+            writer.write_metrics({"entropy": np.arange(3) + seed})
+            writer.finish()
+        for layer in of.layers:
+            for number, task in enumerate(["STSBenchmark", "Bank/77:en", "empty"]):
+                if (layer, number) == (4, 2):
+                    continue
+                record = {
+                    "main_score": None if (layer, number, step) == (1, 0, 1) else layer + number,
+                    "seconds": 1.0,
+                    "task": task,
+                    **{n: of.provenance[n] for n in ("model", "revision", "step")},
+                    "layer": layer,
+                    "pooling": "mean",
+                }
+                store.write_json(f"scores/{key}/{layer}-mean/{number}.json", record)
+    return path
+
+
+def test_arms(url: Path) -> None:
+    arms = batchsweep.open(url).arms
+    assert list(arms["arm"][:4]) == [f"org--a/step1#{n}" for n in (1, 2, 4)] + ["org--a/step8#1"]
+    assert len(arms) == 12 and set(arms["key"]) == set(KEYS)
+    assert arms["step"].isna().sum() == 3 and arms["model"].iloc[0] == "org/a"
+    # The mean of layer + 0, 1, 2; NaN where a task is missing or its score undefined.
+    scored = arms.set_index("arm")["score"]
+    assert scored["org--a/step8#2"] == 3 and np.isnan(scored["org--a/step8#4"])
+    assert np.isnan(scored["org--a/step1#1"])
+    assert arms.set_index("arm")["entropy"]["org--b/step8#2"] == 3
+
+
+def test_scores_and_metrics_are_cubes(url: Path) -> None:
+    sweep = batchsweep.open(url)
+    scores = sweep.scores
+    assert scores.dims == ("model", "step", "layer", "task") and scores.shape == (2, 3, 3, 3)
+    assert scores["step"].values.tolist() == [1, 8, -1]
+    assert scores["revision"].values.tolist() == ["step1", "step8", "main"]
+    assert scores["task"].values.tolist() == list(TASKS)
+    assert float(scores.sel(model="org/b", step=8, layer=2, task="Bank/77:en")) == 3
+    main = scores.sel(model="org/b").isel(step=scores["revision"] == "main").squeeze("step")
+    assert float(main.sel(layer=1, task="empty")) == 3
+    assert np.isnan(scores.sel(model="org/b", step=1)).all()
+    entropy = sweep.metrics["entropy"]
+    assert entropy.dims == ("model", "step", "layer")
+    assert entropy.sel(model="org/a", step=8).values.tolist() == [1, 2, 3]
+
+
+def test_embeddings_are_read_when_asked(url: Path) -> None:
+    sweep = batchsweep.open(url)
+    values = states(spec(poolings=("mean",)), 1)["mean"][1]
+    vectors = sweep.embeddings("org--a/step8#2")
+    assert vectors.shape == (250, 16) and len(vectors) == 250
+    np.testing.assert_array_equal(np.asarray(vectors), values)
+    np.testing.assert_array_equal(vectors[7], values[7])
+    np.testing.assert_array_equal(vectors[-3:], values[-3:])
+    np.testing.assert_array_equal(vectors[[9, 2]], values[[9, 2]])
+    task = sweep.embeddings("org--a/step8#2", task="STSBenchmark")
+    np.testing.assert_array_equal(task[:], values[TASKS["STSBenchmark"]])
+    assert sweep.texts("STSBenchmark") == [TEXTS[row] for row in TASKS["STSBenchmark"]]
+    with pytest.raises(UsageError, match=r"no arm 'x#1' in 12 arms \(such as org--a/step1#1"):
+        sweep.embeddings("x#1")
+    with pytest.raises(StoreError, match="no task 'x'; valid: STSBenchmark"):
+        sweep.embeddings("org--a/step8#2", task="x")
+
+
+def test_cka(tmp_path: Path) -> None:
+    """1 for a rotation, 0 for chance, and the value of the definition in between."""
+    store = create_store(tmp_path / "s")
+    rng = np.random.default_rng(0)
+    of = spec(dtype="float32", layers=(1, 2, 3, 4), poolings=("mean",), provenance={})
+    x = rng.standard_normal((250, 16)).astype(np.float32) * np.arange(1, 17)
+    rotation = np.linalg.qr(rng.standard_normal((16, 16)))[0].astype(np.float32)
+    noise = rng.standard_normal((250, 16)).astype(np.float32) * 10
+    stack = np.stack([x, 3 * x @ rotation + 5, noise, x + noise]).astype(np.float32)
+    with store.writer("m/main", of) as writer:
+        for number in range(3):
+            writer.write_block(number, {"mean": stack[:, of.block_rows(number)]})
+        writer.finish()
+    sweep = batchsweep.open(tmp_path / "s")
+    assert sweep.cka("m/main#1", "m/main#2") == pytest.approx(1, abs=1e-5)
+    assert abs(sweep.cka("m/main#1", "m/main#3")) < 0.05
+    # In feature space: ||X'Y||^2 / (||X'X|| ||Y'Y||), centred; the bias is small at 250 texts.
+    a, b = (v - v.mean(0) for v in stack[[0, 3]].astype(float))
+    plain = np.linalg.norm(a.T @ b) ** 2 / np.linalg.norm(a.T @ a) / np.linalg.norm(b.T @ b)
+    assert sweep.cka("m/main#1", "m/main#4") == pytest.approx(plain, abs=0.03)
+    table = sweep.cka_table([f"m/main#{n}" for n in range(1, 5)], sample=100)
+    np.testing.assert_allclose(table, table.T)
+    np.testing.assert_allclose(np.diag(table), 1)
+    assert table.iloc[0, 3] == pytest.approx(plain, abs=0.1)
+
+
+def test_several_poolings_are_named_in_arms(tmp_path: Path) -> None:
+    store = create_store(tmp_path / "s")
+    of = dataclasses.replace(spec(), texts=100)
+    with store.writer("m/main", of) as writer:
+        writer.write_block(0, states(of))
+        writer.finish()
+    sweep = batchsweep.open(tmp_path / "s")
+    assert list(sweep.arms["arm"][:2]) == ["m/main#1#last", "m/main#2#last"]
+    assert sweep.scores.sizes["task"] == 0 and "tasks" in repr(sweep)
+    np.testing.assert_allclose(
+        sweep.embeddings("m/main#4#mean")[:], states(of)["mean"][2], rtol=1e-3
+    )
+
+
+def test_an_empty_store(tmp_path: Path) -> None:
+    create_store(tmp_path / "s")
+    sweep = batchsweep.open(tmp_path / "s")
+    assert sweep.arms.empty and sweep.tasks == [] and "0 arms" in repr(sweep)
+    with pytest.raises(StoreError, match="no corpus"):
+        sweep.texts()

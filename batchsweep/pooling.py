@@ -31,8 +31,7 @@ class Pooler:
     - ``last``, ``first``: the state of the last or first token.
     - ``max``: the maximum of each dimension.
     - ``weighted_mean``: sum of p(t) x(t) / sum of p(t): later tokens of a causal model have
-      seen more (SGPT; Muennighoff, 2022, "SGPT: GPT Sentence Embeddings for Semantic Search",
-      equation 2).
+      seen more (SGPT; Muennighoff, 2022, "SGPT: GPT Sentence Embeddings for Semantic Search").
     """
 
     def __init__(
@@ -48,6 +47,8 @@ class Pooler:
             only_prefix_B = ~pooled_BT.any(dim=1)
             pooled_BT = pooled_BT | (mask_BT & only_prefix_B[:, None])
         position_BT = position_BT * pooled_BT
+        #: Bool: which tokens take part.
+        self.pooled_BT = pooled_BT
 
         self._row_B = torch.arange(mask_BT.shape[0], device=mask_BT.device)
         self._index: dict[str, torch.Tensor] = {}

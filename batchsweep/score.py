@@ -21,7 +21,7 @@ from batchsweep.config import Config, CorpusConfig, LocalTask
 from batchsweep.corpus import CHUNK, TextIndex, prefix_of
 from batchsweep.errors import StoreError, UsageError
 from batchsweep.prepared import PreparedTask, Request, prepare
-from batchsweep.prepared.base import Float32
+from batchsweep.prepared.base import Float32, Rows
 from batchsweep.store import GroupReader, Store, open_store
 from batchsweep.tasks import resolve
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 #: Version of the records below ``scores/``; a record of another version is scored again.
 RECORD_VERSION = 1
+
+#: Memory for vectors that a task asks for several times, as float32.
+KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Scorer:
         self._keep = keep
         self._index: TextIndex | None = None
         self._prepared: dict[str, PreparedTask] = {}
+        self._kept_for: dict[str, int] = {}
         self._readers: dict[str, GroupReader] = {}
         # Once the numerical libraries are loaded, which the imports above see to.
         self._threads = ThreadpoolController()
@@ -139,9 +143,10 @@ class Scorer:
                 return _from_record(record)
         if prepared is None:
             prepared = self._prepare(task)
+        kept = self._kept_rows(prepared, reader)
         start = time.perf_counter()
         with self._one_thread():
-            scores = prepared.evaluate(_Vectors(reader, arm.layer, pooling))
+            scores = prepared.evaluate(_Vectors(reader, arm.layer, pooling, kept))
         seconds = time.perf_counter() - start
         record = self._record(reader, arm.layer, pooling, prepared, scores, seconds)
         if self._keep:
@@ -165,6 +170,14 @@ class Scorer:
             request.bind(np.concatenate(rows) if rows else np.empty(0, np.int64))
         self._prepared[name] = prepared
         return prepared
+
+    def _kept_rows(self, prepared: PreparedTask, reader: GroupReader) -> Rows:
+        """The rows to read once for all of the task's requests; what fits depends on the model."""
+        hidden = reader.hidden
+        if self._kept_for.get(prepared.name) != hidden:
+            prepared.keep(KEPT_BYTES // (4 * hidden))
+            self._kept_for[prepared.name] = hidden
+        return prepared.kept
 
     @contextmanager
     def _one_thread(self) -> Iterator[None]:
@@ -254,16 +267,36 @@ def _plain(value: Any) -> Any:
 class _Vectors:
     """Gives a prepared task the vectors of one arm: reads only the rows that are asked for."""
 
-    def __init__(self, reader: GroupReader, layer: int, pooling: str) -> None:
+    def __init__(self, reader: GroupReader, layer: int, pooling: str, kept: Rows) -> None:
         self._reader, self._layer, self._pooling = reader, layer, pooling
+        self._kept = reader.read(pooling, layer, kept)
 
     def different(self, request: Request) -> Float32:
-        return self._reader.read(self._pooling, self._layer, request.rows)
+        assert request.rows is not None and request.kept is not None
+        kept = request.kept
+        if not len(kept):
+            return np.empty((0, self._reader.hidden), np.float32)
+        if kept[0] >= 0 and kept[-1] - kept[0] == len(kept) - 1 and (np.diff(kept) == 1).all():
+            return self._kept[kept[0] : kept[-1] + 1]
+        own = kept < 0
+        if not own.any():
+            return self._kept[kept]
+        vectors = np.empty((len(kept), self._reader.hidden), np.float32)
+        vectors[own] = self._reader.read(self._pooling, self._layer, request.rows[own])
+        vectors[~own] = self._kept[kept[~own]]
+        return vectors
 
     def __call__(self, request: Request) -> Float32:
-        vectors = self.different(request)
+        matrix, index = self.indexed(request)
         # Positions count up in order of first appearance: without repeats they change nothing.
-        return vectors if len(vectors) == len(request.which) else vectors[request.which]
+        same = len(matrix) == len(index) and matrix is not self._kept
+        return matrix if same else matrix[index]
+
+    def indexed(self, request: Request) -> tuple[Float32, Rows]:
+        kept = request.kept
+        if kept is not None and len(kept) and kept.min() >= 0:
+            return self._kept, kept[request.which]
+        return self.different(request), request.which.astype(np.int64)
 
 
 # Several processes

@@ -30,6 +30,8 @@ class Request:
         prompt_type: ``query``, ``document`` or None, as ``encode`` receives it.
         which: int32 [text], position in the different texts.
         rows: int64 [different text], corpus rows; set by :meth:`bind`.
+        kept: int64 [different text], position among the vectors that are read once for the whole
+            task, -1 for those that are not; set by :meth:`PreparedTask.keep`.
     """
 
     def __init__(self, texts: Any, prompt_type: str | None = None) -> None:
@@ -44,6 +46,7 @@ class Request:
         self.prompt_type = prompt_type
         self.which: npt.NDArray[np.int32] = encoded.indices.to_numpy(zero_copy_only=False)
         self.rows: Rows | None = None
+        self.kept: Rows | None = None
         self._different: pa.Array | None = encoded.dictionary
 
     def __len__(self) -> int:
@@ -70,6 +73,9 @@ class Fetch(Protocol):
     def __call__(self, request: Request) -> Float32:
         """The vectors of the request's texts, [text, hidden]."""
 
+    def indexed(self, request: Request) -> tuple[Float32, Rows]:
+        """A matrix and [text] indices into it that together are the vectors of the texts."""
+
 
 @dataclass
 class Part:
@@ -91,6 +97,7 @@ class PreparedTask:
         evaluate: vectors to split -> subset -> mteb's scores, ``main_score`` included.
         needs_data: the evaluation reads the task's data set again.
         cap: ``{"max_texts_per_task", "seed"}`` if the task was made smaller.
+        kept: corpus rows, ascending, whose vectors are best read once for all requests.
     """
 
     task: Any
@@ -98,10 +105,30 @@ class PreparedTask:
     evaluate: Callable[[Fetch], dict[str, dict[str, Any]]] = field(repr=False)
     needs_data: bool = False
     cap: dict[str, int] | None = None
+    kept: Rows = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def name(self) -> str:
         return str(self.task.metadata.name)
+
+    def keep(self, most: int) -> None:
+        """Decide, once rows are bound, which vectors are read once: ``most`` of them at most.
+
+        All of them, if they are few enough; else those of texts that are in several requests,
+        which otherwise cost a block of the store each, again and again.
+        """
+        rows = [request.rows for request in self.requests if request.rows is not None]
+        joined, times = np.unique(np.concatenate(rows), return_counts=True)
+        if len(joined) > most:
+            joined = joined[times > 1]
+        self.kept = joined if len(joined) <= most else joined[:0]
+        for request in self.requests:
+            assert request.rows is not None
+            if not len(self.kept):
+                request.kept = np.full(len(request.rows), -1)
+                continue
+            place = np.minimum(np.searchsorted(self.kept, request.rows), len(self.kept) - 1)
+            request.kept = np.where(self.kept[place] == request.rows, place, -1)
 
     @classmethod
     def of(cls, task: Any, parts: list[Part]) -> PreparedTask:

@@ -14,6 +14,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics.cluster import adjusted_mutual_info_score, v_measure_score
 
 from batchsweep.prepared.base import Fetch, Part, PreparedTask, Request, column, evaluations, values
+from batchsweep.prepared.kmeans import labels_of
 
 Indices = npt.NDArray[np.int64]
 
@@ -70,7 +71,7 @@ def _clustering(
     task: AbsTaskClustering, request: Request, levels: list[list[tuple[Indices, Indices, int]]]
 ) -> Callable[[Fetch], dict[str, Any]]:
     def scores(fetch: Fetch) -> dict[str, Any]:
-        vectors = fetch(request)
+        matrix, index = fetch.indexed(request)
         found: dict[str, dict[str, list[float]]] = {"v_measure": {}, "ami": {}}
         for level, clusterings in enumerate(levels):
             for documents, labels, size in clusterings:
@@ -81,7 +82,7 @@ def _clustering(
                     n_init=1,
                     random_state=task.seed,
                 )
-                assigned = model.fit_predict(vectors[documents])
+                assigned = labels_of(model, matrix, index[documents])
                 for name, metric in (
                     ("v_measure", v_measure_score),
                     ("ami", adjusted_mutual_info_score),
@@ -131,8 +132,7 @@ def _legacy_clustering(
                 compute_labels=True,
                 random_state=LEGACY_SEED,
             )
-            model.fit(fetch(request))
-            found.append(v_measure_score(labels, model.labels_))
+            found.append(v_measure_score(labels, labels_of(model, *fetch.indexed(request))))
         return {
             "v_measure": np.mean(found),
             "v_measure_std": np.std(found),

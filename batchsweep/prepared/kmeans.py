@@ -74,7 +74,7 @@ def labels_of(model: MiniBatchKMeans, matrix: Values, index: Indices) -> npt.NDA
     if not is_tested() or matrix.dtype != np.float32:
         return np.asarray(model.fit(matrix[index]).labels_)
     model._check_params_vs_input(shape)
-    if model._n_init != 1 or model.init != "k-means++" or model._tol > 0:
+    if model._n_init != 1 or model.init != "k-means++" or model.tol > 0:
         return np.asarray(model.fit(matrix[index]).labels_)
     random = np.random.RandomState(model.random_state)
     random.randint(0, n, model._init_size)  # a validation set, which one initialisation ignores

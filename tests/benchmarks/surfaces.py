@@ -52,7 +52,10 @@ def make(family: str, arms: int, seed: int, *, noise: float = 0.0, metrics: bool
     )
     truth = scores.mean(axis=1)
     problem = Problem(
-        arms=tuple(f"m{m}/step{int(s)}#{round(d * layers)}" for m, s, d in zip(model, step, depth)),
+        arms=tuple(
+            f"m{m}/step{int(s)}#{round(d * layers)}"
+            for m, s, d in zip(model, step, depth, strict=True)
+        ),
         tasks=tuple(f"task{t}" for t in range(tasks)),
         model=tuple(f"m{m}" for m in model),
         step=step,

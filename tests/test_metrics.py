@@ -12,6 +12,7 @@ from architectures import random_model
 
 from batchsweep import metrics as m
 from batchsweep.architecture import describe
+from batchsweep.views import augmented
 
 RNG = np.random.default_rng(0)
 LENGTHS = (5, 9, 1, 12, 2, 3, 20, 7, 30, 9, 4, 6)
@@ -264,3 +265,17 @@ def test_views_that_agree_and_views_that_say_nothing():
     related, unrelated = m.view_metrics(a, a + 0.1 * noise), m.view_metrics(a, other)
     assert related["dime"] > 0.2 > abs(unrelated["dime"])
     assert related["infonce"] < unrelated["infonce"]
+
+
+def test_augmented_views_are_seeded_typing_errors():
+    text = "the quick brown fox jumps over the lazy dog near the riverbank " * 4
+    first, second = augmented(text, 0), augmented(text, 1)
+    assert first == augmented(text, 0) and first != second
+    words, original = first.split(), text.split()
+    assert len(words) > len(original), "some words are split"
+    assert 0.1 < sum(word in original for word in words) / len(words) < 0.9
+    letters, were = first.replace(" ", ""), text.replace(" ", "")
+    assert len(letters) == len(were)
+    changed = np.mean([a != b for a, b in zip(letters, were, strict=True)])
+    assert 0.05 < changed < 0.35
+    assert augmented("", 0) == ""

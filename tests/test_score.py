@@ -13,6 +13,7 @@ from typing import Any
 import mteb
 import mteb.mocks.mock_tasks as mocks
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 from mteb import TaskMetadata
@@ -472,3 +473,83 @@ def test_a_cap_above_the_size_changes_nothing(tmp_path: Path) -> None:
     result = Scorer(store, local_tasks(), corpus=corpus).score(f"{KEY}#1", "sts")
     assert result.record["cap"] is None
     assert result.main_score == pytest.approx(live_score(local_tasks()[0]).get_score(), abs=1e-6)
+
+
+def hub_layout(folder: Path) -> Path:
+    """The Subqueries task as a data set in the layout that mteb's own data sets have."""
+    task = Subqueries()
+    task.load_data()
+    data = task.dataset["default"]["test"]
+    parts = {
+        "corpus": data["corpus"].to_pandas().rename(columns={"id": "_id"}),
+        "queries": pd.DataFrame(
+            {
+                "_id": [*data["queries"]["id"], "imp99_0"],  # one that nothing is known of
+                "text": [*data["queries"]["text"], "not judged"],
+            }
+        ),
+        "qrels": pd.DataFrame(
+            [(q, d, g) for q, docs in data["relevant_docs"].items() for d, g in docs.items()],
+            columns=["query-id", "corpus-id", "score"],
+        ),
+        "top_ranked": pd.DataFrame(
+            {
+                "query-id": [*data["top_ranked"], "imp99_0"],
+                "corpus-ids": [*data["top_ranked"].values(), ["N1"]],
+            }
+        ),
+    }
+    parts["corpus"]["title"] = ""
+    lines = ["---", "configs:"]
+    for name, frame in parts.items():
+        (folder / name).mkdir(parents=True)
+        frame.to_parquet(folder / name / "test.parquet")
+        lines += [
+            f"- config_name: {'default' if name == 'qrels' else name}",
+            "  data_files:",
+            "  - split: test",
+            f"    path: {name}/test.parquet",
+        ]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+    return folder
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("batchsweep.prepared.large.LARGE", 0)
+    folder = hub_layout(tmp_path / "hub")
+
+    class Large(Subqueries):
+        metadata = Subqueries.metadata.model_copy(
+            update={"name": "Large", "dataset": {"path": str(folder), "revision": "main"}}
+        )
+        load_data = AbsTaskRetrieval.load_data
+
+    monkeypatch.setattr(
+        type(Large.metadata), "n_samples", property(lambda self: {"test": 100}), raising=False
+    )
+    return Large
+
+
+def test_a_large_reranking_task_is_never_loaded_as_dictionaries(
+    large: type, tmp_path: Path
+) -> None:
+    task = large()
+    store = store_of(tmp_path / "x.zarr", [task])
+    result = Scorer(store, [task], keep=False).score(f"{KEY}#1", "Large")
+    assert not task.data_loaded
+    corpus = store.corpus()
+    assert corpus is not None and "not judged" not in corpus.texts()
+    live = live_score(large())
+    assert_same(result.record["result"]["scores"], live.to_dict()["scores"])
+
+
+def test_a_cap_of_a_large_reranking_task(large: type, tmp_path: Path) -> None:
+    corpus = CorpusConfig(max_texts_per_task=30, seed=1)
+    store = store_of(tmp_path / "x.zarr", [large()], corpus=corpus)
+    there = store.corpus()
+    assert there is not None and there.n_texts <= 30
+    result = Scorer(store, [large()], corpus=corpus, keep=False).score(f"{KEY}#1", "Large")
+    assert result.record["cap"] == {"max_texts_per_task": 30, "seed": 1}
+    assert 0 < result.main_score <= 1

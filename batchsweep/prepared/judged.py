@@ -39,6 +39,10 @@ class Names:
         ranks[pc.sort_indices(self._names).to_numpy()] = np.arange(self.size, dtype=np.int32)
         return ranks
 
+    def some(self, numbers: Ints) -> Names:
+        """The names of these numbers, numbered anew."""
+        return Names(self._names.take(pa.array(numbers)))
+
     def listed(self) -> list[str]:
         """The names as strings."""
         names: list[str] = self._names.to_pylist()
@@ -119,13 +123,14 @@ class ListsBuilder:
         self._lists: list[Small] = []
 
     def add(self, query: int, documents: Ints) -> None:
-        if documents.size and documents.min() < 0:
-            raise StoreError("a candidate document is not in the corpus")
-        _, first = np.unique(documents, return_index=True)
-        wanted = documents[np.sort(first)].astype(np.int32)
-        number = self._known.setdefault(wanted.tobytes(), len(self._lists))
+        listed = documents.astype(np.int32)
+        number = self._known.setdefault(listed.tobytes(), len(self._lists))
         if number == len(self._lists):
-            self._lists.append(wanted)
+            if listed.size and listed.min() < 0:
+                raise StoreError("a candidate document is not in the corpus")
+            # A document that is listed twice counts once.
+            _, first = np.unique(listed, return_index=True)
+            self._lists.append(listed[np.sort(first)])
         self._of_query[query] = number
 
     def done(self) -> Lists:
@@ -249,7 +254,7 @@ def judged_of_tables(
         for row, query in enumerate(names.numbers_of(batch["query-id"]).tolist()):
             if query >= 0 and seen[query]:
                 builder.add(int(renumbered[query]), numbers[ends[row] : ends[row + 1]])
-    judged_names = Names(_strings(column(queries, "id")).take(pa.array(kept)))
+    judged_names = names.some(kept)
     query, document, grade = (np.concatenate(parts) for parts in zip(*triples, strict=True))
     judged = Judged(
         queries=judged_names,
@@ -261,6 +266,57 @@ def judged_of_tables(
         in_order=renumbered[np.concatenate(order)],
     )
     return judged, kept
+
+
+def capped(judged: Judged, most: int, seed: int) -> tuple[Judged, Ints, Ints] | None:
+    """Lists of candidates with all their queries, drawn while there are ``most`` texts at most.
+
+    Returns:
+        The smaller task, the queries and the documents that it has of the larger one; None if that
+        is small enough.
+    """
+    lists = judged.lists
+    assert lists is not None
+    n = judged.relevant.queries
+    if n + judged.documents <= most:
+        return None
+    queries_of = np.bincount(lists.of_query, minlength=len(lists.sizes))
+    taken = np.zeros(len(lists.sizes), bool)
+    shown: set[int] = set()
+    asked = 0
+    for one in np.random.default_rng(seed).permutation(len(lists.sizes)).tolist():
+        more = shown.union(lists.documents[lists.ends[one] : lists.ends[one + 1]].tolist())
+        if taken.any() and asked + queries_of[one] + len(more) > most:
+            continue
+        shown, asked = more, asked + int(queries_of[one])
+        taken[one] = True
+        if asked + len(shown) >= most - 2:
+            break
+    queries, documents = np.flatnonzero(taken[lists.of_query]), np.array(sorted(shown), np.int64)
+    query_now, document_now = np.full(n, -1), np.full(judged.documents + 1, -1)
+    query_now[queries], document_now[documents] = np.arange(len(queries)), np.arange(len(documents))
+    builder = ListsBuilder(len(queries))
+    for now, query in enumerate(queries.tolist()):
+        start, stop = lists.ends[lists.of_query[query] : lists.of_query[query] + 2]
+        builder.add(now, document_now[lists.documents[start:stop]])
+    relevant = judged.relevant
+    mine = query_now[relevant.query] >= 0
+    order = query_now[judged.in_order]
+    smaller = Judged(
+        queries=judged.queries.some(queries),
+        documents=len(documents),
+        rank_of_name=judged.rank_of_name[documents],
+        own_document=document_now[judged.own_document[queries]],
+        relevant=Relevant.of(
+            len(queries),
+            query_now[relevant.query[mine]],
+            document_now[relevant.document[mine]],
+            relevant.grade[mine],
+        ),
+        lists=builder.done(),
+        in_order=order[order >= 0],
+    )
+    return smaller, queries, documents
 
 
 def _batches(dataset: Any, names: Sequence[str], rows: int = 2_000_000) -> Iterator[Any]:

@@ -1,0 +1,85 @@
+"""Reranking tasks too large for mteb's loader: MindSmallReranking.
+
+Its 97 million (query, document) pairs become dictionaries of strings in mteb's loader, 40 GB of
+them. Here the data sets stay on the disk and are read a piece at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from mteb.abstasks import AbsTaskRetrieval
+from mteb.abstasks.retrieval_dataset_loaders import RetrievalDatasetLoader
+
+from batchsweep.config import CorpusConfig
+from batchsweep.prepared.base import PreparedTask
+from batchsweep.prepared.judged import capped, judged_of_tables
+from batchsweep.prepared.search import asks_for_subqueries, part_of
+
+#: Texts from which on a reranking task is large.
+LARGE = 1_000_000
+
+
+def is_large(task: Any) -> bool:
+    """Whether the task is for :func:`prepare_large`: by mteb's statistics, and not loaded yet."""
+    sizes = task.metadata.n_samples or {}
+    return (
+        isinstance(task, AbsTaskRetrieval)
+        and not task.data_loaded
+        and task.metadata.type == "Reranking"
+        and not task.metadata.is_multilingual
+        and max((sizes.get(split, 0) for split in task.eval_splits), default=0) > LARGE
+        and asks_for_subqueries(task) is not None
+        and not task.skip_first_result
+        and all(
+            inspect.getattr_static(type(task), name)
+            is inspect.getattr_static(AbsTaskRetrieval, name)
+            for name in ("load_data", "dataset_transform")
+        )
+    )
+
+
+def prepare_large(task: Any, corpus: CorpusConfig | None) -> PreparedTask | None:
+    """As ``prepare_retrieval`` of what ``AbsTaskRetrieval.load_data`` loads.
+
+    None for what only mteb's own evaluation knows, such as instructions.
+    """
+    parts = []
+    cap = None
+    for split in task.eval_splits:
+        loader = RetrievalDatasetLoader(
+            hf_repo=task.metadata.dataset["path"],
+            revision=task.metadata.dataset["revision"],
+            trust_remote_code=task.metadata.dataset.get("trust_remote_code", False),
+            split=split,
+        )
+        if "top_ranked" not in loader.dataset_configs or "instruction" in loader.dataset_configs:
+            return None
+        qrels = "default" if "default" in loader.dataset_configs else "qrels"
+        queries, documents = loader._load_queries(None), loader._load_corpus(None)
+        found = judged_of_tables(
+            queries,
+            documents,
+            loader._load_dataset_split(qrels, None),
+            loader._load_dataset_split("top_ranked", None),
+        )
+        if found is None:
+            return None
+        judged, kept = found
+        if len(kept) < len(queries):
+            queries = queries.select(kept)
+        if corpus is not None and corpus.max_texts_per_task is not None:
+            most = corpus.max_texts_per_task // len(task.eval_splits)
+            smaller = capped(judged, most, corpus.seed)
+            if smaller is not None:
+                judged, chosen, shown = smaller
+                queries, documents = queries.select(chosen), documents.select(shown)
+                cap = {"max_texts_per_task": corpus.max_texts_per_task, "seed": corpus.seed}
+        part = part_of(task, split, "default", queries, documents, judged)
+        if part is None:
+            return None
+        parts.append(part)
+    prepared = PreparedTask.of(task, parts)
+    prepared.cap = cap
+    return prepared

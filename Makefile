@@ -26,6 +26,8 @@ test-containers: $(VENV)/.installed-test
 k8s: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/batchsweep launch k8s --config configs/mteb_layersweep.yaml --gpu none \
 	  | sed '1,/^---$$/d' > k8s/base/sweep.yaml
+	$(BIN)/batchsweep launch k8s --config configs/demo.yaml --indexes 0-15 --gpu none --parallel 2 \
+	  --workdir /runs --storage 5Gi --cache 1Gi > k8s/overlays/cpu-demo/sweep.yaml
 
 # Hundreds of kill -9 at random moments; about half an hour.
 torture: $(VENV)/.installed-test

@@ -229,6 +229,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo"
     )
+    sub.add_argument(
+        "--make-only", action="store_true", help="make suite, tasks and config; run nothing"
+    )
     return parser
 
 

@@ -157,9 +157,9 @@ def report(args: argparse.Namespace) -> None:
 
 
 def demo(args: argparse.Namespace) -> None:
-    from batchsweep.demo import run
+    from batchsweep.demo import make, run
 
-    print(run(args.out))
+    print(make(args.out) if args.make_only else run(args.out))
 
 
 def launch(args: argparse.Namespace) -> None:

@@ -84,7 +84,7 @@ def kubectl(folder):
     return Kubectl(command=str(folder / "kubectl"))
 
 
-def put(folder, plan, *, explicit=None, queue=None):
+def put(folder, indexes, *, again=False, queue=None):
     def objects(indexes, whole):
         return render(
             sweep="demo",
@@ -100,8 +100,8 @@ def put(folder, plan, *, explicit=None, queue=None):
         kubectl(folder),
         "demo",
         objects,
-        plan=plan,
-        explicit=explicit,
+        indexes,
+        again=again,
         queue=queue is not None,
         poll=0.01,
     )
@@ -157,7 +157,7 @@ def test_a_grown_plan_submits_only_the_new_indexes(cluster):
 def test_failed_indexes_can_be_submitted_again_and_again(cluster):
     put(cluster, range(4))
     for _ in range(2):
-        put(cluster, range(4), explicit=[1, 3])
+        put(cluster, [1, 3], again=True)
     assert state(cluster)["Job/demo-extract-1-3"]["spec"]["completions"] == 2
 
 
@@ -171,8 +171,8 @@ def test_kueue_releases_the_job_itself(cluster):
 
 def test_a_running_job_is_not_replaced(cluster):
     put(cluster, range(4), queue="gpus")
-    with pytest.raises(UsageError, match="demo-extract is still suspended"):
-        put(cluster, range(4), explicit=range(4))
+    with pytest.raises(UsageError, match="Job demo-extract is suspended and has some of these"):
+        put(cluster, [2], again=True)
 
 
 def pod(index, *, created, phase="Failed", code=None, reason="Error", conditions=()):

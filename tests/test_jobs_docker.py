@@ -184,7 +184,7 @@ def test_stop_reaches_a_container_and_an_ended_one_is_no_error(tmp_path):
 
 
 def test_faults_of_the_engine_are_one_line(tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match="docker build -t missing ."):
+    with pytest.raises(UsageError, match=r"docker build -t missing \."):
         launcher(engine(), tmp_path, image="missing").start(0, 0)
     fake = engine()
     monkeypatch.setattr(fake, "get", lambda name: (_ for _ in ()).throw(docker.errors.NotFound("")))
@@ -192,7 +192,7 @@ def test_faults_of_the_engine_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(TryAgain, match="in use"):
         launcher(fake, tmp_path).start(0, 0)
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
-    with pytest.raises(UsageError, match="no container engine answers.*launch local"):
+    with pytest.raises(UsageError, match=r"no container engine answers.*launch local"):
         connect()
 
 

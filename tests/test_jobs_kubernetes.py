@@ -11,6 +11,8 @@ import yaml
 from batchsweep import cli, errors
 from batchsweep.audit import nominal
 from batchsweep.config import load
+from batchsweep.demo import REVISIONS
+from batchsweep.demo.suite import SIZES
 from batchsweep.errors import UsageError
 from batchsweep.jobs.kubernetes import (
     GRACE,
@@ -112,6 +114,55 @@ def test_the_base_is_what_launch_writes():
     """`make k8s` brings it up to date."""
     without_config = [o for o in rendered(CLUSTERS["base"]) if o["kind"] != "ConfigMap"]
     assert (ROOT / "k8s" / "base" / "sweep.yaml").read_text() == to_yaml(without_config)
+
+
+DEMO = Cluster(parallelism=2, storage="5Gi", cache="1Gi", workdir="/runs")
+
+
+def demo_objects():
+    path = ROOT / "configs" / "demo.yaml"
+    return render(
+        sweep="demo",
+        config_file=path.name,
+        config_text=path.read_text(),
+        store_url=load(path).store_url,
+        indexes=range(len(SIZES) * len(REVISIONS)),
+        whole=False,
+        cluster=DEMO,
+    )
+
+
+def test_the_demos_overlay_is_what_launch_writes():
+    """`make k8s` brings it up to date."""
+    written = (ROOT / "k8s" / "overlays" / "cpu-demo" / "sweep.yaml").read_text()
+    assert written.rstrip("\n") == to_yaml(demo_objects()).rstrip("\n")
+
+
+def test_the_demos_overlay_trains_the_suite_before_prepare():
+    if shutil.which("kubectl") is None:
+        pytest.skip("no kubectl on this machine, so kustomize can't be run")
+    folder = ROOT / "k8s" / "overlays" / "cpu-demo"
+    built = subprocess.run(
+        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True
+    )
+    objects = list(yaml.safe_load_all(built.stdout))
+    for item in objects:
+        kubernetes_validate.validate(item, versions()[-1], strict=True)
+    prepare = jobs(objects)["prepare"]["spec"]["template"]["spec"]
+    (suite,) = prepare["initContainers"]
+    args = cli.build_parser().parse_args(suite["args"])
+    # The demo's folder is where the other containers' relative paths start.
+    assert (args.command, args.make_only, str(args.out)) == ("demo", True, suite["workingDir"])
+    assert suite["workingDir"] == prepare["containers"][0]["workingDir"] == "/runs"
+    assert suite["securityContext"] == prepare["containers"][0]["securityContext"]
+    # All that differs from the rendered sweep is this container and the sizes.
+    for pod in pods(objects):
+        pod["containers"][0].pop("resources")
+    del prepare["initContainers"]
+    plain = demo_objects()
+    for pod in pods(plain):
+        pod["containers"][0].pop("resources")
+    assert by_identity(objects) == by_identity(plain)
 
 
 def test_yaml_reads_back_as_the_objects():

@@ -105,7 +105,8 @@ def test_a_failed_prepare_ends_the_launch_with_its_exit_code(config, capsys):
     assert "NoSuchTask" in Path("runs/sweep/logs/prepare.log").read_text()
 
 
-def test_indexes_outside_the_plan_are_refused(config, capsys):
+def test_indexes_outside_the_frozen_plan_are_refused(config, capsys):
+    assert main(["prepare", "--config", config]) == 0
     assert main(["launch", "slurm", "--config", config, "--indexes", "1,3-9"]) == 2
     assert "--indexes 3-9: not in the plan, which has 0-1" in capsys.readouterr().err
 

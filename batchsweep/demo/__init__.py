@@ -36,7 +36,7 @@ from batchsweep.progress import duration
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["config_text", "run"]
+__all__ = ["config_text", "make", "run"]
 
 #: What the demo makes in its folder, and may therefore replace.
 OWN = ("demo.yaml", "suite", "tasks", "store.zarr", "report")
@@ -60,9 +60,7 @@ def run(out: Path) -> str:
     """
     start = time.monotonic()
     with _folder(out):
-        _make("suite", out, _make_suite)
-        _make("tasks", out, _make_tasks)
-        _write_whole(out / "demo.yaml", config_text())
+        _make_all(out)
         logger.info("$ cd %s", shlex.quote(str(out)))
         _command(out, "plan")
         _command(out, "prepare")
@@ -73,6 +71,23 @@ def run(out: Path) -> str:
         from batchsweep.demo.summary import summary
 
         return summary(out, seconds=time.monotonic() - start)
+
+
+def make(out: Path) -> str:
+    """Make suite, tasks and config, and run nothing: what a cluster needs before ``prepare``.
+
+    Raises:
+        UsageError, TryAgain: as :func:`run`.
+    """
+    with _folder(out):
+        _make_all(out)
+    return f"{out}/: suite, tasks and demo.yaml"
+
+
+def _make_all(out: Path) -> None:
+    _make("suite", out, _make_suite)
+    _make("tasks", out, _make_tasks)
+    _write_whole(out / "demo.yaml", config_text())
 
 
 def config_text() -> str:

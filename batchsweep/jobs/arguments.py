@@ -70,6 +70,9 @@ def add_launch(commands: Any, add: AddCommand, help_class: type[argparse.HelpFor
     k8s.add_argument("--storage-class", metavar="NAME", help="of ReadWriteMany volumes")
     k8s.add_argument("--storage", default="1Ti", metavar="SIZE", help="store's volume (1Ti)")
     k8s.add_argument("--cache", default="200Gi", metavar="SIZE", help="model cache's (200Gi)")
+    k8s.add_argument(
+        "--workdir", default="/", choices=("/", "/runs"), help="where relative paths start (/)"
+    )
     k8s.add_argument("--queue", metavar="NAME", help="Kueue's LocalQueue for the extract Job")
     k8s.add_argument(
         "--bandit-after", type=int, metavar="N", help="sealed indexes it waits for (default: all)"

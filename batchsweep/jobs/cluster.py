@@ -188,9 +188,9 @@ def submit(
     kubectl: Kubectl,
     sweep: str,
     render: Callable[[Sequence[int], bool], list[Object]],
+    indexes: Sequence[int],
     *,
-    plan: Sequence[int],
-    explicit: Sequence[int] | None,
+    again: bool,
     queue: bool,
     poll: float = POLL_SECONDS,
 ) -> None:
@@ -200,8 +200,8 @@ def submit(
         kubectl: the cluster.
         sweep: name of the sweep's objects.
         render: objects for some indexes, and whether these are the whole plan.
-        plan: all indexes.
-        explicit: these, whether they were submitted before or not (``--indexes``).
+        indexes: the plan's, or those that were asked for.
+        again: they were asked for by ``--indexes``, whether a Job had them before or not.
         queue: Kueue releases the extract Job, not this function.
         poll: seconds between two looks at the prepare Job.
 
@@ -211,17 +211,18 @@ def submit(
     """
     jobs = {job.name: job for job in map(job_view, kubectl.items("jobs", sweep))}
     submitted = {i for job in jobs.values() for i in job.indexes}
-    new = list(explicit) if explicit is not None else [i for i in plan if i not in submitted]
+    new = [i for i in indexes if again or i not in submitted]
     if not new:
-        logger.info("all %d indexes are already submitted", len(plan))
+        logger.info("all %d indexes are already submitted", len(indexes))
         return
-    objects = render(new, len(new) == len(plan))
+    objects = render(new, not again and len(new) == len(indexes))
     by_component = {o["metadata"]["labels"]["app.kubernetes.io/component"]: o for o in objects}
     prepare, extract, bandit = (by_component[c] for c in ("prepare", "extract", "bandit"))
-    running = jobs.get(extract["metadata"]["name"])
-    if running is not None and not running.ended:
+    busy = [j for j in jobs.values() if not j.ended and set(j.indexes) & set(new)]
+    if busy:
         raise UsageError(
-            f"Job {running.name} is still {running.state}; follow it with --status, or delete it"
+            f"Job {busy[0].name} is {busy[0].state} and has some of these indexes; follow it with "
+            "--status, or delete it first"
         )
     kubectl.apply([o for o in objects if o["kind"] != "Job"])
     _replace(kubectl, jobs, prepare)

@@ -7,6 +7,7 @@ them. Nothing here talks to a cluster: see :mod:`batchsweep.jobs.cluster`.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,6 +65,9 @@ class Cluster:
     """Size of the volume for downloaded weights and data sets."""
     bandit_after: int | None = None
     """The bandit starts when this many indexes are sealed; None: when none is left to wait for."""
+    workdir: str = "/"
+    """What the config's relative paths start at: ``/`` or ``/runs``. Not a folder below: the
+    container runtime would make it, and it would be root's."""
     queue: str | None = None
     """Kueue's LocalQueue that admits the extract Job."""
 
@@ -122,10 +126,11 @@ def render(
     Raises:
         UsageError: the store would not be on the volume.
     """
-    if "://" not in store_url and not re.match(r"/?runs/", store_url):
+    inside = posixpath.join(cluster.workdir, store_url)
+    if "://" not in store_url and not inside.startswith("/runs/"):
         raise UsageError(
-            f"store.path '{store_url}' isn't on a volume of the cluster: it must be below runs/ "
-            "or a URL such as s3://bucket/store.zarr"
+            f"store.path '{store_url}' would be {inside} in the cluster, which isn't on a volume: "
+            "it must be below runs/, or a URL such as s3://bucket/store.zarr"
         )
     objects = [
         _config_map(sweep, config_file, config_text),
@@ -313,10 +318,12 @@ def _pod(sweep: str, component: str, containers: list[Object]) -> Object:
 
 def _container(name: str, arguments: list[str], cluster: Cluster) -> Object:
     cpu, memory = RESOURCES[name]
+    workdir = {"workingDir": cluster.workdir} if cluster.workdir != "/" else {}
     return {
         "name": name,
         "image": cluster.image,
         "args": arguments,
+        **workdir,
         "env": [
             {
                 "name": "HF_TOKEN",

@@ -84,17 +84,31 @@ def chosen_indexes(text: str | None, plan: Plan) -> tuple[int, ...]:
     Raises:
         UsageError: one of them isn't in the plan.
     """
+    known = tuple(entry.index for entry in plan.entries)
     if text is None:
-        return tuple(entry.index for entry in plan.entries)
+        return known
     chosen = parse_indexes(text)
-    known = {entry.index for entry in plan.entries}
-    unknown = [index for index in chosen if index not in known]
+    unknown = sorted(set(chosen) - set(known))
     if unknown:
         raise UsageError(
             f"--indexes {format_indexes(unknown)}: not in the plan, which has "
             f"{format_indexes(known)}"
         )
     return chosen
+
+
+def _elsewhere_indexes(text: str | None, config: Config) -> tuple[tuple[int, ...], bool]:
+    """Indexes for a job elsewhere, and whether they are the whole plan.
+
+    With ``--indexes`` and no frozen plan in reach they are believed: models and store may be
+    where only the job gets.
+    """
+    plan = frozen_plan(config)
+    if plan is None and text is not None:
+        return parse_indexes(text), False
+    plan = plan or planned(config)
+    chosen = chosen_indexes(text, plan)
+    return chosen, len(chosen) == len(plan.entries)
 
 
 def _names(plan: Plan) -> dict[int, str]:
@@ -226,9 +240,9 @@ def _k8s(args: argparse.Namespace, config: Config) -> str:
         cache=args.cache,
         queue=args.queue,
         bandit_after=args.bandit_after,
+        workdir=args.workdir,
     )
-    plan = frozen_plan(config) or planned(config)
-    everything = chosen_indexes(None, plan)
+    indexes, whole = _elsewhere_indexes(args.indexes, config)
 
     def objects(indexes: Sequence[int], whole: bool) -> list[Object]:
         return render(
@@ -241,15 +255,14 @@ def _k8s(args: argparse.Namespace, config: Config) -> str:
             cluster=cluster,
         )
 
-    indexes = chosen_indexes(args.indexes, plan)
     if not args.apply:
-        return to_yaml(objects(indexes, len(indexes) == len(everything)))
+        return to_yaml(objects(indexes, whole))
     submit(
         kubectl,
         sweep,
         objects,
-        plan=everything,
-        explicit=None if args.indexes is None else indexes,
+        indexes,
+        again=args.indexes is not None,
         queue=args.queue is not None,
     )
     shown: list[str] = []
@@ -273,11 +286,11 @@ def _k8s(args: argparse.Namespace, config: Config) -> str:
 def _slurm(args: argparse.Namespace, config: Config) -> str:
     if args.gpu not in ("gpu", "none"):
         raise UsageError(f"--gpu {args.gpu}: valid: gpu, none")
-    plan = frozen_plan(config) or planned(config)
+    indexes, _ = _elsewhere_indexes(args.indexes, config)
     return array_script(
         sweep=sweep_name(config.name),
         config_path=args.config,
-        indexes=chosen_indexes(args.indexes, plan),
+        indexes=indexes,
         parallel=_parallel(args.parallel, ()),
         gpu=args.gpu == "gpu",
     )

@@ -217,6 +217,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="where to (default: report/ beside the store)"
     )
 
+    sub = _command(
+        commands,
+        "export",
+        "write all scores as MTEB result folders and as one table (CSV and Parquet)",
+        details="mteb reads the folders: mteb.ResultCache('DIR/mteb').load_results(). Each arm is a\n"
+        "model of its own there, such as EleutherAI/pythia-14m-step1000-layer3-mean.",
+        example="  batchsweep export --config configs/quick.yaml --out exported",
+    )
+    sub.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to (default: export/ beside the store)"
+    )
+
     add_launch(commands, _command, _Help)
 
     sub = _command(

@@ -156,6 +156,15 @@ def report(args: argparse.Namespace) -> None:
         print(path)
 
 
+def export(args: argparse.Namespace) -> None:
+    from batchsweep.export import export
+    from batchsweep.report import default_folder
+
+    config = load(args.config)
+    done = export(_open(config), args.out or default_folder(config).parent / "export")
+    print(f"{done.pulls} pulls\n{done.table}\n{done.table.with_suffix('.parquet')}\n{done.results}")
+
+
 def demo(args: argparse.Namespace) -> None:
     from batchsweep.demo import make, run
 

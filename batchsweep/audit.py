@@ -250,6 +250,8 @@ def _check_slugs(models: Sequence[_Asked]) -> None:
         for revision in model.revisions:
             key = Checkpoint(model.config.name, revision, local=model.suite.local).key
             name = f"{model.config.name}@{revision}"
+            if seen.get(key) == name:
+                raise ConfigError(f"models: {name} is in the list twice; leave one out")
             if key in seen:
                 raise ConfigError(
                     f"models: {seen[key]} and {name} would both be '{key}' in the store; "
@@ -260,17 +262,17 @@ def _check_slugs(models: Sequence[_Asked]) -> None:
 
 def _ask_all(models: Sequence[_Asked]) -> None:
     """Fill ``listings`` and ``skipped``; ``main`` is asked too, to know the final weights."""
-    jobs = [
-        (model, revision)
-        for model in models
-        for revision in dict.fromkeys([*model.revisions, *_reference(model)])
-    ]
     for model in models:
         if not model.suite.local and PLACEHOLDER not in model.config.name:
             refs = model.suite.revisions()
             if not is_pythia(model.config.name):
                 known = steps_in(refs, model.config.step_pattern).values()
                 model.final_step = max(known, default=model.final_step)
+    jobs = [
+        (model, revision)
+        for model in models
+        for revision in dict.fromkeys([*model.revisions, *_reference(model)])
+    ]
 
     def ask(job: tuple[_Asked, str]) -> Listing | Missing:
         try:
@@ -296,7 +298,11 @@ def _ask_all(models: Sequence[_Asked]) -> None:
 
 
 def _reference(model: _Asked) -> list[str]:
-    return [] if PLACEHOLDER in model.config.name else ["main"]
+    """Revisions that tell what the final weights are: main, and the last step's by its name."""
+    if PLACEHOLDER in model.config.name:
+        return []
+    steps = steps_in(model.suite.revisions(), model.config.step_pattern)
+    return ["main", *(name for name, step in steps.items() if step == model.final_step)][:2]
 
 
 def _take_at_word(model: _Asked) -> Audit:
@@ -336,6 +342,8 @@ def _sort_out(model: _Asked) -> Audit:
         elif revision in model.revisions:
             model.skipped.append(Skipped(name, revision, reason, detail))
     groups = _identical(usable)
+    if not is_pythia(name) and _main_is_not_last(model, groups):
+        model.final_step = None
     checkpoints: dict[str, Checkpoint] = {}
     duplicates = []
     for group in groups:
@@ -346,16 +354,21 @@ def _sort_out(model: _Asked) -> Audit:
         checkpoints[checkpoint.revision] = checkpoint
         if duplicate is not None:
             duplicates.append(duplicate)
-    ordered = [checkpoints[r] for r in model.revisions if r in checkpoints]
     shapes: dict[str, Shape] = {}
     by_content: dict[str, Shape] = {}
-    for checkpoint in ordered:
-        listing = usable[checkpoint.revision]
-        content = str(listing.config_id)
-        if content not in by_content:
-            loaded = model.suite.model_config(checkpoint.revision)
-            by_content[content] = shape_of(loaded, where=f"{name}@{checkpoint.revision}")
+    ordered = []
+    for checkpoint in (checkpoints[r] for r in model.revisions if r in checkpoints):
+        content = str(usable[checkpoint.revision].config_id)
+        try:
+            if content not in by_content:
+                loaded = model.suite.model_config(checkpoint.revision)
+                by_content[content] = shape_of(loaded, where=f"{name}@{checkpoint.revision}")
+        except (ConfigError, Missing) as error:
+            detail = str(error).removeprefix("models: ")
+            model.skipped.append(Skipped(name, checkpoint.revision, "incomplete", detail))
+            continue
         shapes[checkpoint.key] = by_content[content]
+        ordered.append(checkpoint)
     order = {revision: place for place, revision in enumerate(model.revisions)}
     return Audit(
         checkpoints=tuple(ordered),
@@ -389,6 +402,14 @@ def _identical(usable: Mapping[str, Listing]) -> list[list[str]]:
     return list(by_loaded.values())
 
 
+def _main_is_not_last(model: _Asked, groups: Sequence[Sequence[str]]) -> bool:
+    """Whether main holds other weights than the last step: chosen, averaged or tuned ones."""
+    last = [[r for r in g if r != "main" and model.step(r) == model.final_step] for g in groups]
+    return any(last) and not any(
+        names and "main" in group for names, group in zip(last, groups, strict=True)
+    )
+
+
 def _contents(files: Iterable[WeightFile]) -> tuple[str, ...]:
     return tuple(file.sha256 for file in files)
 
@@ -400,33 +421,33 @@ def _checkpoint(
     asked = [r for r in model.revisions if r in group]
     if not asked:
         return None
-    final = "main" in group
+    final = "main" in group and model.final_step is not None
     kept = asked[0]
     if final:
         # Of the names of the final weights, only main and the last step's are right.
         right = [r for r in asked if model.step(r) == model.final_step]
         kept = "main" if "main" in asked else (right or asked)[0]
     others = tuple(r for r in asked if r != kept)
-    aliases = others if "main" in asked or not final else (*others, "main")
     listing = usable[kept]
+    steps = [model.step(r) for r in asked]
     checkpoint = Checkpoint(
         model=model.config.name,
         revision=kept,
         commit=listing.commit,
         # Under the wrong name of an earlier step, the final weights are still the final step's.
-        step=model.final_step if final else model.step(kept),
+        step=model.final_step if final else next((s for s in steps if s is not None), None),
         weights=listing.loaded,
-        aliases=aliases,
+        aliases=others if "main" in asked or "main" not in group else (*others, "main"),
         local=model.suite.local,
     )
-    steps = {model.step(r) for r in [*asked, *(["main"] if final else [])]}
-    if len(steps) < 2:
-        return checkpoint, None
-    if not final:
-        return checkpoint, Duplicates(model.config.name, kept, others, final=False)
-    wrong = tuple(r for r in asked if model.step(r) != model.final_step)
-    stands = kept if kept not in wrong else "main"
-    return checkpoint, Duplicates(model.config.name, stands, wrong, final=True)
+    named = [r for r in asked if step_of(r, model.config.step_pattern) is not None]
+    if final:
+        wrong = tuple(r for r in named if model.step(r) != model.final_step)
+        stands = kept if kept not in wrong else "main"
+        found = Duplicates(model.config.name, stands, wrong, final=True)
+        return checkpoint, found if wrong else None
+    found = Duplicates(model.config.name, kept, others, final=False)
+    return checkpoint, found if len(named) > 1 else None
 
 
 def _partly_shared(

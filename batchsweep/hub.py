@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from batchsweep.cache import JsonCache, cache_file
-from batchsweep.errors import ConfigError, IndexFailed, TryAgain, UsageError
+from batchsweep.errors import ConfigError, TryAgain, UsageError
 from batchsweep.progress import duration
 
 logger = logging.getLogger(__name__)
@@ -103,17 +103,21 @@ class Hub:
         return {name: RemoteFile(digest, size) for name, (digest, size) in cached.items()}
 
     def json_file(self, repo: str, revision: str, name: str) -> dict[str, Any] | None:
-        """A small JSON file of a revision; None if there is no such revision or file."""
+        """A small JSON file of a revision; None if there is no such revision or file.
+
+        Raises:
+            ConfigError: the file is not a JSON object.
+        """
         key = f"{revision}/{name}"
         pinned = re.fullmatch(r"[0-9a-f]{40}", revision) is not None
         cached = self._cache(repo).get(key) if pinned else None
         if cached is None:
             path = f"/{repo}/resolve/{quote(revision, safe='')}/{name}"
-            cached = self._json(path, repo, absent_ok=True)
+            cached = self._json(path, repo, absent_ok=True, may_be_broken=True)
             if pinned and cached is not None:
                 self._cache(repo).set(key, cached)
         if cached is not None and not isinstance(cached, dict):
-            raise self._strange(repo, name)
+            raise ConfigError(f"{repo}@{revision}: {name} is not a JSON object")
         return cached
 
     def save(self) -> None:
@@ -142,8 +146,17 @@ class Hub:
             "check HF_ENDPOINT"
         )
 
-    def _json(self, path: str, repo: str, *, absent_ok: bool = False) -> Any:
-        """One answer, however many requests it takes."""
+    def _json(
+        self, path: str, repo: str, *, absent_ok: bool = False, may_be_broken: bool = False
+    ) -> Any:
+        """One answer, however many requests it takes.
+
+        Args:
+            path: below the endpoint.
+            repo: for messages.
+            absent_ok: None for a revision or file that is not there, instead of an error.
+            may_be_broken: the text itself where it isn't JSON: it is a user's file, not the Hub's.
+        """
         from huggingface_hub import constants, get_session
         from huggingface_hub.errors import (  # type: ignore[attr-defined]
             GatedRepoError,
@@ -185,10 +198,12 @@ class Hub:
                 if absent_ok and response.status_code == 404 and _absent(response.headers):
                     return None
                 hf_raise_for_status(response)
+                if may_be_broken and not _is_json(response.text):
+                    return response.text
                 return response.json()
             except GatedRepoError:
-                raise IndexFailed(
-                    f"{repo}: the repo is gated: accept its terms on the Hub and set HF_TOKEN"
+                raise ConfigError(
+                    f"models: '{repo}' is gated: accept its terms on the Hub and set HF_TOKEN"
                 ) from None
             except RepositoryNotFoundError:
                 raise ConfigError(
@@ -258,6 +273,14 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
         if match:
             return float(match[1])
     return None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _absent(headers: Mapping[str, str]) -> bool:

@@ -275,8 +275,8 @@ class SeparateRepos:
         self._model = model
         self._hub = hub
         self._digests = digests
-        first = self._path("")
-        self.local = first.is_absolute() or first.parent.is_dir()
+        folder, slash, _ = model.name.split(PLACEHOLDER)[0].rpartition("/")
+        self.local = bool(slash) and (folder in ("", ".") or Path(folder).is_dir())
         self._suites: dict[str, Suite] = {}
 
     def revisions(self) -> Mapping[str, str]:
@@ -293,9 +293,6 @@ class SeparateRepos:
 
     def model_config(self, revision: str) -> dict[str, Any]:
         return self._suite(revision).model_config("main")
-
-    def _path(self, revision: str) -> Path:
-        return Path(self._model.name.replace(PLACEHOLDER, revision))
 
     def _suite(self, revision: str) -> Suite:
         if revision not in self._suites:

@@ -37,7 +37,7 @@ class Repo:
 
     def commit(self, name: str) -> str:
         """A sha of the revision's name and content: as in git, no two branches share one."""
-        files = self.branches.get(name) or self.tags[name]
+        files = self.branches[name] if name in self.branches else self.tags[name]
         text = name + "".join(f"{n} {sha256(c)}\n" for n, c in sorted(files.items()))
         return hashlib.sha1(text.encode()).hexdigest()
 
@@ -46,10 +46,9 @@ class Repo:
         for refs in (self.branches, self.tags):
             if revision in refs:
                 return self.commit(revision), refs[revision]
-        for name in [*self.branches, *self.tags]:
-            commit = self.commit(name)
-            if commit == revision:
-                return commit, self.branches.get(name) or self.tags[name]
+        for name, files in {**self.tags, **self.branches}.items():
+            if self.commit(name) == revision:
+                return revision, files
         return None
 
 

@@ -254,6 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Quiet libraries: their bars and advice are not this tool's output.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from batchsweep import commands
 

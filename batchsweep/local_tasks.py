@@ -205,8 +205,11 @@ class LocalRetrieval(_Local, AbsTaskRetrieval):
 
     def _make(self) -> Any:
         corpus, queries, qrels = (dict(self._parts[p]) for p in ("corpus", "queries", "qrels"))
-        for columns in (corpus, queries):
+        for part, columns in (("corpus", corpus), ("queries", queries)):
             columns["id"] = [str(x) for x in columns["id"]]
+            if len(set(columns["id"])) < len(columns["id"]):
+                twice = next(x for x in columns["id"] if columns["id"].count(x) > 1)
+                raise self._wrong(f"{part}: the id '{twice}' is there twice")
         known = {"query-id": set(queries["id"]), "corpus-id": set(corpus["id"])}
         relevant: dict[str, dict[str, int]] = {}
         scores = qrels.get("score", [1] * len(qrels["query-id"]))
@@ -354,9 +357,10 @@ def _check_columns(
 def _misfit(column: str, value: Any, lists: bool) -> str | None:
     """What the value should have been, or None if it is that."""
     if column in _TEXT:
-        return None if isinstance(value, str) else "a text"
+        return None if _is_text(value) else "a text"
     if column in _TEXTS:
-        return None if _is_list(value, str) else "a list of texts"
+        listed = isinstance(value, list | tuple) and all(_is_text(x) for x in value)
+        return None if listed else "a list of texts"
     if column == "relevance":
         return None if _is_list(value, int | float) else "a list of numbers"
     if column in _NUMBERS:
@@ -365,6 +369,17 @@ def _misfit(column: str, value: Any, lists: bool) -> str | None:
     if column == "label" and lists:
         return None if _is_list(value, str | int | np.integer) else "a list of labels"
     return None if isinstance(value, str | int | np.integer) else "a name or a whole number"
+
+
+def _is_text(value: Any) -> bool:
+    """Half of a surrogate pair, which JSON lets pass, is no text that can be stored."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_list(value: Any, of: Any) -> bool:

@@ -19,7 +19,7 @@ from threadpoolctl import ThreadpoolController
 
 from batchsweep.config import Config, CorpusConfig, LocalTask
 from batchsweep.corpus import CHUNK, TextIndex, prefix_of
-from batchsweep.errors import StoreError, UsageError
+from batchsweep.errors import StoreError, StoreMismatch, UsageError
 from batchsweep.prepared import PreparedTask, Request, prepare
 from batchsweep.prepared.base import Float32, Rows
 from batchsweep.store import GroupReader, Store, open_store
@@ -111,6 +111,7 @@ class Scorer:
         there = store.corpus()
         if there is None:
             raise StoreError(f"{store.url}: no corpus; run 'batchsweep prepare'")
+        self._corpus_digest = there.digest
         if missing := [name for name in self.tasks if name not in there.tasks()]:
             raise StoreError(
                 f"{store.url}: the corpus has no task '{missing[0]}'; it has "
@@ -156,7 +157,14 @@ class Scorer:
     def _reader(self, key: str) -> GroupReader:
         reader = self._readers.get(key)
         if reader is None or not reader.complete:
-            reader = self._readers[key] = self.store.reader(key)
+            reader = self.store.reader(key)
+            made_of = reader.provenance.get("corpus_digest", self._corpus_digest)
+            if made_of != self._corpus_digest:
+                raise StoreMismatch(
+                    f"{self.store.url}: the embeddings of {key} are of another corpus than the "
+                    "store's; delete that group and run 'batchsweep extract' for it"
+                )
+            self._readers[key] = reader
         return reader
 
     def _prepare(self, name: str) -> PreparedTask:

@@ -80,9 +80,9 @@ def _read(path: Path, name: str) -> dict[str, list[Any]]:
 
             columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
             return columns
-        if path.suffix in (".jsonl", ".json"):
+        if path.suffix == ".jsonl":
             rows = []
-            with path.open(encoding="utf-8") as lines:
+            with path.open(encoding="utf-8-sig") as lines:
                 for number, line in enumerate(lines, start=1):
                     if not line.strip():
                         continue

@@ -176,6 +176,18 @@ def _offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
+def _find_data(task: AbsTask) -> None:
+    """Fails if the data are not to be had; leaves the task as it was."""
+    from batchsweep.prepared.large import is_large, tables
+
+    if is_large(task):
+        for split in task.eval_splits:
+            tables(task, split)
+        return
+    task.load_data()
+    task.dataset, task.data_loaded = None, False
+
+
 def check_data(tasks: Sequence[AbsTask]) -> None:
     """Find out, before anything else runs, whether the tasks' data can be had.
 
@@ -203,8 +215,7 @@ def check_data(tasks: Sequence[AbsTask]) -> None:
     with _offline():
         for task in waiting:
             try:
-                task.load_data()
-                task.unload_data()
+                _find_data(task)
             except Exception as error:  # noqa: BLE001 - whatever the loader raises, the data is not to be had
                 logger.debug("%s: %s", task.metadata.name, error)
                 missing.append(task.metadata.name)

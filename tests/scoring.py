@@ -62,6 +62,7 @@ def store_of(
     keys: tuple[str, ...] = (KEY,),
     corpus: CorpusConfig | None = None,
     embedding: EmbeddingConfig | None = None,
+    corpus_digest: str | None = None,
 ) -> Store:
     """A store with the live encoder's vectors for all texts of the tasks."""
     store = create_store(path)
@@ -72,7 +73,7 @@ def store_of(
         embedding=embedding or EmbeddingConfig(),
         corpus=corpus or CorpusConfig(),
     )
-    fill(store, dtype=dtype, layers=layers, keys=keys)
+    fill(store, dtype=dtype, layers=layers, keys=keys, corpus_digest=corpus_digest)
     return store
 
 
@@ -82,6 +83,7 @@ def fill(
     dtype: str = "float32",
     layers: tuple[int, ...] = (1, 2),
     keys: tuple[str, ...] = (KEY,),
+    corpus_digest: str | None = None,
 ) -> None:
     corpus = store.corpus()
     assert corpus is not None
@@ -93,7 +95,12 @@ def fill(
         hidden=HIDDEN,
         dtype=dtype,
         block_texts=64,
-        provenance={"model": "tests/live", "revision": "step8", "step": 8},
+        provenance={
+            "model": "tests/live",
+            "revision": "step8",
+            "step": 8,
+            "corpus_digest": corpus_digest or corpus.digest,
+        },
     )
     states = np.stack([[vector(text, layer) for text in texts] for layer in layers])
     for key in keys:

@@ -25,7 +25,7 @@ from scoring import KEY, LiveEncoder, live_score, local_tasks, sentences, store_
 from batchsweep import prepared
 from batchsweep.config import CorpusConfig, EmbeddingConfig, LocalTask
 from batchsweep.encoder import StoreEncoder
-from batchsweep.errors import ConfigError, StoreError, UsageError
+from batchsweep.errors import ConfigError, StoreError, StoreMismatch, UsageError
 from batchsweep.local_tasks import from_columns
 from batchsweep.score import Arm, ScoreFunction, Scorer, score_processes
 from batchsweep.store import Store
@@ -413,6 +413,13 @@ def test_a_task_that_changes_its_texts_is_found_out(tmp_path: Path) -> None:
 def test_a_wrong_arm(scorer: Scorer, arm: str, message: str) -> None:
     with pytest.raises((UsageError, StoreError), match=message):
         scorer.score(arm, "sts")
+
+
+def test_embeddings_of_another_corpus(tmp_path: Path) -> None:
+    task = local_tasks()[0]
+    store = store_of(tmp_path / "x.zarr", [task], corpus_digest="0" * 64)
+    with pytest.raises(StoreMismatch, match=r"tests--live/step8 are of another corpus"):
+        Scorer(store, [task]).score(f"{KEY}#1", "sts")
 
 
 def test_arm_of_several_poolings() -> None:

@@ -173,6 +173,7 @@ def test_retrieval_from_files(tmp_path: Path) -> None:
         ([{**PAIRS[0], "score": "high"}], "column 'score': must be a finite number, not 'high'"),
         ([{**PAIRS[0], "score": float("nan")}], "column 'score': must be a finite number"),
         ([PAIRS[1], PAIRS[1]], "all scores are equal"),
+        ([{**PAIRS[0], "sentence1": "half \ud83d"}], "column 'sentence1': must be a text"),
     ],
 )
 def test_a_wrong_file(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
@@ -194,6 +195,8 @@ def test_broken_lines_and_missing_files(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\n")
     with pytest.raises(ConfigError, match="can't be read"):
         resolve([local(path)])
+    path.write_bytes(b"\xef\xbb\xbf" + "".join(json.dumps(r) + "\r\n" for r in PAIRS).encode())
+    assert len(resolve([local(path)])[0].dataset["test"]) == 4
     for absent, message in (
         (tmp_path / "no.jsonl", "no such file"),
         (tmp_path, "needs a file, not a folder"),
@@ -235,6 +238,15 @@ def test_broken_lines_and_missing_files(tmp_path: Path) -> None:
             "a list of labels",
         ),
         ("retrieval", {"corpus": {"id": [1], "text": ["a"]}}, "no part 'queries'"),
+        (
+            "retrieval",
+            {
+                "corpus": {"id": [1, "1"], "text": ["a", "b"]},
+                "queries": {"id": ["q"], "text": ["c"]},
+                "qrels": {"query-id": ["q"], "corpus-id": [1]},
+            },
+            "corpus: the id '1' is there twice",
+        ),
         ("sorting", {}, "unknown type 'sorting'; valid: sts"),
     ],
 )

@@ -7,6 +7,7 @@ them. Here the data sets stay on the disk and are read a piece at a time.
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 from mteb.abstasks import AbsTaskRetrieval
@@ -40,6 +41,34 @@ def is_large(task: Any) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class Tables:
+    """A task's data sets, on the disk; ``top_ranked`` is None where mteb's loader is needed."""
+
+    queries: Any
+    corpus: Any
+    qrels: Any
+    top_ranked: Any
+
+
+def tables(task: Any, split: str) -> Tables:
+    """Download the data sets of a large task, or find them in the cache; nothing is read."""
+    loader = RetrievalDatasetLoader(
+        hf_repo=task.metadata.dataset["path"],
+        revision=task.metadata.dataset["revision"],
+        trust_remote_code=task.metadata.dataset.get("trust_remote_code", False),
+        split=split,
+    )
+    names = loader.dataset_configs
+    ranked = "top_ranked" in names and "instruction" not in names
+    return Tables(
+        queries=loader._load_queries(None),
+        corpus=loader._load_corpus(None),
+        qrels=loader._load_dataset_split("default" if "default" in names else "qrels", None),
+        top_ranked=loader._load_dataset_split("top_ranked", None) if ranked else None,
+    )
+
+
 def prepare_large(task: Any, corpus: CorpusConfig | None) -> PreparedTask | None:
     """As ``prepare_retrieval`` of what ``AbsTaskRetrieval.load_data`` loads.
 
@@ -48,22 +77,11 @@ def prepare_large(task: Any, corpus: CorpusConfig | None) -> PreparedTask | None
     parts = []
     cap = None
     for split in task.eval_splits:
-        loader = RetrievalDatasetLoader(
-            hf_repo=task.metadata.dataset["path"],
-            revision=task.metadata.dataset["revision"],
-            trust_remote_code=task.metadata.dataset.get("trust_remote_code", False),
-            split=split,
-        )
-        if "top_ranked" not in loader.dataset_configs or "instruction" in loader.dataset_configs:
+        there = tables(task, split)
+        if there.top_ranked is None:
             return None
-        qrels = "default" if "default" in loader.dataset_configs else "qrels"
-        queries, documents = loader._load_queries(None), loader._load_corpus(None)
-        found = judged_of_tables(
-            queries,
-            documents,
-            loader._load_dataset_split(qrels, None),
-            loader._load_dataset_split("top_ranked", None),
-        )
+        queries, documents = there.queries, there.corpus
+        found = judged_of_tables(queries, documents, there.qrels, there.top_ranked)
         if found is None:
             return None
         judged, kept = found

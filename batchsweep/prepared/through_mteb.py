@@ -7,7 +7,6 @@ it starts from the same random state: one evaluation with arbitrary vectors reco
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import datasets
@@ -71,7 +70,6 @@ def prepare_through_mteb(task: AbsTask, state: State) -> PreparedTask:
 def _evaluate(task: AbsTask, encoder: AbsEncoder) -> dict[str, dict[str, Any]]:
     """As ``mteb.evaluate`` does it: subset by subset, bitext mining all subsets at once."""
     datasets.disable_progress_bars()
-    os.environ["TQDM_DISABLE"] = "1"
     results: dict[str, dict[str, Any]] = {}
     subsets = list(task.hf_subsets)
     batches = [subsets] if isinstance(task, AbsTaskBitextMining) else [[s] for s in subsets]

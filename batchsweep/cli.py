@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from batchsweep import __version__
-from batchsweep.errors import BatchsweepError
+from batchsweep.errors import BatchsweepError, Terminated
 from batchsweep.jobs.arguments import add_launch
 from batchsweep.progress import set_up_logging
 
@@ -247,6 +250,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _terminated(number: int, frame: FrameType | None) -> None:
+    sys.exit(Terminated.exit_code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the value is the process's exit code (see ``errors``)."""
     args = build_parser().parse_args(argv)
@@ -256,6 +263,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # As process 1 of a container, SIGTERM is ignored unless someone handles it. What is written is
+    # safe at any moment; extract takes the signal itself, to seal its open block.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     from batchsweep import commands
 
     try:

@@ -8,7 +8,7 @@ that this shows before anything is downloaded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,7 +17,6 @@ from batchsweep.cache import JsonCache, cache_file
 from batchsweep.checkpoints import (
     PLACEHOLDER,
     Checkpoint,
-    WeightFile,
     final_step,
     normalise_revision,
     schedule,
@@ -25,6 +24,7 @@ from batchsweep.checkpoints import (
     step_of,
 )
 from batchsweep.config import Config, ModelConfig, Schedule
+from batchsweep.duplicates import Duplicates, SharedFiles, identical, partly_shared
 from batchsweep.errors import ConfigError, IndexFailed
 from batchsweep.hub import Hub
 from batchsweep.progress import progress
@@ -48,50 +48,6 @@ class Skipped:
 
     def __str__(self) -> str:
         return f"{self.model}@{self.revision}: {self.reason} ({self.detail})"
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """Revisions of different steps that serve the same weights: at most one name is right."""
-
-    model: str
-    kept: str
-    """The revision that stands for all."""
-    others: tuple[str, ...]
-    """The other names that the config asks for."""
-    final: bool
-    """The weights are those of ``main``: names of earlier steps are wrong."""
-
-    @property
-    def revisions(self) -> tuple[str, ...]:
-        return (self.kept, *self.others)
-
-    def __str__(self) -> str:
-        if self.final:
-            # ``kept`` is in the list where it is itself a wrong name.
-            return (
-                f"{self.model}: {_count(len(self.others))} the weights of {self.kept}: "
-                f"{_names(self.others)}; all are one index, and no points of a training curve"
-            )
-        return (
-            f"{self.model}: {_names(self.revisions)} serve identical weights; they are one index "
-            f"({self.kept}), and at most one of the names is right"
-        )
-
-
-@dataclass(frozen=True)
-class SharedFiles:
-    """Revisions that share some weight files, but not all: one of them is partly another."""
-
-    model: str
-    revisions: tuple[str, ...]
-    files: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return (
-            f"{self.model}: {_names(self.revisions)} share {_names(self.files)} but not the other "
-            "weight files; at most one of them is what its name says"
-        )
 
 
 @dataclass(frozen=True)
@@ -341,7 +297,7 @@ def _sort_out(model: _Asked) -> Audit:
             usable[revision] = listing
         elif revision in model.revisions:
             model.skipped.append(Skipped(name, revision, reason, detail))
-    groups = _identical(usable)
+    groups = identical(usable)
     if not is_pythia(name) and _main_is_not_last(model, groups):
         model.final_step = None
     checkpoints: dict[str, Checkpoint] = {}
@@ -376,30 +332,8 @@ def _sort_out(model: _Asked) -> Audit:
         tokenizers={c.key: usable[c.revision].tokenizer for c in ordered},
         skipped=tuple(sorted(model.skipped, key=lambda s: order[s.revision])),
         duplicates=tuple(duplicates),
-        shared=tuple(_partly_shared(name, groups, usable, model.revisions)),
+        shared=tuple(partly_shared(name, groups, usable, model.revisions)),
     )
-
-
-def _identical(usable: Mapping[str, Listing]) -> list[list[str]]:
-    """Group revisions that serve the same weights, file by file.
-
-    Two are the same if the files that would be loaded are; or, where one has a format that the
-    other lacks (``main`` got safetensors later), if the format that both have is.
-    """
-    by_loaded: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for revision, listing in usable.items():
-        suffix, files = next(iter(listing.weights.items()))
-        by_loaded.setdefault((suffix, _contents(files)), []).append(revision)
-    # A format that is only the second choice somewhere links its group, if to one group only.
-    second: dict[tuple[str, tuple[str, ...]], set[tuple[str, tuple[str, ...]]]] = {}
-    for loaded, revisions in by_loaded.items():
-        for revision in revisions:
-            for suffix, files in list(usable[revision].weights.items())[1:]:
-                second.setdefault((suffix, _contents(files)), set()).add(loaded)
-    for content, targets in second.items():
-        if content in by_loaded and len(targets) == 1:
-            by_loaded[next(iter(targets))].extend(by_loaded.pop(content))
-    return list(by_loaded.values())
 
 
 def _main_is_not_last(model: _Asked, groups: Sequence[Sequence[str]]) -> bool:
@@ -410,10 +344,6 @@ def _main_is_not_last(model: _Asked, groups: Sequence[Sequence[str]]) -> bool:
     )
 
 
-def _contents(files: Iterable[WeightFile]) -> tuple[str, ...]:
-    return tuple(file.sha256 for file in files)
-
-
 def _checkpoint(
     model: _Asked, group: Sequence[str], usable: Mapping[str, Listing]
 ) -> tuple[Checkpoint, Duplicates | None] | None:
@@ -422,7 +352,8 @@ def _checkpoint(
     if not asked:
         return None
     final = "main" in group and model.final_step is not None
-    kept = asked[0]
+    named = [r for r in asked if step_of(r, model.config.step_pattern) is not None]
+    kept = next((r for r in [*named, "main"] if r in asked), asked[0])
     if final:
         # Of the names of the final weights, only main and the last step's are right.
         right = [r for r in asked if model.step(r) == model.final_step]
@@ -440,7 +371,6 @@ def _checkpoint(
         aliases=others if "main" in asked or "main" not in group else (*others, "main"),
         local=model.suite.local,
     )
-    named = [r for r in asked if step_of(r, model.config.step_pattern) is not None]
     if final:
         wrong = tuple(r for r in named if model.step(r) != model.final_step)
         stands = kept if kept not in wrong else "main"
@@ -448,40 +378,3 @@ def _checkpoint(
         return checkpoint, found if wrong else None
     found = Duplicates(model.config.name, kept, others, final=False)
     return checkpoint, found if len(named) > 1 else None
-
-
-def _partly_shared(
-    model: str,
-    groups: Sequence[Sequence[str]],
-    usable: Mapping[str, Listing],
-    asked: Sequence[str],
-) -> list[SharedFiles]:
-    """Groups that have a weight file in common although they are not identical."""
-    holders: dict[str, dict[int, str]] = {}
-    for number, group in enumerate(groups):
-        for revision in group:
-            for files in usable[revision].weights.values():
-                for file in files:
-                    holders.setdefault(file.sha256, {})[number] = file.name
-    # Which groups share -> the names of the files that they share.
-    sharing: dict[tuple[int, ...], set[str]] = {}
-    for holder in holders.values():
-        if len(holder) > 1:
-            sharing.setdefault(tuple(sorted(holder)), set()).update(holder.values())
-    found = []
-    for numbers, names in sharing.items():
-        members = [next((r for r in groups[n] if r in asked), groups[n][0]) for n in numbers]
-        # A group that nobody asked for (main) still tells whose shard it is.
-        if any(r in asked for n in numbers for r in groups[n]):
-            found.append(SharedFiles(model, tuple(members), tuple(sorted(names))))
-    return found
-
-
-def _count(n: int) -> str:
-    return "1 revision serves" if n == 1 else f"{n} revisions serve"
-
-
-def _names(names: Sequence[str]) -> str:
-    if len(names) < 2:
-        return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from batchsweep.audit import Audit, Duplicates, SharedFiles, Skipped
+from batchsweep.audit import Audit, Skipped
 from batchsweep.checkpoints import Checkpoint, normalise_revision
 from batchsweep.config import Config, EveryLayers
+from batchsweep.differences import differences
+from batchsweep.duplicates import Duplicates, SharedFiles
 from batchsweep.errors import ConfigError, StoreCorrupt, StoreMismatch, UsageError
 from batchsweep.shapes import Shape
 from batchsweep.store import Store
@@ -288,7 +290,7 @@ def frozen_plan(store: Store, config: Config) -> Plan:
     now = deciding(config)
     for section in ("models", "revisions"):
         if plan.config[section] != now[section]:
-            change = "; ".join(_differences(plan.config[section], now[section], section))
+            change = "; ".join(differences(plan.config[section], now[section], section))
             raise UsageError(
                 f"{store.url}: the plan was frozen from another config: {change}; "
                 "run 'batchsweep prepare' to add indexes (those there stay), or change it back"
@@ -405,42 +407,13 @@ def _newest(old: tuple[Duplicates, ...], new: tuple[Duplicates, ...]) -> tuple[D
 def _check_same(plan: Plan, config: Config, where: str) -> None:
     """Refuse a config that differs in what decides the bytes of every index."""
     now = deciding(config)
-    differences = [
+    changes = [
         line
         for section in ("embedding", "store", "tasks", "corpus")
-        for line in _differences(plan.config[section], now[section], section)
+        for line in differences(plan.config[section], now[section], section)
     ]
-    if differences:
+    if changes:
         raise StoreMismatch(
-            f"{where}: the config changed since its plan was frozen: {'; '.join(differences)}; "
+            f"{where}: the config changed since its plan was frozen: {'; '.join(changes)}; "
             "change it back, or use another store.path"
         )
-
-
-def _differences(there: Any, now: Any, name: str) -> list[str]:
-    """What differs between two JSON values, by dotted key."""
-    if there == now:
-        return []
-    if isinstance(there, dict) and isinstance(now, dict):
-        return [
-            line
-            for key in dict.fromkeys([*there, *now])
-            for line in _differences(there.get(key), now.get(key), f"{name}.{key}")
-        ]
-    if isinstance(there, list) and isinstance(now, list):
-        gone, added = (
-            [_short(v) for v in a if v not in b] for a, b in ((there, now), (now, there))
-        )
-        if gone or added:
-            parts = [f"without {', '.join(gone)}"] if gone else []
-            parts += [f"with {', '.join(added)}"] if added else []
-            return [f"{name} is now {' and '.join(parts)}"]
-    return [f"{name} was {_short(there)} and is now {_short(now)}"]
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict) and "name" in value:
-        value = {k: v for k, v in value.items() if v not in (None, False, {})}
-        value = value["name"] if len(value) == 1 else value
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

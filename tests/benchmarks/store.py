@@ -1,0 +1,204 @@
+"""The store against raw sequential writes and reads of the same bytes, on one disk in one run.
+
+    python tests/benchmarks/store.py [--folder DIR] [--texts 16384] [--layers 24] [--hidden 1024]
+
+Raw is the same number of bytes in one file: `write` of 8 MiB pieces and one `fsync`, or `read` of
+8 MiB pieces. Rounds alternate, and the median ratio is reported. "cold": the kernel's cache of the
+files is dropped before each read. Embeddings come in as float32 and are stored as float16; casting,
+checks and checksums are part of what is timed. `stored form` leaves the cast out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from batchsweep.store import GroupSpec, Store, create_store, open_store
+
+KEY = "EleutherAI--pythia-410m/step1000"
+PIECE = 8 << 20
+
+
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def raw_write(path: Path, data: memoryview) -> None:
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, len(data), PIECE):
+            file.write(data[start : start + PIECE])
+        os.fsync(file.fileno())
+
+
+def raw_read(path: Path, size: int) -> None:
+    with path.open("rb", buffering=0) as file:
+        left = size
+        while left:
+            left -= len(file.read(min(PIECE, left)))
+
+
+def drop_cache(root: Path) -> None:
+    for path in root.rglob("*") if root.is_dir() else [root]:
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def line(what: str, raw: list[float], ours: list[float], size: int) -> None:
+    ratio = statistics.median(a / b for a, b in zip(raw, ours, strict=True))
+    rates = [size / statistics.median(t) / 1e6 for t in (raw, ours)]
+    print(f"{what:42} raw {rates[0]:7.0f} MB/s   store {rates[1]:7.0f} MB/s   ratio {ratio:.2f}")
+
+
+def throughput(folder: Path, of: GroupSpec, format: str, rounds: int) -> None:
+    shape = (len(of.layers), of.block_texts, of.hidden)
+    states = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    stored = states.astype(np.float16)
+    data = memoryview(stored).cast("B")
+    size = len(data) * of.blocks
+    raw_file = folder / "raw.bin"
+
+    def write_raw() -> None:
+        for block in range(of.blocks):
+            raw_write(folder / f"raw{block}.bin", data)
+
+    def write_store(whole: bool) -> Store:
+        store = create_store(folder / "store", format=format)
+        with store.writer(KEY, of) as writer:
+            for block in range(of.blocks):
+                if whole:
+                    writer.write_block(block, {"mean": states})
+                else:
+                    writer.write_stored(block, {"mean": stored})
+            writer.finish()
+        return store
+
+    for what, whole in (("write, float32 in", True), ("write, stored form", False)):
+        raw, ours = [], []
+        for _ in range(rounds):
+            raw.append(seconds(write_raw))
+            for path in folder.glob("raw*.bin"):
+                path.unlink()
+            shutil.rmtree(folder / "store", ignore_errors=True)
+            ours.append(seconds(lambda whole=whole: write_store(whole)))
+        line(f"{format}: {what}", raw, ours, size)
+
+    reader = open_store(folder / "store").reader(KEY)
+    one_layer = size // len(of.layers)
+    raw_write(raw_file, memoryview(bytes(one_layer)))
+    for cold in (True, False):
+        raw, ours = [], []
+        for number in range(rounds):
+            layer = of.layers[number % len(of.layers)] if cold else of.layers[0]
+            if cold:
+                drop_cache(raw_file)
+                drop_cache(folder / "store")
+            else:
+                raw_read(raw_file, one_layer)
+                reader.read("mean", layer)
+            raw.append(seconds(lambda: raw_read(raw_file, one_layer)))
+            ours.append(seconds(lambda layer=layer: reader.read("mean", layer)))
+        name = "cold" if cold else "cached, to float32"
+        line(f"{format}: read one arm, {name}", raw, ours, one_layer)
+
+    rows = np.arange(100, 100 + min(1000, of.texts // 4))
+    before = _read_bytes()
+    drop_cache(folder / "store")
+    took = seconds(lambda: reader.read("mean", of.layers[1], rows))
+    share = (_read_bytes() - before) / size
+    print(
+        f"{format}: one task's {len(rows)} rows of one arm in {took * 1e3:.0f} ms, "
+        f"reading {share:.1%} of the embeddings"
+    )
+    shutil.rmtree(folder / "store")
+    raw_file.unlink()
+
+
+def _read_bytes() -> int:
+    """Bytes that this process asked the kernel for."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["rchar"])
+
+
+def many_checkpoints(folder: Path, format: str, complete: bool) -> None:
+    """All 154 checkpoints of three sizes: opening and status."""
+    store = create_store(folder / "many", format=format)
+    metrics = {f"metric{n}": np.zeros(6) for n in range(12)}
+    for model in ("pythia-14m", "pythia-70m", "pythia-410m"):
+        for step in range(154):
+            of = GroupSpec(
+                layers=tuple(range(1, 7)),
+                poolings=("mean",),
+                texts=400,
+                hidden=4,
+                block_texts=4,
+                provenance={"model": f"EleutherAI/{model}", "step": step, "commit": "0" * 40},
+            )
+            key = f"EleutherAI--{model}/step{step}"
+            if step == 0:
+                with store.writer(key, of) as writer:
+                    for block in range(of.blocks):
+                        rows = of.block_rows(block)
+                        shape = (6, rows.stop - rows.start, 4)
+                        writer.write_block(block, {"mean": np.zeros(shape, np.float32)})
+                    writer.write_metrics(metrics)
+                    if complete:
+                        writer.finish()
+                continue
+            first = folder / "many"
+            if format == "zarr":
+                source = first / f"checkpoints/EleutherAI--{model}/step0"
+                shutil.copytree(source, first / f"checkpoints/{key}")
+            else:
+                for kind in ("checkpoints", "metrics"):
+                    source = first / f"{kind}/EleutherAI--{model}/step0.h5"
+                    shutil.copy(source, first / f"{kind}/{key}.h5")
+    drop_cache(folder / "many")
+    took_open = seconds(lambda: open_store(folder / "many").keys())
+    took_status = seconds(lambda: open_store(folder / "many").status())
+    groups = open_store(folder / "many").status()
+    assert len(groups) == 462 and all(g.sealed == 100 for g in groups), groups[0]
+    state = "complete" if complete else "in progress"
+    print(
+        f"{format}: 462 checkpoints, {state}: open and list {took_open:.2f} s, "
+        f"status {took_status:.2f} s"
+    )
+    shutil.rmtree(folder / "many")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="on the disk to measure (default: here)")
+    parser.add_argument("--texts", type=int, default=16384)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    of = GroupSpec(
+        layers=tuple(range(1, args.layers + 1)),
+        poolings=("mean",),
+        texts=args.texts,
+        hidden=args.hidden,
+    )
+    with tempfile.TemporaryDirectory(dir=args.folder or Path.cwd()) as name:
+        for format in ("zarr", "hdf5"):
+            throughput(Path(name), of, format, args.rounds)
+        for format in ("zarr", "hdf5"):
+            for complete in (True, False):
+                many_checkpoints(Path(name), format, complete)
+
+
+if __name__ == "__main__":
+    main()

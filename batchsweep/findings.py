@@ -1,4 +1,4 @@
-"""What a store knows by now: plan, scores, searches and metrics as plain arrays and a table.
+"""What a store knows by now: plan, scores, searches and metrics as plain arrays.
 
 Everything is read from the store alone, no embeddings among it, so it is quick and works on a
 sweep that is still running.
@@ -8,22 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from batchsweep.export import records
 from batchsweep.plan import Plan, PlanEntry, load_plan
 from batchsweep.store import GroupStatus, Store
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-#: Columns of the tidy table, one row a measured (arm, task).
-COLUMNS = ("model", "revision", "step", "layer", "pooling", "task", "score", "seconds")
 
 
 @dataclass(frozen=True)
@@ -109,26 +104,6 @@ class Findings:
         mine = [i for i, a in enumerate(self.arms) if a.entry is entry]
         return max(mine, key=lambda i: (self.arms[i].layer, -i))
 
-    def table(self) -> pd.DataFrame:
-        """The tidy table, one row a measured (arm, task), in the order of arms and tasks."""
-        import pandas as pd
-
-        rows = [
-            (
-                (facts := self.arms[a]).model,
-                facts.revision,
-                facts.step,
-                facts.layer,
-                facts.pooling,
-                self.tasks[t],
-                float(self.score_AT[a, t]),
-                float(self.seconds_AT[a, t]),
-            )
-            for a, t in zip(*np.nonzero(np.isfinite(self.score_AT)), strict=True)
-        ]
-        frame = pd.DataFrame(rows, columns=list(COLUMNS))
-        return frame.astype({"step": "Int64", "layer": "int64", "score": "float64"})
-
 
 def _when(entry: PlanEntry) -> tuple[bool, int, int]:
     step = entry.checkpoint.step
@@ -151,15 +126,15 @@ def read(store: Store) -> Findings:
             strict=True,
         )
     )
-    records = [r for path in store.list_json("scores") if (r := store.read_json(path))]
+    scored = list(records(store))
     corpus = store.corpus()
     known = list(corpus.tasks()) if corpus is not None else []
-    tasks = tuple(dict.fromkeys([*known, *sorted(r["task"] for r in records)]))
+    tasks = tuple(dict.fromkeys([*known, *sorted(r["task"] for r in scored)]))
     score_AT = np.full((len(arms), len(tasks)), np.nan)
     seconds_AT = score_AT.copy()
     places = {(a.model, a.revision, a.layer, a.pooling): i for i, a in enumerate(arms)}
     columns = {task: i for i, task in enumerate(tasks)}
-    for r in records:
+    for r in scored:
         place = places.get((r["model"], r["revision"], r["layer"], r["pooling"]))
         if place is not None:
             score = r["main_score"]

@@ -6,7 +6,7 @@ The same store gives the same bytes: nothing says when or where the page was mad
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -17,11 +17,13 @@ import numpy as np
 
 from batchsweep import figures
 from batchsweep.config import Config
+from batchsweep.export import table
 from batchsweep.figures import Bools, Floats, Limits
-from batchsweep.findings import Findings, Search, read, short_name, short_step
+from batchsweep.findings import Findings, read, short_name, short_step
 from batchsweep.plan import PlanEntry
 from batchsweep.progress import duration
 from batchsweep.store import Store
+from batchsweep.view import View
 
 #: Rows of the table of best arms.
 TOP = 10
@@ -45,9 +47,9 @@ def write(store: Store, folder: Path, *, title: str, search: str | None = None) 
     findings = read(store)
     folder.mkdir(parents=True, exist_ok=True)
     page, csv, parquet = (folder / f for f in ("report.html", "scores.csv", "scores.parquet"))
-    table = findings.table()
-    _replace(csv, lambda path: table.to_csv(path, index=False, lineterminator="\n"))
-    _replace(parquet, lambda path: table.to_parquet(path, index=False))
+    tidy = table(store)
+    _replace(csv, lambda path: tidy.to_csv(path, index=False, lineterminator="\n"))
+    _replace(parquet, lambda path: tidy.to_parquet(path, index=False))
     html = render(findings, title=title, search=search)
     _replace(page, lambda path: path.write_text(html, encoding="utf-8"))
     return [page, csv, parquet]
@@ -82,79 +84,6 @@ def render(findings: Findings, *, title: str, search: str | None = None) -> str:
     template = Template((files(__package__) / "report.html").read_text(encoding="utf-8"))
     body = figures.DEFINITIONS + "\n".join(section for section in sections if section)
     return template.substitute(title=f"batchsweep: {escape(title)}", body=body)
-
-
-class View:
-    """Findings as the page shows them: the plane of one search, gaps filled by what it believes.
-
-    Attributes:
-        search: the search that the page is about, or None.
-        tasks: positions of the tasks that count in it.
-        plane_AT: [arm, task] measured score, else the believed one, else NaN.
-        measured_AT: [arm, task] whether it is measured.
-        mean_A: [arm] mean over the tasks that count; NaN if any of them is NaN.
-        best: position of the best arm, or None.
-    """
-
-    def __init__(self, findings: Findings, search: str | None = None) -> None:
-        self.findings = findings
-        answered = [s for s in findings.searches if s.answer is not None]
-        named = [s for s in answered if s.name == search]
-        chosen = named or answered
-        self.search: Search | None = chosen[-1] if chosen else None
-        self.answer: dict[str, Any] = (self.search.answer or {}) if self.search else {}
-        column = {task: i for i, task in enumerate(findings.tasks)}
-        counting = self.answer["scale"]["tasks"] if self.answer else list(findings.tasks)
-        self.tasks = [column[t] for t in counting if t in column]
-        self.measured_AT: Bools = np.isfinite(findings.score_AT)
-        self.plane_AT: Floats = np.where(self.measured_AT, findings.score_AT, self._believed())
-        counted = self.plane_AT[:, self.tasks]
-        self.mean_A: Floats = counted.mean(axis=1) if self.tasks else np.full(len(counted), np.nan)
-        self.best = self._best()
-
-    def _believed(self) -> Floats:
-        believed = np.full(self.findings.score_AT.shape, np.nan)
-        position = {a.arm: i for i, a in enumerate(self.findings.arms)}
-        if "plane" in self.answer:
-            for arm, row in zip(self.answer["arms"], self.answer["plane"], strict=True):
-                if arm["arm"] in position:
-                    values = [np.nan if value is None else value for value in row]
-                    believed[position[arm["arm"]], self.tasks] = values
-        return believed
-
-    def _best(self) -> int | None:
-        if self.answer:
-            arm = self.answer["best"]["arm"]
-            return next((i for i, a in enumerate(self.findings.arms) if a.arm == arm), None)
-        complete = np.where(self.measured_AT[:, self.tasks].all(axis=1), self.mean_A, np.nan)
-        return int(np.nanargmax(complete)) if np.isfinite(complete).any() else None
-
-    @property
-    def limits(self) -> Limits:
-        return Limits.of(self.mean_A)
-
-    def measured_tasks(self, arm: int) -> int:
-        return int(self.measured_AT[arm, self.tasks].sum())
-
-    def planes(self) -> Iterable[tuple[str, str, list[PlanEntry], list[int], np.ndarray]]:
-        """For each model and pooling: names, checkpoints, layers, and arms [layer, checkpoint]
-        (-1 where there is none)."""
-        findings = self.findings
-        place = {(a.entry.index, a.layer, a.pooling): i for i, a in enumerate(findings.arms)}
-        for model in findings.plan.models:
-            entries = findings.entries_of(model)
-            layers = sorted({n for e in entries for n in e.layers})
-            for pooling in findings.plan.poolings:
-                arms_LC = np.array(
-                    [[place.get((e.index, n, pooling), -1) for e in entries] for n in layers]
-                )
-                yield model, pooling, entries, layers, arms_LC
-
-    def name(self, arm: int) -> str:
-        """An arm in words."""
-        facts = self.findings.arms[arm]
-        pooling = f", {facts.pooling} pooling" if len(self.findings.plan.poolings) > 1 else ""
-        return f"{short_name(facts.model)} {facts.revision}, layer {facts.layer}{pooling}"
 
 
 # Sections
@@ -313,6 +242,7 @@ def _best_section(view: View) -> str:
     names = [findings.tasks[t] for t in view.tasks]
     head = ["", "model", "revision", "layer"]
     head += ["pooling"] if len(findings.plan.poolings) > 1 else []
+    head += ["reward"] if believed else []
     head += ["mean", "measured", *names]
     rows = []
     for rank, arm in enumerate(order, start=1):
@@ -321,6 +251,7 @@ def _best_section(view: View) -> str:
         facts = findings.arms[arm]
         cells = [str(rank), short_name(facts.model), facts.revision, str(facts.layer)]
         cells += [facts.pooling] if len(findings.plan.poolings) > 1 else []
+        cells += [_number(merit[arm])] if believed else []
         cells += [_number(view.mean_A[arm], 4), f"{view.measured_tasks(arm)}/{len(view.tasks)}"]
         html = [escape(cell) for cell in cells]
         for t in view.tasks:
@@ -412,7 +343,7 @@ def _task_section(view: View) -> str:
     out = ["<h2>Task by task</h2>"]
     out.append(
         "<p>The same plane for each task, each with colours of its own. "
-        "The number is the highest score measured.</p>"
+        "The number is the highest score measured.</p><div class='tasks'>"
     )
     for t, task in enumerate(view.findings.tasks):
         values_A = view.plane_AT[:, t]
@@ -421,7 +352,10 @@ def _task_section(view: View) -> str:
         limits = Limits.of(values_A)
         measured = view.findings.score_AT[:, t]
         top = f"{np.nanmax(measured):.3f}" if np.isfinite(measured).any() else "none"
-        out.append(f"<h3>{escape(task)} <span class='soft'>{top}</span></h3><div class='planes'>")
+        out.append(
+            f"<section><h3>{escape(task)} <span class='soft'>{top}</span></h3>"
+            f"{_scale(limits, 'main score')}<div class='planes'>"
+        )
         for model, pooling, entries, layers, arms_LC in view.planes():
             out.append(
                 _plane(view, values_A, arms_LC, entries, layers, limits,
@@ -429,8 +363,8 @@ def _task_section(view: View) -> str:
                        what=f"{task} of {short_name(model)}",
                        predicted_A=np.logical_not(view.measured_AT[:, t]), numbers=False)
             )  # fmt: skip
-        out.append(_scale(limits, "main score") + "</div>")
-    return "".join(out)
+        out.append("</div></section>")
+    return "".join([*out, "</div>"])
 
 
 def _metric_section(view: View) -> str:

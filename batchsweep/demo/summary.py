@@ -7,8 +7,8 @@ from pathlib import Path
 
 from batchsweep.findings import read
 from batchsweep.progress import duration
-from batchsweep.report import View
 from batchsweep.store import open_store
+from batchsweep.view import View
 
 
 def summary(out: Path, *, seconds: float) -> str:

@@ -122,7 +122,10 @@ def test_the_image_is_small_safe_and_labelled(engine, image):
     ).strip()  # fmt: skip
     # Measured: 2.0 GB (torch for CPUs is 0.6 of them); CUDA's runtime adds several.
     assert found.attrs["Size"] < (2.4e9 if cpu else 10e9)
-    look = "command -v gcc cc make; ls /root/.cache /build /dist /run/secrets 2>/dev/null; true"
+    look = (
+        "command -v gcc cc make; "
+        "find /root/.cache /build /dist /run/secrets -mindepth 1 2>/dev/null; true"
+    )
     left = engine.containers.run(image, ["-c", look], entrypoint="sh", remove=True, user="0")
     assert left == b""
 

@@ -194,20 +194,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(fault.status, b'{"error": "planted"}', headers)
             return
         url = urlsplit(self.path)
-        path = unquote(url.path)
+        # A slash inside a revision comes quoted, so that a revision is one part of the path.
         for pattern, answer in (
             (r"/api/models/(?P<repo>.+?)/refs", self._refs),
-            (r"/api/models/(?P<repo>.+?)/revision/(?P<revision>.+)", self._info),
-            (r"/api/models/(?P<repo>.+?)/tree/(?P<revision>.+)", self._tree),
+            (r"/api/models/(?P<repo>.+?)/revision/(?P<revision>[^/]+)", self._info),
+            (r"/api/models/(?P<repo>.+?)/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", self._tree),
             (r"/api/models/(?P<repo>.+)", self._info),
             (r"/cdn/(?P<repo>.+?)/(?P<revision>[0-9a-f]{40})/(?P<name>.+)", self._content),
-            (r"/(?P<repo>.+?)/resolve/(?P<revision>.+)/(?P<name>[^/]+)", self._file),
+            (r"/(?P<repo>.+?)/resolve/(?P<revision>[^/]+)/(?P<name>.+)", self._file),
         ):
-            match = re.fullmatch(pattern, path)
+            match = re.fullmatch(pattern, url.path)
             if match:
-                answer(parse_qs(url.query), **match.groupdict())
+                found = {k: unquote(v) for k, v in match.groupdict().items() if v is not None}
+                answer(parse_qs(url.query), **found)
                 return
-        self._error(404, "EntryNotFound", path)
+        self._error(404, "EntryNotFound", url.path)
 
     def _refs(self, query: dict, repo: str) -> None:
         if repo not in self.server_hub.repos:
@@ -241,9 +242,12 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         self._json({"id": repo, "modelId": repo, "sha": commit, "siblings": siblings})
 
-    def _tree(self, query: dict, repo: str, revision: str) -> None:
+    def _tree(self, query: dict, repo: str, revision: str, folder: str = "") -> None:
         found = self._found(repo, revision)
         if found is None:
+            return
+        if folder:  # Repos here are flat.
+            self._error(404, "EntryNotFound", folder)
             return
         tree = []
         for name, content in found[1].items():

@@ -342,6 +342,67 @@ def test_separate_repos_are_checkpoints_of_one_model(hub: HubServer):
     assert [s.revision for s in found.missing] == ["step_60k"]
 
 
+def test_a_main_that_is_not_the_last_step_claims_no_step(hub: HubServer):
+    # OLMo's main is an average of several runs.
+    hub.repos["org/model"] = suite(["step10", "step20", "step30"], final="an average")
+    found = audit(config("org/model", ["step10", "step30", "main"]))
+    assert [(c.revision, c.step) for c in found.checkpoints] == [
+        ("step10", 10),
+        ("step30", 30),
+        ("main", None),
+    ]
+    # A main that was chosen in the middle of the training is that step's, and no wrong name.
+    hub.repos["org/chosen"] = suite(["step10", "step20", "step30"], final="step20")
+    found = audit(config("org/chosen", ["step10", "step20", "main"]))
+    assert [(c.names, c.step) for c in found.checkpoints] == [
+        (("step10",), 10),
+        (("step20", "main"), 20),
+    ]
+    assert found.warnings == ()
+
+
+def test_a_damaged_config_on_the_hub_costs_one_checkpoint(hub: HubServer):
+    repo = suite(["step1000", "step2000", "step3000"])
+    repo.branches["step2000"]["config.json"] = b"{"
+    repo.branches["step3000"]["config.json"] = b'{"model_type": "mlp"}'
+    hub.repos[SMALL] = repo
+    found = audit(config(SMALL, ["step1000", "step2000", "step3000", "main"]))
+    assert [c.revision for c in found.checkpoints] == ["step1000", "main"]
+    assert [(s.revision, s.reason) for s in found.skipped] == [
+        ("step2000", "incomplete"),
+        ("step3000", "incomplete"),
+    ]
+    assert "config.json is not a JSON object" in found.skipped[0].detail
+    assert "no num_hidden_layers" in found.skipped[1].detail
+
+
+def test_a_gated_repo_says_what_to_do(hub: HubServer):
+    hub.repos["org/gated"] = Repo({"main": files("final")}, gated=True)
+    with pytest.raises(ConfigError, match="is gated: accept its terms on the Hub and set HF_TOKEN"):
+        audit(config("org/gated", ["main"]))
+
+
+@pytest.mark.parametrize("revision", ["../../etc", "main?x=1", "main#f", "", "a/../main", "né"])
+def test_a_hostile_revision_is_missing_and_nothing_else(hub: HubServer, revision):
+    hub.repos[SMALL] = suite([])
+    found = audit(config(SMALL, [revision, "main"]))
+    assert [s.reason for s in found.skipped] == ["missing"]
+    assert [c.key for c in found.checkpoints] == ["EleutherAI--pythia-14m/main"]
+
+
+def test_a_branch_with_a_slash_has_a_place_in_the_store(hub: HubServer):
+    hub.repos[SMALL] = Repo({"main": files("m"), "run/step5": files("5")})
+    (found,) = audit(config(SMALL, ["run/step5"])).checkpoints
+    assert (found.key, found.step) == ("EleutherAI--pythia-14m/run--step5", 5)
+
+
+def test_a_model_in_the_list_twice(hub: HubServer):
+    hub.repos[SMALL] = suite([])
+    document = {"models": [SMALL, SMALL], "tasks": ["STS12"]}
+    with pytest.raises(ConfigError, match="is in the list twice"):
+        audit(parse(json.dumps(document), source="test.yaml"))
+
+
 # The real clients, end to end
 
 

@@ -1,0 +1,110 @@
+"""The main job against a Hub on loopback: real clients, unchanged Pythia ids and branches."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hub_server import Fault, HubServer, repo_from_directory
+from tiny import make_model, make_tasks, write_config
+
+import batchsweep.store
+
+MODEL = "EleutherAI/pythia-14m"
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory):
+    """Random weights of pythia-14m's depth and width; step2000 serves main's, step3000 has none."""
+    root = tmp_path_factory.mktemp("hub") / "pythia-14m"
+    for seed, branch in enumerate(("step0", "step1000", "main")):
+        make_model(root / branch, seed=seed, layers=6, hidden=128)
+    served = repo_from_directory(root)
+    served.branches["step2000"] = served.branches["main"]
+    served.branches["step3000"] = {
+        name: content
+        for name, content in served.branches["main"].items()
+        if not name.endswith(".safetensors")
+    }
+    return served
+
+
+def test_from_the_hub_to_embeddings(repo, tmp_path):
+    config = write_config(
+        tmp_path / "sweep.yaml",
+        models=[MODEL],
+        revisions=["step-0", "step1000", "step2000", "step3000", "step4000", "main"],
+        tasks=make_tasks(tmp_path / "tasks", n=20),
+        store={"path": str(tmp_path / "store.zarr")},
+        metrics={"sample": 8},
+    )
+    with HubServer() as hub:
+        hub.repos[MODEL] = repo
+        environ = {**os.environ, **hub.environ(tmp_path / "hf")}
+
+        def batchsweep_command(*args):
+            return subprocess.run(
+                [sys.executable, "-m", "batchsweep", *args, "--config", str(config)],
+                env=environ,
+                capture_output=True,
+                text=True,
+            )
+
+        audited = batchsweep_command("checkpoints", "--audit")
+        assert audited.returncode == 0, audited.stderr
+        assert "1 revision serves the weights of main: step2000" in audited.stdout
+        assert not [r for r in hub.requests if "/cdn/" in r]
+
+        strict = batchsweep_command("checkpoints", "--audit", "--strict")
+        assert strict.returncode == 3
+        assert "step3000: no weights" in strict.stderr and "and 1 more" in strict.stderr
+
+        hub.faults.append(Fault("status", "/refs", status=429, retry_after=1))
+        prepared = batchsweep_command("prepare")
+        assert prepared.returncode == 0, prepared.stderr
+        assert "skipped: EleutherAI/pythia-14m@step4000: missing" in prepared.stderr
+
+        plan = json.loads((tmp_path / "store.zarr" / "plan.json").read_text())
+        keys = ["EleutherAI--pythia-14m/step0", "EleutherAI--pythia-14m/step1000"]
+        assert [e["key"] for e in plan["entries"]] == [*keys, "EleutherAI--pythia-14m/main"]
+        assert plan["entries"][1]["checkpoint"]["commit"] == repo.commit("step1000")
+        assert plan["entries"][2]["checkpoint"]["aliases"] == ["step2000"]
+        assert [s["revision"] for s in plan["skipped"]] == ["step3000", "step4000"]
+
+        hub.faults.append(Fault("cut", "GET /cdn/"))
+        extracted = batchsweep_command("extract", "--all")
+        assert extracted.returncode == 0, extracted.stderr
+
+        # Sealed indexes need no Hub.
+        hub.requests.clear()
+        again = batchsweep_command("extract", "--all")
+        assert again.returncode == 0 and "already sealed" in again.stderr
+        assert not [r for r in hub.requests if MODEL in r]
+    store = batchsweep.store.open_store(tmp_path / "store.zarr")
+    assert store.keys() == sorted(e["key"] for e in plan["entries"])
+    readers = [store.reader(key) for key in store.keys()]  # noqa: SIM118
+    assert all(r.complete and r.layers == (1, 2, 3, 4, 5, 6) and r.hidden == 128 for r in readers)
+
+
+def test_a_hub_that_is_gone_means_exit_75(repo, tmp_path):
+    config = write_config(
+        tmp_path / "sweep.yaml",
+        models=[MODEL],
+        revisions=["step0"],
+        tasks=make_tasks(tmp_path / "tasks", n=20),
+        store={"path": str(tmp_path / "store.zarr")},
+    )
+    with HubServer() as hub:
+        hub.repos[MODEL] = repo
+        hub.faults.append(Fault("status", "/api/models/", status=429, retry_after=900, times=99))
+        environ = {**os.environ, **hub.environ(tmp_path / "hf")}
+        done = subprocess.run(
+            [sys.executable, "-m", "batchsweep", "prepare", "--config", str(config)],
+            env=environ,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 75, done.stderr
+    assert "asks to wait 15 min" in done.stderr
+    assert not (tmp_path / "store.zarr").exists()

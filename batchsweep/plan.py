@@ -278,14 +278,23 @@ def load_plan(store: Store) -> Plan:
     return Plan.from_json(value, source=f"{store.url}: {PLAN_PATH}")
 
 
-def frozen_plan(store: Store, config: Config) -> Plan:
+def frozen_plan(store: Store, config: Config, *, scoring: bool = False) -> Plan:
     """The frozen plan, if the config is still the one that it was made from.
+
+    Args:
+        store: holds the plan.
+        config: now.
+        scoring: for reading embeddings that are there: other tasks (whose texts the corpus has),
+            models and revisions are no difference then.
 
     Raises:
         UsageError: there is none yet, or models or revisions changed, which ``prepare`` can add.
         StoreMismatch: something changed that the store can't follow.
     """
     plan = load_plan(store)
+    if scoring:
+        _check_same(plan, config, store.url, sections=("embedding", "store", "corpus"))
+        return plan
     _check_same(plan, config, store.url)
     now = deciding(config)
     for section in ("models", "revisions"):
@@ -404,12 +413,18 @@ def _newest(old: tuple[Duplicates, ...], new: tuple[Duplicates, ...]) -> tuple[D
     return tuple(found)
 
 
-def _check_same(plan: Plan, config: Config, where: str) -> None:
+def _check_same(
+    plan: Plan,
+    config: Config,
+    where: str,
+    *,
+    sections: tuple[str, ...] = ("embedding", "store", "tasks", "corpus"),
+) -> None:
     """Refuse a config that differs in what decides the bytes of every index."""
     now = deciding(config)
     changes = [
         line
-        for section in ("embedding", "store", "tasks", "corpus")
+        for section in sections
         for line in differences(plan.config[section], now[section], section)
     ]
     if changes:

@@ -61,8 +61,10 @@ def problem_of(store: Store, plan: Plan, config: Config) -> Problem:
                 for name in metrics.keys() | values.keys():
                     column = metrics.setdefault(name, [np.nan] * len(arms))
                     column.append(float(values[name][position]) if name in values else np.nan)
-                arms.append(f"{entry.key}#{layer}" + (f"#{pooling}" if pooling else ""))
-                model.append(entry.checkpoint.model)
+                tail = f"#{pooling}" if pooling else ""
+                arms.append(f"{entry.key}#{layer}{tail}")
+                # Another pooling is another surface over time and depth, as another model is.
+                model.append(f"{entry.checkpoint.model}{tail}")
                 step.append(np.nan if entry.checkpoint.step is None else entry.checkpoint.step)
                 depth.append(layer / entry.shape.num_layers)
                 baseline.append(config.rewards.baseline in entry.checkpoint.names)
@@ -94,7 +96,7 @@ def search(store: Store, config: Config) -> tuple[str, Outcome]:
         TryAgain: nothing is sealed yet, or another process runs this search.
         StoreMismatch: the config is not the one that the plan was frozen from.
     """
-    plan = frozen_plan(store, config)
+    plan = frozen_plan(store, config, scoring=True)
     problem = problem_of(store, plan, config)
     name = search_name(problem, config)
     workers = config.bandit.workers

@@ -291,6 +291,19 @@ def test_what_decides_no_index_may_change(suite, tmp_path, sections):
     assert frozen_plan(store, local(suite, "step0", **sections)) == plan
 
 
+def test_scoring_may_take_other_tasks_and_revisions(suite, tmp_path):
+    wanted = local(suite, "step0", "step1", tasks=["STS12", "STS13"])
+    store = create_store(tmp_path / "store.zarr")
+    plan = freeze(planned(wanted), store, wanted)
+    other = local(suite, "step0", tasks=["STS13"])
+    assert frozen_plan(store, other, scoring=True) == plan
+    with pytest.raises(StoreMismatch, match="tasks is now without STS12"):
+        frozen_plan(store, other)
+    raw = local(suite, "step0", embedding={"layer_output": "raw"})
+    with pytest.raises(StoreMismatch, match=r"embedding\.layer_output was final_norm"):
+        frozen_plan(store, raw, scoring=True)
+
+
 def test_new_revisions_wait_for_prepare(suite, tmp_path):
     wanted = local(suite, "step0")
     store = create_store(tmp_path / "store.zarr")

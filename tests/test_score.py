@@ -114,6 +114,34 @@ class Subqueries(AbsTaskRetrieval):
         return max_over_subqueries(qrels, results, self.k_values)
 
 
+class Gaps(Subqueries):
+    """A query without candidates, one with none left, and one that lists some twice."""
+
+    metadata = _metadata("Gaps", "Reranking", "map_at_1000")
+    task_specific_scores = AbsTaskRetrieval.task_specific_scores
+
+    def load_data(self, *args: Any, **kwargs: Any) -> None:
+        super().load_data()
+        data = self.dataset["default"]["test"]
+        names, ranked = data["queries"]["id"], data["top_ranked"]
+        del ranked[names[0]]
+        ranked[names[1]] = []
+        ranked[names[2]] = [*ranked[names[2]], *ranked[names[2]][:2]]
+
+
+class Equal(Gaps):
+    """All documents are equally near: names decide."""
+
+    metadata = _metadata("Equal", "Retrieval", "ndcg_at_10")
+
+    def load_data(self, *args: Any, **kwargs: Any) -> None:
+        super().load_data()
+        data = self.dataset["default"]["test"]
+        names = data["corpus"]["id"]
+        data["corpus"] = Dataset.from_dict({"id": names, "text": ["the same"] * len(names)})
+        data["top_ranked"] = None
+
+
 class OwnNames(AbsTaskRetrieval):
     """Queries are documents too, and a document is not to find itself (ArguAna, Quora)."""
 
@@ -161,7 +189,7 @@ class OwnScore(AbsTaskSTS):
         return {**scores, "agreement": scores["pearson"] ** 2}
 
 
-OWN = (LegacySets, Hierarchy, Subqueries, OwnNames, OwnScore)
+OWN = (LegacySets, Hierarchy, Subqueries, Gaps, Equal, OwnNames, OwnScore)
 #: mteb's own: several subsets and splits, instructions, conversations, further classes.
 MOCKS = (
     mocks.MockMultilingualSTSTask,
@@ -233,7 +261,15 @@ def test_tasks_of_common_classes_take_the_shortcut(scorer: Scorer) -> None:
     for name in NAMES:
         scorer.score(f"{KEY}#1", name)
     shortcut = {name for name, task in scorer._prepared.items() if not task.needs_data}
-    assert {*SHORT, "LegacySets", "Hierarchy", "Subqueries", "OwnNames"} <= shortcut
+    assert {
+        *SHORT,
+        "LegacySets",
+        "Hierarchy",
+        "Subqueries",
+        "Gaps",
+        "Equal",
+        "OwnNames",
+    } <= shortcut
     assert {"bitext", "summaries", "OwnScore", "MockRegressionTask"}.isdisjoint(shortcut)
 
 

@@ -18,7 +18,7 @@ from batchsweep.checkpoints import Checkpoint, normalise_revision
 from batchsweep.config import Config, EveryLayers
 from batchsweep.differences import differences
 from batchsweep.duplicates import Duplicates, SharedFiles
-from batchsweep.errors import ConfigError, StoreCorrupt, StoreMismatch, UsageError
+from batchsweep.errors import ConfigError, IndexFailed, StoreCorrupt, StoreMismatch, UsageError
 from batchsweep.shapes import Shape
 from batchsweep.store import Store
 
@@ -75,10 +75,10 @@ class Plan:
         """The entry of an index.
 
         Raises:
-            UsageError: there is no such index.
+            IndexFailed: there is no such index.
         """
         if not 0 <= index < len(self.entries):
-            raise UsageError(
+            raise IndexFailed(
                 f"index {index}: the plan has {len(self.entries)} indexes, 0 to "
                 f"{len(self.entries) - 1}; set the job's completions to {len(self.entries)}"
             )

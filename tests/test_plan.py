@@ -344,7 +344,7 @@ def test_a_newer_plan_is_refused(suite, tmp_path):
 def test_an_index_outside_the_plan(suite):
     plan = planned(local(suite, "step0", "step1"))
     assert plan.entry(1).key == "xs/step1"
-    with pytest.raises(UsageError, match="2 indexes, 0 to 1; set the job's completions to 2"):
+    with pytest.raises(IndexFailed, match="2 indexes, 0 to 1; set the job's completions to 2"):
         plan.entry(2)
 
 

@@ -29,6 +29,9 @@ def made(tmp_path_factory):
     (folder / "tasks").mkdir()
     build(folder / "suite", Training(steps=8))
     demo_tasks.write(folder / "tasks")
+    for path in folder.rglob("*"):
+        # safetensors makes its files for their owner alone.
+        path.chmod(0o755 if path.is_dir() else 0o644)
     return folder
 
 

@@ -1,0 +1,235 @@
+"""Extraction against the bare forward pass, and against a layer-by-layer run. Random weights.
+
+    python tests/benchmarks/forward.py [14m 70m 410m] [--seconds 60]
+
+Both sides of every ratio run in turns in one process, so that a busy machine slows both. On a CPU
+that other processes share, the ratio of CPU seconds (``by CPU time``) is the one to look at.
+Printed for each shape of Pythia:
+
+- ``of bare``: our tokens/s over the bare forward pass's. Ours pools every layer with the final norm
+  and writes a float16 Zarr store; the bare one runs the same batches of token ids, without an
+  attention mask, at its best batch size, and drops what comes out.
+- ``padding``: share of the tokens in our batches that is padding.
+- ``metrics``: seconds of the label-free metrics on 256 texts, and the share of the pass that they
+  are for the 376,000 unique texts of the study's tasks (the big clustering ones apart).
+- ``layer by layer``: what evaluating every layer with the model truncated to it costs, sorted
+  batches of 32 texts, every task encoding its own copy of shared texts (3.35 rows for a unique
+  text): forward passes, multiply-adds of the blocks, and measured CPU time, over ours.
+
+At the end, peak memory of a process for one and for four blocks of texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXModel
+
+from batchsweep.architecture import LoadedCheckpoint, describe
+from batchsweep.batching import make_batches, pad
+from batchsweep.forward import pooled_states
+from batchsweep.metrics import representation_metrics
+from batchsweep.store import GroupSpec, create_store
+
+#: Blocks, hidden size, attention heads.
+SHAPES = {"14m": (6, 128, 4), "70m": (6, 512, 8), "410m": (24, 1024, 16)}
+VOCABULARY = 50_304
+BATCH_TOKENS = 2048
+BARE_BATCH_TOKENS = (512, 2048, 8192)
+ROWS_PER_TEXT = 3.35
+STUDY_TEXTS = 376_000
+ROUNDS = 3
+#: Seconds of wall time and of CPU time.
+Cost = tuple[float, float]
+
+
+def random_model(shape: str) -> LoadedCheckpoint:
+    blocks, hidden, heads = SHAPES[shape]
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        use_cache=False,
+    )
+    torch.manual_seed(0)
+    return describe(shape, GPTNeoXModel(config).eval().requires_grad_(False))
+
+
+def make_texts(count: int, seed: int = 0) -> list[np.ndarray]:
+    """Token ids with the lengths of MTEB's mixture: mostly sentences, some passages."""
+    rng = np.random.default_rng(seed)
+    passages = rng.random(count) < 0.15
+    lengths = np.where(
+        passages, rng.lognormal(np.log(150), 0.6, count), rng.lognormal(np.log(16), 0.6, count)
+    )
+    return [rng.integers(5, 50_000, n) for n in np.clip(lengths.astype(int), 2, 512)]
+
+
+@torch.inference_mode()
+def bare(loaded: LoadedCheckpoint, texts: list[np.ndarray], batch_tokens: int) -> None:
+    lengths = np.array([len(t) for t in texts])
+    for batch in make_batches(lengths, batch_tokens):
+        ids = torch.from_numpy(pad([texts[i] for i in batch], lengths[batch].max()))
+        loaded.model(input_ids=ids.to(loaded.device))
+    if loaded.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def ours(loaded: LoadedCheckpoint, texts: list[np.ndarray], folder: str) -> None:
+    """As extract does it: pooled states into a block, the block into the store."""
+    layers = tuple(range(1, loaded.num_layers + 1))
+    spec = GroupSpec(
+        layers=layers,
+        poolings=("mean",),
+        texts=len(texts),
+        hidden=loaded.hidden,
+        dtype="float16",
+        block_texts=len(texts),
+        compression="none",
+        provenance={},
+    )
+    block = np.empty((len(layers), len(texts), loaded.hidden), np.float32)
+    with create_store(f"{folder}/{time.monotonic_ns()}.zarr").writer("random/main", spec) as writer:
+        for positions, states in pooled_states(
+            loaded,
+            texts,
+            layers=layers,
+            poolings=("mean",),
+            layer_output="final_norm",
+            batch_tokens=BATCH_TOKENS,
+        ):
+            block[:, positions] = states["mean"]
+        with ThreadPoolExecutor(1) as background:
+            background.submit(writer.write_block, 0, {"mean": block}).result()
+        writer.finish()
+
+
+@torch.inference_mode()
+def layer_by_layer(loaded: LoadedCheckpoint, rows: list[np.ndarray]) -> None:
+    """Every layer by itself: the truncated model over all rows, masked mean, batches of 32."""
+    every, owner, name = loaded.blocks, loaded.blocks_owner, loaded.blocks_attribute
+    order = np.argsort([-len(r) for r in rows], kind="stable")
+    for layer in range(1, loaded.num_layers + 1):
+        setattr(owner, name, every[:layer])
+        for first in range(0, len(rows), 32):
+            batch = [rows[i] for i in order[first : first + 32]]
+            lengths = torch.tensor([len(t) for t in batch])
+            width = int(lengths.max())
+            mask = (torch.arange(width) < lengths[:, None]).to(loaded.device)
+            ids = torch.from_numpy(pad(batch, width)).to(loaded.device)
+            states = loaded.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+            ((states * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)).cpu()
+    setattr(owner, name, every)
+
+
+def cost(run: Callable[..., None], *arguments: object) -> Cost:
+    wall, cpu = time.perf_counter(), time.process_time()
+    run(*arguments)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def least(costs: list[Cost]) -> Cost:
+    """The least of each: noise only ever adds."""
+    return min(wall for wall, _ in costs), min(cpu for _, cpu in costs)
+
+
+def tokens_in(texts: list[np.ndarray]) -> int:
+    return sum(map(len, texts))
+
+
+def sized(loaded: LoadedCheckpoint, seconds: float) -> list[np.ndarray]:
+    """As many texts as one pass does in about ``seconds``."""
+    some = make_texts(48, seed=1)
+    bare(loaded, some, BATCH_TOKENS)
+    rate = len(some) / cost(bare, loaded, some, BATCH_TOKENS)[0]
+    return make_texts(int(np.clip(rate * seconds, 64, 4096)))
+
+
+def measure(shape: str, seconds: float, folder: str) -> None:
+    loaded = random_model(shape)
+    texts = sized(loaded, seconds / (ROUNDS * (1 + len(BARE_BATCH_TOKENS))))
+    own: list[Cost] = []
+    floors: dict[int, list[Cost]] = {size: [] for size in BARE_BATCH_TOKENS}
+    for _ in range(ROUNDS):
+        own.append(cost(ours, loaded, texts, folder))
+        for size, costs in floors.items():
+            costs.append(cost(bare, loaded, texts, size))
+    best = min(floors, key=lambda size: min(floors[size]))
+    wall, cpu = least(own)
+    floor_wall, floor_cpu = least(floors[best])
+    rate = tokens_in(texts) / wall
+    print(
+        f"{shape}: {rate:,.0f} tokens/s with the store, {floor_wall / wall:.3f} of bare, by CPU "
+        f"time {floor_cpu / cpu:.3f} (its best batch: {best} tokens; {len(texts)} texts, "
+        f"{tokens_in(texts)} tokens)"
+    )
+    lengths = np.array([len(t) for t in make_texts(4096)])
+    batches = make_batches(lengths, BATCH_TOKENS)
+    padded = sum(len(b) * lengths[b].max() for b in batches)
+    print(f"{shape}: padding {1 - lengths.sum() / padded:.2%}, {len(batches)} batches a block")
+
+    sample = make_texts(256, seed=2)[: len(texts)]
+    start = time.perf_counter()
+    layers = range(1, loaded.num_layers + 1)
+    representation_metrics(
+        loaded, sample, layers=layers, layer_output="final_norm", batch_tokens=BATCH_TOKENS
+    )
+    spent = time.perf_counter() - start
+    mean_tokens = tokens_in(texts) / len(texts)
+    share = spent / (STUDY_TEXTS * mean_tokens / rate)
+    print(f"{shape}: metrics of {len(sample)} texts {spent:.1f} s, {share:.2%} of the study's pass")
+
+    few = texts[: 480 // loaded.num_layers]
+    chosen = np.random.default_rng(0).permutation(np.tile(np.arange(len(few)), 4))
+    rows = [few[i] for i in chosen[: round(ROWS_PER_TEXT * len(few))]]
+    old, new = cost(layer_by_layer, loaded, rows)[1], cost(ours, loaded, few, folder)[1]
+    count = loaded.num_layers
+    passes = count * len(rows) / len(few)
+    work = (count + 1) / 2 * tokens_in(rows) / tokens_in(few)
+    print(
+        f"{shape}: layer by layer {passes:.0f} x the passes, {work:.0f} x the multiply-adds, "
+        f"{old / new:.0f} x the CPU time ({len(few)} texts)"
+    )
+
+
+def peak(blocks: int) -> None:
+    """Peak memory in MiB of a process that extracts so many blocks, 14m."""
+    loaded = random_model("14m")
+    with tempfile.TemporaryDirectory() as folder:
+        for block in range(blocks):
+            ours(loaded, make_texts(1024, seed=block), folder)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("shapes", nargs="*", default=list(SHAPES), help=", ".join(SHAPES))
+    parser.add_argument("--seconds", type=float, default=60, help="time for each shape, roughly")
+    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        peak(arguments.peak)
+        return
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    with tempfile.TemporaryDirectory() as folder:
+        for shape in arguments.shapes:
+            measure(shape, arguments.seconds, folder)
+    command = [sys.executable, str(Path(__file__)), "--peak"]
+    one, four = (int(subprocess.check_output([*command, str(n)])) for n in (1, 4))
+    print(f"peak memory, 14m: {one} MiB for one block, {four} MiB for four")
+
+
+if __name__ == "__main__":
+    main()

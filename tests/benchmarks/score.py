@@ -285,11 +285,11 @@ def _arrow(path: Path, schema: Any, batches: Any) -> Dataset:
     return Dataset.from_file(str(path))
 
 
-def mind_small(folder: Path) -> dict[str, Dataset]:
+def mind_small(impressions: int, folder: Path) -> dict[str, Dataset]:
     """MindSmallReranking's four data sets at their real size: impressions of MIND-small's
     development part, with a query for each click of the reader's history."""
     rng = np.random.default_rng(0)
-    impressions, documents, texts = 73_152, 5_277, 37_162
+    documents, texts = 5_277, 37_162
     history = rng.geometric(1 / 32.3, impressions)
     shown = np.clip(rng.geometric(1 / 41, impressions), 2, 295)
     text, pair = pa.string(), pa.list_(pa.string())
@@ -353,7 +353,7 @@ def score_mind_small(hidden: int, folder: Path) -> None:
     """Write the data in a process of its own, so that the memory measured is that of scoring."""
     [task] = resolve(["MindSmallReranking"])
     if not (folder / "top_ranked").exists():
-        mind_small(folder)
+        raise SystemExit("the data sets were not written")
     found = {
         name: Dataset.from_file(str(folder / name))
         for name in ("corpus", "queries", "qrels", "top_ranked")
@@ -399,13 +399,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None, help="where the store goes")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--mindsmall", action="store_true", help="only MindSmallReranking, ours")
+    parser.add_argument("--impressions", type=int, default=73_152, help="of MindSmallReranking")
     args = parser.parse_args()
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
     if args.mindsmall:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             context = multiprocessing.get_context("spawn")
-            for step in (mind_small, functools.partial(score_mind_small, args.hidden)):
+            for step in (
+                functools.partial(mind_small, args.impressions),
+                functools.partial(score_mind_small, args.hidden),
+            ):
                 process = context.Process(target=step, args=(Path(folder),))
                 process.start()
                 process.join()

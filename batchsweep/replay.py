@@ -14,6 +14,7 @@ import numpy as np
 
 from batchsweep import bandit
 from batchsweep.config import BanditConfig, RewardsConfig
+from batchsweep.errors import UsageError
 from batchsweep.policies import Policy
 from batchsweep.rewards import Floats
 from batchsweep.score_table import ScoreTable, read_scores
@@ -25,7 +26,9 @@ __all__ = [
     "figure",
     "read_scores",
     "replay",
+    "seeds_of",
     "summary",
+    "text",
     "wilson",
 ]
 
@@ -244,3 +247,37 @@ def _on_grid(curves: pd.DataFrame, axis: str, what: str, grid: Floats) -> Floats
         at = np.searchsorted(x, grid, side="right") - 1
         out.append(y[np.maximum(at, 0)])
     return np.array(out)
+
+
+def text(curves: pd.DataFrame, pulls: Sequence[int] | None = None) -> str:
+    """The summary as a table to print: regret in points (100 x score) with its interval."""
+    rows = summary(curves, pulls)
+    lines = [
+        f"{'policy':<20} {'pulls':>6} {'seeds':>6} {'regret, points':>22} {'best':>6} "
+        f"{'within 0.5 %':>20}"
+    ]
+    for row in rows.itertuples(index=False):
+        interval = f"{100 * row.regret:.3f} ({100 * row.regret_low:.3f} to "
+        interval += f"{100 * row.regret_high:.3f})"
+        within = f"{row.within:.0%} ({row.within_low:.0%} to {row.within_high:.0%})"
+        lines.append(
+            f"{row.policy:<20} {row.pulls:>6} {row.seeds:>6} {interval:>22} {row.best:>6.0%} "
+            f"{within:>20}"
+        )
+    return "\n".join(lines)
+
+
+def seeds_of(spelled: str) -> range:
+    """``0:40`` is seeds 0 to 39; ``7`` is seed 7 alone.
+
+    Raises:
+        UsageError: it is neither, or empty.
+    """
+    first, colon, end = spelled.partition(":")
+    try:
+        seeds = range(int(first), int(end) if colon else int(first) + 1)
+    except ValueError:
+        seeds = range(0)
+    if not seeds or seeds.start < 0:
+        raise UsageError(f"seeds '{spelled}': give a range such as 0:40, or one number")
+    return seeds

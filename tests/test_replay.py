@@ -207,3 +207,17 @@ def test_figure_shows_every_policy(frame, tmp_path):
     text = (tmp_path / "f.svg").read_text()
     assert "<svg" in text
     assert len(text) > 10_000
+
+
+def test_seeds_and_text(frame):
+    assert list(replay.seeds_of("2:5")) == [2, 3, 4]
+    assert list(replay.seeds_of("7")) == [7]
+    for wrong in ("5:2", "x", "", "-1"):
+        with pytest.raises(UsageError, match="0:40"):
+            replay.seeds_of(wrong)
+    config = BanditConfig(budget=15, final_check=0, stop_at_regret=0)
+    curves = replay.replay(table_of(frame), ["exhaustive"], config=config, seeds=range(2))
+    lines = replay.text(curves, [45]).splitlines()
+    assert len(lines) == 2
+    assert lines[1].split()[:4] == ["exhaustive", "45", "2", "0.000"]
+    assert "100%" in lines[1]

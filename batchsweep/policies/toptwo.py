@@ -216,6 +216,8 @@ class _GPPolicy(Policy):
         """(finalists, joint posterior draws [draw, finalist] of their rewards)."""
         improvement = self._improvement(leader)
         order = np.argsort(-improvement, kind="stable")[: FINALISTS - 1]
+        # What hardly ever beats the leader can't change a statement, only slow it.
+        order = order[improvement[order] > 1e-4 * improvement[order[0]]]
         finalists = np.array([leader, *(i for i in order.tolist() if i != leader)])
         cov = self._doubt() * self.surface.covariance(finalists, finalists)
         value, vector = np.linalg.eigh(cov)
@@ -229,8 +231,12 @@ class _GPPolicy(Policy):
         if not self._fitted_at or told < min(LEAST_ROUNDS * self.problem.shape[1], self.told.size):
             return False
         leader = self.leader()
-        if self._improvement(leader).max() > regret:
+        # The expected regret lies between the largest of these and their sum.
+        improvement = self._improvement(leader)
+        if improvement.max() > regret:
             return False
+        if improvement.sum() < regret:
+            return True
         _, draws = self._draws(leader)
         return bool((draws.max(axis=1) - draws[:, 0]).mean() < regret)
 

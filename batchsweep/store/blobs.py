@@ -44,6 +44,9 @@ class Blobs(Protocol):
     def read_range(self, path: str, start: int, length: int) -> bytes | None:
         """``length`` bytes from ``start`` (fewer at the end), or None if there is no such blob."""
 
+    def read_into(self, path: str, start: int, buffers: list[memoryview[int]]) -> int | None:
+        """Fill the buffers with the bytes from ``start``; how many there were, or None."""
+
     def write(self, path: str, parts: Iterable[Buffer]) -> None:
         """Replace the blob by the joined parts, durably and at once."""
 
@@ -103,6 +106,15 @@ class LocalBlobs:
             with (self.root / path).open("rb", buffering=0) as file:
                 file.seek(start)
                 return file.read(length)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise store_error(error, self.url, path) from None
+
+    def read_into(self, path: str, start: int, buffers: list[memoryview[int]]) -> int | None:
+        try:
+            with (self.root / path).open("rb", buffering=0) as file:
+                return os.preadv(file.fileno(), buffers, start)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

@@ -64,8 +64,20 @@ class Format(Protocol):
     ) -> bytes:
         """Write one array's part of a block, a layer at a time; the checksums of its chunks."""
 
-    def read_chunk(self, key: str, spec: GroupSpec, name: str, block: int, layer: int) -> Array:
-        """One layer (by position) of one block, checksum verified: [text, hidden] or [text]."""
+    def read_chunk(
+        self,
+        key: str,
+        spec: GroupSpec,
+        name: str,
+        block: int,
+        layer: int,
+        space: memoryview[int] | None = None,
+    ) -> Array:
+        """One layer (by position) of one block, checksum verified: [text, hidden] or [text].
+
+        What isn't compressed is read into ``space``, if it is given and has the chunk's size, and
+        the result is a view of it.
+        """
 
     def chunks(
         self, key: str, spec: GroupSpec, name: str, block: int

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from queue import Empty, SimpleQueue
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from batchsweep.errors import StoreError, StoreMismatch
 from batchsweep.store.format import Float64, Format, spec_of
 from batchsweep.store.spec import GroupSpec
-from batchsweep.store.values import Array, Float32, decode, encode
+from batchsweep.store.values import Array, Float32, as_bytes, decode, encode, stored_dtype
 
 #: Layers that are encoded ahead of the one being written.
 _LOOKAHEAD = 2
@@ -294,27 +295,41 @@ class GroupReader:
                 "run 'batchsweep extract' for this checkpoint"
             )
 
+        # Pages that were used before are quicker to fill than new ones.
+        spaces: SimpleQueue[memoryview[int]] = SimpleQueue()
+
         def fill(block: int) -> None:
-            stored = self._format.read_chunk(self.key, spec, pooling, block, position)
-            scale = None
-            if spec.dtype == "int8":
-                name = f"{pooling}_scale"
-                scales = self._format.read_chunk(self.key, spec, name, block, position)
-                scale = scales.astype(np.float32, copy=False)
             places = np.flatnonzero(of_block == block)
             local = wanted[places] - block * spec.block_texts
-            if _consecutive(places) and _consecutive(local):
-                # The common case, a run of rows into a run of the result, needs no copy more.
-                target = out[places[0] : places[-1] + 1]
-                chosen = slice(local[0], local[-1] + 1)
+            run = _consecutive(places) and _consecutive(local)
+            # The common case, a run of rows into a run of the result, needs no copy more.
+            target = out[places[0] : places[-1] + 1] if run else np.empty_like(out[: len(places)])
+            direct = run and spec.dtype == "float32" and len(local) == spec.chunk_texts
+            space = as_bytes(target) if direct else self._space(spaces)
+            stored = self._format.read_chunk(self.key, spec, pooling, block, position, space)
+            if not np.may_share_memory(stored, target):
+                scale = None
+                if spec.dtype == "int8":
+                    name = f"{pooling}_scale"
+                    scales = self._format.read_chunk(self.key, spec, name, block, position)
+                    scale = scales.astype(np.float32, copy=False)
+                chosen = slice(local[0], local[-1] + 1) if run else local
                 decode(stored[chosen], None if scale is None else scale[chosen], target)
-                return
-            target = np.empty((len(local), spec.hidden), np.float32)
-            decode(stored[local], None if scale is None else scale[local], target)
-            out[places] = target
+            if not direct:
+                spaces.put(space)
+            if not run:
+                out[places] = target
 
         self._format.blobs.map(fill, blocks.tolist())
         return out
+
+    def _space(self, spaces: SimpleQueue[memoryview[int]]) -> memoryview[int]:
+        """Room for one chunk: one that is free, or a new one."""
+        try:
+            return spaces.get_nowait()
+        except Empty:
+            size = self.spec.chunk_texts * self.spec.hidden
+            return np.empty(size * stored_dtype(self.spec.dtype, "").itemsize, np.uint8).data
 
     def metrics(self) -> dict[str, Float64]:
         """Label-free metrics, [layer] each; empty if none were written."""

@@ -13,7 +13,8 @@ from batchsweep.store.format import corrupt_at
 from batchsweep.store.values import Array
 
 PATH = "corpus/corpus.h5"
-_CHUNK_BYTES = 1 << 20
+# A chunk is the least that an array takes.
+_CHUNK_BYTES = 64 << 10
 
 
 class Hdf5Sink:

@@ -164,12 +164,26 @@ class Hdf5Format:
         self._put(key, f"{name}_crc32c", block * len(joined), joined)
         return joined
 
-    def read_chunk(self, key: str, spec: GroupSpec, name: str, block: int, layer: int) -> Array:
-        stored = self._chunk(key, spec, name, block, layer)
+    def read_chunk(
+        self,
+        key: str,
+        spec: GroupSpec,
+        name: str,
+        block: int,
+        layer: int,
+        space: memoryview[int] | None = None,
+    ) -> Array:
+        rows = spec.block_rows(block)
+        length = (rows.stop - rows.start) * _row_bytes(spec, name)
+        if space is None or len(space) != length:
+            space = np.empty(length, np.uint8).data
+        start = self._offset(key, name) + _start(spec, name, block, layer)
+        if self.blobs.read_into(self.folder(key), start, [space]) != length:
+            raise corrupt_at(self.blobs, self.folder(key), f"{name}: cut short or missing")
         size = len(spec.layers) * CRC_BYTES
         table = self._get(key, f"{name}_crc32c", block * size, size)
-        self._check(table, stored, key, spec, name, block, layer)
-        return _values(spec, name, stored)
+        self._check(table, space, key, spec, name, block, layer)
+        return _values(spec, name, space)
 
     def chunks(
         self, key: str, spec: GroupSpec, name: str, block: int
@@ -341,7 +355,7 @@ class Hdf5Format:
     def _check(
         self,
         table: bytes,
-        stored: bytes,
+        stored: bytes | memoryview[int],
         key: str,
         spec: GroupSpec,
         name: str,
@@ -371,7 +385,7 @@ def _reserve(
     return h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=properties))
 
 
-def _values(spec: GroupSpec, name: str, stored: bytes) -> Array:
+def _values(spec: GroupSpec, name: str, stored: bytes | memoryview[int]) -> Array:
     shape = (-1, spec.hidden) if name in spec.poolings else (-1,)
     return np.frombuffer(stored, stored_dtype(spec.dtype, name)).reshape(shape)
 

@@ -76,6 +76,17 @@ class ObjectBlobs:
             return bytes(obstore.get_range(self._store, path, start=start, length=length))
         return None
 
+    def read_into(self, path: str, start: int, buffers: list[memoryview[int]]) -> int | None:
+        stored = self.read_range(path, start, sum(len(buffer) for buffer in buffers))
+        if stored is None:
+            return None
+        rest = memoryview(stored)
+        for buffer in buffers:
+            part = rest[: len(buffer)]
+            buffer[: len(part)] = part
+            rest = rest[len(buffer) :]
+        return len(stored)
+
     def write(self, path: str, parts: Iterable[Buffer]) -> None:
         with self._errors(path):
             # A sequence is put in one request; obstore goes over to parts where it is large.

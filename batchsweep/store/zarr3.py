@@ -157,16 +157,25 @@ def decode_chunk(
         StoreCorrupt: too short, or the crc32c differs.
     """
     body = memoryview(stored)[:-CRC_BYTES]
-    if len(stored) <= CRC_BYTES or struct.pack("<I", crc32c(body)) != stored[-CRC_BYTES:]:
-        raise StoreCorrupt(
-            f"{where}: checksum differs (torn or changed bytes); run 'batchsweep verify --repair', "
-            "then extract again"
-        )
+    check(body, stored[-CRC_BYTES:], where=where)
     if compression == "zstd":
         body = memoryview(Zstd().decode(body))
     if len(body) != dtype.itemsize * int(np.prod(chunk)):
         raise StoreCorrupt(f"{where}: {len(body)} bytes don't make a chunk of {chunk} {dtype}")
     return np.frombuffer(body, dtype=dtype).reshape(chunk)
+
+
+def check(body: memoryview[int], checksum: bytes, *, where: str) -> None:
+    """Verify a chunk against its stored checksum; a chunk that is cut short has none.
+
+    Raises:
+        StoreCorrupt: they don't agree.
+    """
+    if len(body) == 0 or struct.pack("<I", crc32c(body)) != checksum:
+        raise StoreCorrupt(
+            f"{where}: checksum differs (torn or changed bytes); run 'batchsweep verify --repair', "
+            "then extract again"
+        )
 
 
 def crc32c(body: bytes | memoryview[int]) -> int:

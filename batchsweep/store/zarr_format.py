@@ -104,22 +104,35 @@ class ZarrFormat:
         self.blobs.write(self._shard(key, spec, name, block), parts())
         return b"".join(checksums)
 
-    def read_chunk(self, key: str, spec: GroupSpec, name: str, block: int, layer: int) -> Array:
+    def read_chunk(
+        self,
+        key: str,
+        spec: GroupSpec,
+        name: str,
+        block: int,
+        layer: int,
+        space: memoryview[int] | None = None,
+    ) -> Array:
         path = self._shard(key, spec, name, block)
         chunk = _chunk(spec, name)
         dtype = stored_dtype(spec.dtype, name)
+        where = f"{self.blobs.url}: {path}, layer {spec.layers[layer]}"
         if spec.compression == "none":
             length = _chunk_bytes(spec, name)
-            start = layer * length
+            if space is None or len(space) != length - zarr3.CRC_BYTES:
+                space = np.empty(length - zarr3.CRC_BYTES, np.uint8).data
+            tail = bytearray(zarr3.CRC_BYTES)
+            found = self.blobs.read_into(path, layer * length, [space, memoryview(tail)])
+            if found is None:
+                raise corrupt_at(self.blobs, path, "missing")
+            zarr3.check(space, bytes(tail) if found == length else b"", where=where)
+            values: Array = np.frombuffer(space, dtype).reshape(chunk)[0]
         else:
             start, length = map(int, self._index(path, spec)[layer])
-        stored = self.blobs.read_range(path, start, length)
-        if stored is None:
-            raise corrupt_at(self.blobs, path, "missing")
-        where = f"{self.blobs.url}: {path}, layer {spec.layers[layer]}"
-        values: Array = zarr3.decode_chunk(
-            stored, chunk, dtype, where=where, compression=spec.compression
-        )[0]
+            stored = self.blobs.read_range(path, start, length) or b""
+            values = zarr3.decode_chunk(
+                stored, chunk, dtype, where=where, compression=spec.compression
+            )[0]
         rows = spec.block_rows(block)
         return values[: rows.stop - rows.start]
 

@@ -18,8 +18,9 @@ ARG PIP_EXTRA_INDEX_URL=
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 # Only what pyproject.toml asks for, at the versions of constraints.txt. The environment has no pip
-# of its own (the base's pip fills it), no package's tests or C headers, and is compiled here, because at run
-# time its root is read-only. (compileall also meets templates that aren't Python: "|| true".)
+# of its own (the base's pip fills it), no package's tests or C headers, and is compiled here,
+# because at run time its root is read-only. (compileall also meets templates that aren't Python:
+# "|| true".)
 # hadolint ignore=DL3042
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheels,target=/wheels \

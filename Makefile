@@ -19,7 +19,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 test-containers: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m containers
+	$(BIN)/python -m pytest -m containers tests/containers
 
 # The Kubernetes files, from the code behind `batchsweep launch k8s`. The ConfigMap, which comes
 # first, is left to kustomize.

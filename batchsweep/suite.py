@@ -260,8 +260,15 @@ class LocalSuite:
         cached = self._digests.get(key)
         if isinstance(cached, dict) and cached.get("identity") == identity:
             return RemoteFile(str(cached["sha256"]), stat.st_size)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except PermissionError:
+            # safetensors makes its files for their owner alone; a container runs as somebody else.
+            raise ConfigError(
+                f"{path}: this user may not read it; let it be read (chmod a+r), or run as its "
+                "owner (docker run --user)"
+            ) from None
         # A file that changed within the clock's grain could change again unseen: not remembered.
         if time.time_ns() - stat.st_ctime_ns > 2_000_000_000:
             self._digests.set(key, {"identity": identity, "sha256": digest})

@@ -171,6 +171,22 @@ def test_sigterm_in_mid_extract_exits_143_and_the_same_command_resumes(place):
     assert whole.complete
 
 
+def test_weights_that_only_their_owner_may_read_are_one_line(place):
+    if os.getuid() != 0:
+        pytest.skip("only root can make a file that is another user's")
+    place.config()
+    weights = place.made / "suite" / next(iter(SIZES)) / "main" / "model.safetensors"
+    weights.chmod(0o600)
+    container = place.start("prepare")
+    code = container.wait()["StatusCode"]
+    output = container.logs().decode()
+    container.remove()
+    weights.chmod(0o644)
+    assert code == 2
+    assert "model.safetensors: this user may not read it; let it be read" in output
+    assert output.count("\n") == 1
+
+
 def test_a_stop_is_heard_by_every_command(place):
     """As process 1, a command without a handler would sit out the whole grace period."""
     place.config()

@@ -28,7 +28,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,7 @@ from batchsweep.architecture import LoadedCheckpoint, describe
 from batchsweep.batching import make_batches, pad
 from batchsweep.forward import pooled_states
 from batchsweep.metrics import representation_metrics
-from batchsweep.store import GroupSpec, create_store
+from batchsweep.store import GroupSpec, GroupWriter, create_store
 
 #: Blocks, hidden size, attention heads.
 SHAPES = {"14m": (6, 128, 4), "70m": (6, 512, 8), "410m": (24, 1024, 16)}
@@ -87,33 +86,37 @@ def bare(loaded: LoadedCheckpoint, texts: list[np.ndarray], batch_tokens: int) -
         torch.cuda.synchronize()
 
 
-def ours(loaded: LoadedCheckpoint, texts: list[np.ndarray], folder: str) -> None:
-    """As extract does it: pooled states into a block, the block into the store."""
-    layers = tuple(range(1, loaded.num_layers + 1))
+def group(loaded: LoadedCheckpoint, folder: str, block_texts: int, blocks: int) -> GroupWriter:
+    """The writer of a new store; one is made for a whole checkpoint, so no ratio counts it."""
     spec = GroupSpec(
-        layers=layers,
+        layers=tuple(range(1, loaded.num_layers + 1)),
         poolings=("mean",),
-        texts=len(texts),
+        texts=block_texts * blocks,
         hidden=loaded.hidden,
         dtype="float16",
-        block_texts=len(texts),
+        block_texts=block_texts,
         compression="none",
         provenance={},
     )
-    block = np.empty((len(layers), len(texts), loaded.hidden), np.float32)
-    with create_store(f"{folder}/{time.monotonic_ns()}.zarr").writer("random/main", spec) as writer:
-        for positions, states in pooled_states(
-            loaded,
-            texts,
-            layers=layers,
-            poolings=("mean",),
-            layer_output="final_norm",
-            batch_tokens=BATCH_TOKENS,
-        ):
-            block[:, positions] = states["mean"]
-        with ThreadPoolExecutor(1) as background:
-            background.submit(writer.write_block, 0, {"mean": block}).result()
-        writer.finish()
+    return create_store(f"{folder}/{time.monotonic_ns()}.zarr").writer("random/main", spec)
+
+
+def ours(
+    loaded: LoadedCheckpoint, texts: list[np.ndarray], writer: GroupWriter, block: int
+) -> None:
+    """As extract does it: pooled states into a block, the block into the store."""
+    layers = writer.spec.layers
+    states = np.empty((len(layers), len(texts), loaded.hidden), np.float32)
+    for positions, pooled in pooled_states(
+        loaded,
+        texts,
+        layers=layers,
+        poolings=("mean",),
+        layer_output="final_norm",
+        batch_tokens=BATCH_TOKENS,
+    ):
+        states[:, positions] = pooled["mean"]
+    writer.write_block(block, {"mean": states})
 
 
 @torch.inference_mode()
@@ -162,10 +165,11 @@ def measure(shape: str, seconds: float, folder: str) -> None:
     texts = sized(loaded, seconds / (ROUNDS * (1 + len(BARE_BATCH_TOKENS))))
     own: list[Cost] = []
     floors: dict[int, list[Cost]] = {size: [] for size in BARE_BATCH_TOKENS}
-    for _ in range(ROUNDS):
-        own.append(cost(ours, loaded, texts, folder))
-        for size, costs in floors.items():
-            costs.append(cost(bare, loaded, texts, size))
+    with group(loaded, folder, len(texts), ROUNDS) as writer:
+        for block in range(ROUNDS):
+            own.append(cost(ours, loaded, texts, writer, block))
+            for size, costs in floors.items():
+                costs.append(cost(bare, loaded, texts, size))
     best = min(floors, key=lambda size: min(floors[size]))
     wall, cpu = least(own)
     floor_wall, floor_cpu = least(floors[best])
@@ -194,7 +198,8 @@ def measure(shape: str, seconds: float, folder: str) -> None:
     few = texts[: 480 // loaded.num_layers]
     chosen = np.random.default_rng(0).permutation(np.tile(np.arange(len(few)), 4))
     rows = [few[i] for i in chosen[: round(ROWS_PER_TEXT * len(few))]]
-    old, new = cost(layer_by_layer, loaded, rows)[1], cost(ours, loaded, few, folder)[1]
+    with group(loaded, folder, len(few), 1) as writer:
+        old, new = cost(layer_by_layer, loaded, rows)[1], cost(ours, loaded, few, writer, 0)[1]
     count = loaded.num_layers
     passes = count * len(rows) / len(few)
     work = (count + 1) / 2 * tokens_in(rows) / tokens_in(few)
@@ -207,9 +212,9 @@ def measure(shape: str, seconds: float, folder: str) -> None:
 def peak(blocks: int) -> None:
     """Peak memory in MiB of a process that extracts so many blocks, 14m."""
     loaded = random_model("14m")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, group(loaded, folder, 1024, blocks) as writer:
         for block in range(blocks):
-            ours(loaded, make_texts(1024, seed=block), folder)
+            ours(loaded, make_texts(1024, seed=block), writer, block)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 

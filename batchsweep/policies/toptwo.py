@@ -28,7 +28,7 @@ LEAST_ROUNDS = 6
 #: Posterior variances are multiplied by up to this much: hyperparameters are fitted, not known. All
 #: of it where cells are exact; less where measured noise, which is known, makes up a cell's
 #: variance. Chosen on synthetic surfaces so that a stated P(best) comes true.
-DOUBT = 1.8
+DOUBT = 2.2
 #: The answer leaves the usual arm once another one's posterior mean is higher by this many standard
 #: deviations of their difference: a guess from published experience isn't given up on a hunch.
 GUARD = 1.5

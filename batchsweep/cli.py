@@ -80,6 +80,13 @@ def _index(text: str) -> int:
     return int(text)
 
 
+def _seeds(text: str) -> range:
+    first, colon, end = text.partition(":")
+    if not (colon and first.isdigit() and end.isdigit() and int(first) < int(end)):
+        raise argparse.ArgumentTypeError(f"must be like 0:40 (0 to 39), not {text!r}")
+    return range(int(first), int(end))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
@@ -224,13 +231,57 @@ def build_parser() -> argparse.ArgumentParser:
         commands,
         "export",
         "write all scores as MTEB result folders and as one table (CSV and Parquet)",
-        details="mteb reads the folders: mteb.ResultCache('DIR/mteb').load_results(). Each arm is a\n"
-        "model of its own there, such as EleutherAI/pythia-14m-step1000-layer3-mean.",
+        details="mteb reads the folders: mteb.ResultCache('DIR/mteb').load_results(). Each arm is\n"
+        "a model of its own there, such as EleutherAI/pythia-14m-step1000-layer3-mean.",
         example="  batchsweep export --config configs/quick.yaml --out exported",
     )
     sub.add_argument(
         "--out", type=Path, metavar="DIR", help="where to (default: export/ beside the store)"
     )
+
+    sub = _command(
+        commands,
+        "verify",
+        "check the whole store: checksums, seals, digests, NaN; exit 4 names each fault",
+        example="  batchsweep verify --config configs/quick.yaml\n"
+        "  batchsweep verify --config configs/quick.yaml --repair",
+    )
+    sub.add_argument(
+        "--repair", action="store_true", help="drop what is damaged, so that extract makes it anew"
+    )
+
+    sub = _command(
+        commands,
+        "convert",
+        "copy a store into the other format, value for value",
+        example="  batchsweep convert runs/quick/store.zarr runs/quick/store.h5",
+        config=False,
+    )
+    sub.add_argument("source", metavar="SOURCE", help="directory or URL of a store")
+    sub.add_argument("target", metavar="TARGET", help="where the copy goes")
+    sub.add_argument("--format", choices=("zarr", "hdf5"), help="default: the other one")
+
+    sub = _command(
+        commands,
+        "replay",
+        "run policies against a complete table of scores and draw their regret",
+        details="SCORES is a CSV or Parquet file (revision, layer, task, score; optional model,\n"
+        "step, seconds), a folder of MTEB results, or an exhaustively scored store.",
+        example="  batchsweep replay --scores scores.csv --policy toptwo_gp,random --seeds 0:40",
+        config=False,
+    )
+    sub.add_argument("--scores", required=True, metavar="SCORES", help="the table of all cells")
+    sub.add_argument("--metrics", metavar="FILE", help="label-free metrics: revision, layer, ...")
+    sub.add_argument("--policy", default="toptwo_gp,heuristic,random", metavar="A,B")
+    spent = sub.add_mutually_exclusive_group()
+    spent.add_argument(
+        "--budget", type=float, default=10.0, metavar="N", help="whole-arm evaluations (10)"
+    )
+    spent.add_argument("--pulls", type=int, metavar="N", help="the budget in pulls instead")
+    sub.add_argument("--seeds", type=_seeds, default=range(10), metavar="A:B", help="default: 0:10")
+    sub.add_argument("--arms", type=float, default=1.0, metavar="PART", help="part drawn per seed")
+    sub.add_argument("--tasks", type=float, default=1.0, metavar="PART", help="likewise of tasks")
+    sub.add_argument("--out", type=Path, default=Path("replay"), metavar="DIR")
 
     add_launch(commands, _command, _Help)
 

@@ -8,10 +8,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from batchsweep.config import Config, load
-from batchsweep.errors import UsageError
+from batchsweep.errors import StoreCorrupt, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,7 +74,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def extract(args: argparse.Namespace) -> None:
-    from batchsweep.extract import extract
+    from batchsweep.extract import delete_weights, extract, prefetch
     from batchsweep.plan import frozen_plan
     from batchsweep.signals import stop_on_signals
 
@@ -82,10 +83,14 @@ def extract(args: argparse.Namespace) -> None:
     plan = frozen_plan(store, config)
     indexes = list(range(len(plan.entries))) if args.all else [_chosen_index(args)]
     entries = [plan.entry(index) for index in indexes]
-    with stop_on_signals(args.grace) as stop:
+    with stop_on_signals(args.grace) as stop, ThreadPoolExecutor(1) as background:
         for number, entry in enumerate(entries):
             label = f"{number + 1}/{len(entries)}" if args.all else f"index {entry.index}"
+            if number + 1 < len(entries):
+                background.submit(prefetch, entries[number + 1])
             extract(store, config, entry, stop=stop, strict=args.strict, label=label)
+            if args.delete_weights:
+                delete_weights(entry)
             stop.check()
 
 
@@ -165,6 +170,67 @@ def export(args: argparse.Namespace) -> None:
     print(f"{done.pulls} pulls\n{done.table}\n{done.table.with_suffix('.parquet')}\n{done.results}")
 
 
+def verify(args: argparse.Namespace) -> None:
+    from batchsweep.plan import load_plan
+    from batchsweep.store.integrity import repair, verify
+
+    config = load(args.config)
+    store = _open(config)
+    corpus = store.corpus()
+    expected = {
+        entry.key: {
+            "commit": entry.checkpoint.commit,
+            "weights_digest": entry.checkpoint.weights_digest,
+            "config_digest": config.embedding_digest,
+            **({"corpus_digest": corpus.digest} if corpus is not None else {}),
+        }
+        for entry in load_plan(store).entries
+    }
+    faults = verify(store, expected=expected)
+    for fault in faults:
+        print(f"{fault.message}; {fault.remedy}" if args.repair else fault.message)
+    if not faults:
+        print(f"{store.url}: no faults")
+    elif args.repair:
+        repair(store, faults)
+        print(f"{store.url}: {len(faults)} faults repaired; 'batchsweep extract' fills the gaps")
+    else:
+        raise StoreCorrupt(f"{store.url}: {len(faults)} faults; --repair drops what is damaged")
+
+
+def convert(args: argparse.Namespace) -> None:
+    from batchsweep.store import create_store, open_store
+    from batchsweep.store.convert import convert
+
+    source = open_store(args.source)
+    other = "hdf5" if source.format == "zarr" else "zarr"
+    convert(source, create_store(args.target, format=args.format or other))
+    print(f"{args.target}: {args.format or other}, converted from {source.url}")
+
+
+def replay(args: argparse.Namespace) -> None:
+    from batchsweep.config import BanditConfig, PullBudget
+    from batchsweep.replay import figure, replay, summary
+    from batchsweep.score_table import read_scores
+
+    table = read_scores(args.scores, metrics=args.metrics)
+    budget = args.budget if args.pulls is None else PullBudget(pulls=args.pulls)
+    curves = replay(
+        table,
+        args.policy.split(","),
+        config=BanditConfig(budget=budget, final_check=0, stop_at_regret=0.0),
+        seeds=args.seeds,
+        arms=args.arms,
+        tasks=args.tasks,
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = summary(curves)
+    found.to_csv(args.out / "replay.csv", index=False)
+    figure(curves, args.out / "replay.png", title=str(args.scores))
+    print(found.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
+    print(f"{args.out / 'replay.csv'}\n{args.out / 'replay.png'}")
+
+
 def demo(args: argparse.Namespace) -> None:
     from batchsweep.demo import make, run
 
@@ -200,5 +266,19 @@ def _print_table(table: Table) -> None:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     f.__name__: f
-    for f in (checkpoints, plan, prepare, extract, status, bandit, report, demo, launch)
+    for f in (
+        checkpoints,
+        plan,
+        prepare,
+        extract,
+        status,
+        bandit,
+        report,
+        export,
+        verify,
+        convert,
+        replay,
+        demo,
+        launch,
+    )
 }

@@ -13,19 +13,30 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from batchsweep import __version__
 from batchsweep.config import Config, ModelConfig
-from batchsweep.corpus import prefix_lengths
-from batchsweep.errors import IndexFailed, StoreError, Terminated, TryAgain, Unavailable
+from batchsweep.corpus import load_tokenizer, prefix_lengths, tokenize
+from batchsweep.errors import (
+    BatchsweepError,
+    IndexFailed,
+    StoreError,
+    Terminated,
+    TryAgain,
+    Unavailable,
+)
 from batchsweep.plan import PlanEntry
 from batchsweep.progress import duration, progress
 from batchsweep.signals import StopRequest
 from batchsweep.store import Corpus, GroupSpec, GroupWriter, Store
+from batchsweep.views import augmented
+
+if TYPE_CHECKING:
+    from batchsweep.architecture import LoadedCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +78,7 @@ def group_spec(config: Config, entry: PlanEntry, corpus: Corpus) -> GroupSpec:
             "weights_digest": checkpoint.weights_digest,
             "tokenizer": entry.tokenizer,
             "compute_dtype": _compute_dtype(config),
+            "metrics": config.metrics.model_dump(mode="json"),
             "versions": _versions(),
         },
     )
@@ -188,7 +200,7 @@ def _run(
     from batchsweep.forward import load_checkpoint, pooled_states
 
     checkpoint, embedding = entry.checkpoint, config.embedding
-    model_config = next(m for m in config.models if m.name == checkpoint.model)
+    model_config = _model_config(config, entry)
     if checkpoint.local:
         _check_weights(model_config, entry)
     loaded = load_checkpoint(
@@ -250,12 +262,63 @@ def _run(
                 break
         if writing is not None:
             writing.result()
-    if stop.asked and len(writer.sealed) < spec.blocks:
+    if stop.asked and (len(writer.sealed) < spec.blocks or config.metrics.enabled):
         raise Terminated(
             f"{stop.name}: {writer.key} stopped with {len(writer.sealed)} of {spec.blocks} blocks "
             "sealed; the same command goes on from there"
         )
+    if config.metrics.enabled:
+        writer.write_metrics(_metrics(loaded, corpus, config, entry))
     return n_texts, n_tokens
+
+
+def _metrics(
+    loaded: LoadedCheckpoint, corpus: Corpus, config: Config, entry: PlanEntry
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The label-free metrics of a seeded sample of the corpus, [layer] by name.
+
+    They come last and from rows of their own, so that a resumed index ends with the same ones.
+    """
+    from batchsweep.metrics import representation_metrics, sample_rows
+
+    embedding, metrics = config.embedding, config.metrics
+    rows = sample_rows(corpus.n_texts, metrics.sample, metrics.seed)
+    token_ids = [
+        ids for row in rows for ids in corpus.token_ids(entry.tokenizer, slice(row, row + 1))
+    ]
+    views = None
+    if metrics.views:
+        tokenizer = load_tokenizer(
+            entry.checkpoint.load_model,
+            entry.checkpoint.load_revision,
+            trust_remote_code=_model_config(config, entry).trust_remote_code,
+        )
+        texts = list(zip(rows.tolist(), corpus.texts(rows), strict=True))
+        first, second = (
+            tokenize(
+                tokenizer,
+                [augmented(text, seed=2 * row + n) for row, text in texts],
+                embedding.max_length,
+            )[0]
+            for n in (0, 1)
+        )
+        views = (first, second)
+    prefixes = None
+    if not embedding.pool_prefix:
+        prefixes = prefix_lengths(corpus, entry.tokenizer, token_ids)
+    return representation_metrics(
+        loaded,
+        token_ids,
+        layers=entry.layers,
+        layer_output=embedding.layer_output,
+        batch_tokens=embedding.batch_tokens,
+        prefix_lengths=prefixes,
+        views=views,
+    )
+
+
+def _model_config(config: Config, entry: PlanEntry) -> ModelConfig:
+    return next(m for m in config.models if m.name == entry.checkpoint.model)
 
 
 def _check_weights(model: ModelConfig, entry: PlanEntry) -> None:
@@ -315,3 +378,30 @@ def _versions() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def delete_weights(entry: PlanEntry) -> None:
+    """Delete the downloaded weights of a checkpoint from the Hub's cache; local models stay.
+
+    Files that another revision shares stay too, as long as that revision is cached.
+    """
+    if entry.checkpoint.local:
+        return
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        strategy = scan_cache_dir().delete_revisions(entry.checkpoint.commit)
+    except CacheNotFound:
+        return
+    strategy.execute()
+    logger.info("%s: deleted %s of weights", entry.key, strategy.expected_freed_size_str)
+
+
+def prefetch(entry: PlanEntry) -> None:
+    """Download the weights of a checkpoint that comes next; an error shows when its turn comes."""
+    from batchsweep.loading import fetch
+
+    checkpoint = entry.checkpoint
+    with suppress(BatchsweepError):
+        fetch(checkpoint.load_model, checkpoint.load_revision)

@@ -209,7 +209,7 @@ def test_the_whole_job_names_a_best_arm_and_writes_the_report(sweep, capsys):
     table = pd.read_csv(report / "scores.csv")
     arms = table.groupby(["revision", "layer"]).score.mean()
     assert len(table) == 3 * 2 * 2
-    assert (report / "index.html").stat().st_size > 10_000
+    assert (report / "report.html").stat().st_size > 10_000
     answer = next(Path(store_of(config)).glob("bandit/*/answer.json"))
     best = json.loads(answer.read_text())["best"]
     revision, layer = arms.idxmax()
@@ -262,7 +262,7 @@ def test_stored_vectors_are_those_of_transformers(sweep, suite):
     for row, text in enumerate(store.corpus().texts()):
         with torch.no_grad():
             states = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
-        first = model.final_layer_norm(states.hidden_states[1])[0].mean(0).numpy()
-        last = states.last_hidden_state[0].mean(0).numpy()
+            first = model.final_layer_norm(states.hidden_states[1])[0].mean(0).numpy()
+            last = states.last_hidden_state[0].mean(0).numpy()
         np.testing.assert_allclose(stored[1][row], first, atol=2e-5)
         np.testing.assert_allclose(stored[2][row], last, atol=2e-5)

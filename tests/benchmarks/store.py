@@ -3,10 +3,10 @@
     python tests/benchmarks/store.py [--folder DIR] [--texts 16384] [--layers 24] [--hidden 1024]
 
 Raw is the same number of bytes in one file: `write` of 8 MiB pieces and one `fsync`, or `read` of
-8 MiB pieces. Rounds alternate, and the median ratio is reported. "cold": the kernel's cache of the
-files is dropped before each read. Checks and checksums are part of what is timed; so is the cast
-from float32 to float16 and back, but for `stored form` (writing) and float32 (reading), where both
-sides move the same bytes and do nothing else with them.
+8 MiB pieces into one array. Rounds alternate, and the median ratio is reported. "cold": the
+kernel's cache of the files is dropped before each read. Checks and checksums are part of what is
+timed; so is the cast from float32 to float16 and back, but for `stored form` (writing) and float32
+(reading), where both sides move the same bytes and do nothing else with them.
 """
 
 from __future__ import annotations
@@ -42,11 +42,14 @@ def raw_write(path: Path, data: memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def raw_read(path: Path, size: int) -> None:
+def raw_read(path: Path, size: int) -> np.ndarray:
+    """All bytes in memory, as reading an arm ends with all of its vectors in memory."""
+    data = np.empty(size, np.uint8)
+    rest = data.data
     with path.open("rb", buffering=0) as file:
-        left = size
-        while left:
-            left -= len(file.read(min(PIECE, left)))
+        while rest:
+            rest = rest[file.readinto(rest[:PIECE]) :]
+    return data
 
 
 def drop_cache(root: Path) -> None:
@@ -181,7 +184,6 @@ def many_checkpoints(folder: Path, format: str, complete: bool) -> None:
                 for kind in ("checkpoints", "metrics"):
                     source = first / f"{kind}/EleutherAI--{model}/step0.h5"
                     shutil.copy(source, first / f"{kind}/{key}.h5")
-    drop_cache(folder / "many")
     took_open = seconds(lambda: open_store(folder / "many").keys())
     took_status = seconds(lambda: open_store(folder / "many").status())
     groups = open_store(folder / "many").status()

@@ -178,7 +178,7 @@ def _extract(
 
 def _complete(store: Store, key: str, spec: GroupSpec) -> bool:
     """Whether the group is sealed to its end, from the same config, corpus and weights."""
-    if key not in set(store.keys()):
+    if key not in store:
         return False
     reader = store.reader(key)
     # Another machine's dtype is no reason to compute a finished group again.

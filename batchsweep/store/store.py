@@ -133,6 +133,11 @@ class Store:
         _check_key(key)
         return GroupReader(self.backend, key)
 
+    def __contains__(self, key: str) -> bool:
+        """Whether the checkpoint has a group; one that a kill left half made is none."""
+        _check_key(key)
+        return self._format.attributes(key) is not None
+
     def keys(self) -> list[str]:
         """Keys of all checkpoints that have a group, sorted."""
         return self.backend.keys()

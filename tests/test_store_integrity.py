@@ -224,7 +224,7 @@ def test_damage_at_random_places(path: Path, pristine: dict[str, Path]) -> None:
     format = format_of(path)
     chance = random.Random(0)
     whole = tree(pristine[format])
-    for _ in range(25):
+    for _ in range(15):
         victim = path / chance.choice(sorted(whole))
         kind = chance.choice(["flip", "cut", "delete"])
         if kind == "flip":

@@ -24,6 +24,9 @@ from batchsweep.store import Store, create_store, open_store, repair, verify
 OTHER = "EleutherAI--pythia-14m/main"
 GROUP = f"checkpoints/{KEY}"
 
+#: Of the long campaign, for each format.
+KILLS = int(os.environ.get("TORTURE_KILLS", "300"))
+
 
 def made(path: Path, format: str = "zarr") -> Store:
     """A store with a corpus, two complete groups and some documents."""
@@ -425,4 +428,4 @@ def test_kill_9_at_random_moments(format: str, pristine: dict[str, Path], tmp_pa
 @pytest.mark.torture
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])
 def test_kill_9_hundreds_of_times(format: str, pristine: dict[str, Path], tmp_path: Path) -> None:
-    campaign(tmp_path / "s", tree(pristine[format]), format, kills=300, seed=1)
+    campaign(tmp_path / "s", tree(pristine[format]), format, kills=KILLS, seed=1)

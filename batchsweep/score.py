@@ -280,8 +280,11 @@ class _Vectors:
         self._kept = reader.read(pooling, layer, kept)
 
     def different(self, request: Request) -> Float32:
+        return self.some(request, slice(None))
+
+    def some(self, request: Request, positions: slice | Rows) -> Float32:
         assert request.rows is not None and request.kept is not None
-        kept = request.kept
+        kept, rows = request.kept[positions], request.rows[positions]
         if not len(kept):
             return np.empty((0, self._reader.hidden), np.float32)
         if kept[0] >= 0 and kept[-1] - kept[0] == len(kept) - 1 and (np.diff(kept) == 1).all():
@@ -290,7 +293,7 @@ class _Vectors:
         if not own.any():
             return self._kept[kept]
         vectors = np.empty((len(kept), self._reader.hidden), np.float32)
-        vectors[own] = self._reader.read(self._pooling, self._layer, request.rows[own])
+        vectors[own] = self._reader.read(self._pooling, self._layer, rows[own])
         vectors[~own] = self._kept[kept[~own]]
         return vectors
 

@@ -15,7 +15,7 @@ import mteb.mocks.mock_tasks as mocks
 import numpy as np
 import pytest
 from mteb.abstasks import AbsTaskRetrieval
-from scoring import KEY, LiveEncoder, live_score, local_tasks, sentences, store_of
+from scoring import HIDDEN, KEY, LiveEncoder, live_score, local_tasks, sentences, store_of
 from scoring_tasks import SHORT, Subqueries, all_tasks, hub_layout
 
 from batchsweep import prepared
@@ -119,6 +119,19 @@ def test_global_random_state_does_not_matter(scorer: Scorer) -> None:
         np.random.seed(seed)
         scores.append([scorer.score(f"{KEY}#1", name).main_score for name in SHORT])
     assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("rows", [0, 25, 60])
+def test_what_is_kept_in_memory_does_not_matter(
+    rows: int, store: Store, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing fits, some of the texts that are asked for twice, all of some tasks.
+    monkeypatch.setattr("batchsweep.score.KEPT_BYTES", rows * 4 * HIDDEN)
+    monkeypatch.setattr("batchsweep.prepared.search.CORPUS_CHUNK", 40)
+    small = Scorer(store, list(all_tasks().values()), keep=False)
+    for name in ("pairs", "labels", "clusters", "rerank", "search", "LegacySets", "OwnNames"):
+        expected = scorer.score(f"{KEY}#2", name).main_score
+        assert small.score(f"{KEY}#2", name).main_score == expected, name
 
 
 def test_other_processes_give_the_same_numbers(tmp_path: Path) -> None:

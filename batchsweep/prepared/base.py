@@ -70,6 +70,9 @@ class Fetch(Protocol):
     def different(self, request: Request) -> Float32:
         """The vectors of the request's different texts, [different text, hidden]."""
 
+    def some(self, request: Request, positions: Rows) -> Float32:
+        """Those of the different texts at some positions."""
+
     def __call__(self, request: Request) -> Float32:
         """The vectors of the request's texts, [text, hidden]."""
 

@@ -153,11 +153,12 @@ class _FullSearch:
 
     def __call__(self, fetch: Fetch) -> tuple[Found, None]:
         queries = fetch(self._queries)
-        different = fetch.different(self._documents)
         found: list[tuple[Values, Ints]] = []
         for start in range(0, len(self._documents), CORPUS_CHUNK):
-            which = self._documents.which[start : start + CORPUS_CHUNK]
-            similarity = cos_sim(queries, different[which])
+            which = self._documents.which[start : start + CORPUS_CHUNK].astype(np.int64)
+            positions, index = np.unique(which, return_inverse=True)
+            # A chunk at a time is also what keeps a corpus of millions out of memory.
+            similarity = cos_sim(queries, fetch.some(self._documents, positions)[index])
             # One more than needed, as in mteb, which matters where similarities are equal.
             top = torch.topk(similarity, min(self._top_k + 1, similarity.shape[1]), dim=1)
             found.append((top.values.numpy(), top.indices.numpy() + start))

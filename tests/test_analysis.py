@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,17 @@ def test_an_empty_store(tmp_path: Path) -> None:
     assert sweep.arms.empty and sweep.tasks == [] and "0 arms" in repr(sweep)
     with pytest.raises(StoreError, match="no corpus"):
         sweep.texts()
+
+
+def test_the_notebook_runs(url: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    notebook = Path(__file__).parents[1] / "configs" / "explore_store.ipynb"
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    names: dict[str, object] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            source = cell["source"].replace("runs/demo/store.zarr", str(url))
+            exec(compile(source, str(notebook), "exec"), names)
+    assert names["vectors"].shape == (4, 16)  # type: ignore[attr-defined]

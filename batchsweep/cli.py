@@ -335,6 +335,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (head, less) left: not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:  # noqa: BLE001 - the edge: what is left is a bug
+        if args.debug:
+            raise
+        print(
+            f"batchsweep {args.command}: a bug: {type(error).__name__}: {error}; "
+            "please report it with what --debug prints",
+            file=sys.stderr,
+        )
+        return 1
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ class Store:
     def __contains__(self, key: str) -> bool:
         """Whether the checkpoint has a group; one that a kill left half made is none."""
         _check_key(key)
-        return self._format.attributes(key) is not None
+        return self.backend.attributes(key) is not None
 
     def keys(self) -> list[str]:
         """Keys of all checkpoints that have a group, sorted."""

@@ -335,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (head, less) left: not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # noqa: BLE001 - the edge: what is left is a bug
+    except Exception as error:
         if args.debug:
             raise
         print(

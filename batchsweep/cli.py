@@ -42,6 +42,23 @@ One forward pass per text and checkpoint writes the pooled states of all layers 
 """
 
 
+#: Names of ``batchsweep.policies.POLICIES``, whose import would make ``--help`` slow.
+POLICIES = (
+    "toptwo_gp",
+    "gp_ucb",
+    "thompson",
+    "sequential_halving",
+    "ucb_e",
+    "ucb_e_lrf",
+    "ucb",
+    "linucb",
+    "linucb_disjoint",
+    "random",
+    "exhaustive",
+    "heuristic",
+)
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
@@ -208,7 +225,8 @@ def build_parser() -> argparse.ArgumentParser:
         "bandit",
         "search the store for the best arm under the config's budget",
         details="Each pull is in the store before it counts: killed and run again, the search\n"
-        "goes on where it was and ends with the same answer.",
+        "goes on where it was and ends with the same answer.\n\n"
+        f"policies: {', '.join(POLICIES[:6])},\n{', '.join(POLICIES[6:])}",
         example="  batchsweep bandit --config configs/quick.yaml\n"
         "  batchsweep bandit --config configs/quick.yaml --policy exhaustive",
     )

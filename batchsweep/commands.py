@@ -172,10 +172,11 @@ def export(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> None:
     from batchsweep.plan import load_plan
+    from batchsweep.store import open_store
     from batchsweep.store.integrity import repair, verify
 
     config = load(args.config)
-    store = _open(config)
+    store = open_store(config.store_url, repair_root=args.repair)
     corpus = store.corpus()
     expected = {
         entry.key: {

@@ -91,3 +91,9 @@ def test_index_from_environment(environ, index):
 def test_no_usable_index_says_what_to_set(environ, says):
     with pytest.raises(UsageError, match=says):
         index_from_environment(environ)
+
+
+def test_help_names_the_policies_that_there_are():
+    from batchsweep.policies import POLICIES
+
+    assert tuple(POLICIES) == cli.POLICIES

@@ -6,6 +6,7 @@ What each command does is in :mod:`batchsweep.commands`; nothing heavy is import
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ from batchsweep import __version__
 from batchsweep.errors import BatchsweepError, Terminated
 from batchsweep.jobs.arguments import add_launch
 from batchsweep.progress import set_up_logging
+
+logger = logging.getLogger(__name__)
 
 EXIT_CODES = """\
 exit codes:
@@ -323,6 +326,14 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     sys.exit(Terminated.exit_code)
 
 
+def _say(args: argparse.Namespace, message: str) -> None:
+    """The one line that a failed command ends with, in the form that its log has."""
+    if args.log_format == "json":
+        logger.error("batchsweep %s: %s", args.command, message)
+    else:
+        print(f"batchsweep {args.command}: {message}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the value is the process's exit code (see ``errors``)."""
     args = build_parser().parse_args(argv)
@@ -344,10 +355,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BatchsweepError as error:
         if args.debug:
             raise
-        print(f"batchsweep {args.command}: {error}", file=sys.stderr)
+        _say(args, str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"batchsweep {args.command}: interrupted; run it again to go on", file=sys.stderr)
+        _say(args, "interrupted; run it again to go on")
         return 130
     except BrokenPipeError:
         # The reader of our output (head, less) left: not an error of ours.
@@ -356,10 +367,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        print(
-            f"batchsweep {args.command}: a bug: {type(error).__name__}: {error}; "
-            "please report it with what --debug prints",
-            file=sys.stderr,
+        _say(
+            args,
+            f"a bug: {type(error).__name__}: {error}; please report it with what --debug prints",
         )
         return 1
 

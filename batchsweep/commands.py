@@ -11,7 +11,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from batchsweep.config import Config, load
+from pydantic import ValidationError
+
+from batchsweep.config import BanditConfig, Config, load
 from batchsweep.errors import StoreCorrupt, UsageError
 
 if TYPE_CHECKING:
@@ -145,7 +147,15 @@ def bandit(args: argparse.Namespace) -> None:
         for name in ("policy", "budget", "seed", "workers")
         if getattr(args, name) is not None
     }
-    config = config.model_copy(update={"bandit": config.bandit.model_copy(update=given)})
+    try:
+        # dict() keeps the values' own types: a budget may be a section of its own.
+        bandit = BanditConfig.model_validate({**dict(config.bandit), **given})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise UsageError(
+            f"--{fault['loc'][0]} {fault['input']}: {fault['msg'].removeprefix('Input ')}"
+        ) from None
+    config = config.model_copy(update={"bandit": bandit})
     store = _open(config)
     name, outcome = search(store, config)
     print(summary(outcome, load_plan(store)))
@@ -171,7 +181,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def verify(args: argparse.Namespace) -> None:
-    from batchsweep.plan import load_plan
+    from batchsweep.plan import frozen_plan
     from batchsweep.store import open_store
     from batchsweep.store.integrity import repair, verify
 
@@ -185,7 +195,8 @@ def verify(args: argparse.Namespace) -> None:
             "config_digest": config.embedding_digest,
             **({"corpus_digest": corpus.digest} if corpus is not None else {}),
         }
-        for entry in load_plan(store).entries
+        # With a changed config, everything would look stale, and --repair would drop it.
+        for entry in frozen_plan(store, config, scoring=True).entries
     }
     faults = verify(store, expected=expected)
     for fault in faults:
@@ -210,7 +221,7 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def replay(args: argparse.Namespace) -> None:
-    from batchsweep.config import BanditConfig, PullBudget
+    from batchsweep.config import PullBudget
     from batchsweep.replay import figure, replay, summary
     from batchsweep.score_table import read_scores
 

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from batchsweep.errors import ConfigError
@@ -24,6 +32,20 @@ logger = logging.getLogger(__name__)
 
 LayerOutput = Literal["final_norm", "raw", "hidden_states"]
 Pooling = Literal["mean", "last", "first", "max", "weighted_mean"]
+Policy = Literal[
+    "toptwo_gp",
+    "gp_ucb",
+    "thompson",
+    "sequential_halving",
+    "ucb_e",
+    "ucb_e_lrf",
+    "ucb",
+    "linucb",
+    "linucb_disjoint",
+    "random",
+    "exhaustive",
+    "heuristic",
+]
 TaskType = Literal[
     "sts",
     "pair_classification",
@@ -76,6 +98,12 @@ class ModelConfig(_Section):
     """Run Python code that the model's repo brings. Off unless you say so for this model."""
 
 
+def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError("should name each only once")
+    return value
+
+
 def _as_model(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -108,13 +136,16 @@ class EmbeddingConfig(_Section):
     """``all`` (1 to L), a list of layers (0 is the embedding output), or ``{every: n}``."""
     layer_output: LayerOutput = "final_norm"
     """``final_norm``, ``raw`` or ``hidden_states``."""
-    pooling: Annotated[tuple[Pooling, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (
-        "mean",
-    )
+    pooling: Annotated[
+        tuple[Pooling, ...],
+        BeforeValidator(_as_tuple),
+        AfterValidator(_distinct),
+        Field(min_length=1),
+    ] = ("mean",)
     """One pooling or several; all come from the same forward pass."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the model computes in. ``auto``: as published on a GPU, float32 on a CPU."""
-    device: str = "auto"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
     """``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
     max_length: int = Field(default=512, gt=0)
     """Texts are cut to this many tokens; the number of cut texts is reported."""
@@ -189,7 +220,7 @@ class PullBudget(_Section):
 class BanditConfig(_Section):
     """The search for the best arm."""
 
-    policy: str = "toptwo_gp"
+    policy: Policy = "toptwo_gp"
     """Which policy decides; ``batchsweep bandit --help`` lists them."""
     budget: Annotated[float, Field(gt=0)] | PullBudget = 100.0
     """Whole-arm evaluations (100 allows 100 x tasks pulls), ``{pulls: n}`` or ``{seconds: s}``."""
@@ -267,20 +298,27 @@ def parse(text: str, *, source: str, default_name: str = "sweep") -> Config:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{source}{line}: not valid YAML: {problem}") from None
+        raise ConfigError(f"{source}{_line_and_problem(error)}") from None
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{source}: a config is a mapping of keys, such as 'models: [...]'")
     _check_repeats(root, source, top=True)
-    values: dict[str, Any] = yaml.SafeLoader("").construct_document(root)
+    try:
+        values: dict[str, Any] = yaml.SafeLoader("").construct_document(root)
+    except yaml.YAMLError as error:  # A tag of Python's, a key that is a list.
+        raise ConfigError(f"{source}{_line_and_problem(error)}") from None
     values = {"name": default_name, **values}
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         # One line: the first fault that is not an alternative of a union the user did not mean.
         raise ConfigError(_explain(error, root, source)) from None
+
+
+def _line_and_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    line = f":{mark.line + 1}" if mark is not None else ""
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{line}: not valid YAML: {problem}"
 
 
 def _nearby(path: Path) -> str:
@@ -350,6 +388,8 @@ def _explain(error: ValidationError, root: yaml.MappingNode, source: str) -> str
 
 def _reason(fault: ErrorDetails) -> str:
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if fault["type"] == "too_short":
+        message = "should not be empty"
     return re.sub(r"valid dictionary or instance of \w+|valid tuple", _yaml_word, message)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from batchsweep.audit import audit
 from batchsweep.config import Config
 from batchsweep.corpus import Summary, load_tokenizer, write_corpus
+from batchsweep.errors import UsageError
 from batchsweep.plan import Plan, freeze, make_plan, merged
 from batchsweep.planning import refuse_if_too_large
+from batchsweep.rewards import tasks_of
 from batchsweep.store import Store, create_store
 from batchsweep.tasks import check_data, resolve
 
@@ -36,6 +39,7 @@ def prepare(config: Config, *, strict: bool = False) -> tuple[Store, Plan, Summa
     for warning in found.warnings:
         logger.warning("%s", warning)
     plan = make_plan(config, found)
+    _check_rewards(config, plan, {t.metadata.name: str(t.metadata.type) for t in tasks})
     refuse_if_too_large(config, plan)
     store = create_store(config.store_url, format=config.store.format)
     # Before the long work: would this plan be refused?
@@ -55,3 +59,14 @@ def prepare(config: Config, *, strict: bool = False) -> tuple[Store, Plan, Summa
     )
     refuse_if_too_large(config, plan)  # Now that the texts are counted.
     return store, freeze(plan, store, config), summary
+
+
+def _check_rewards(config: Config, plan: Plan, types: Mapping[str, str]) -> None:
+    """``rewards`` must name what there is, now and not when all has been extracted."""
+    tasks_of(config.rewards.target, types)
+    names = dict.fromkeys(name for entry in plan.entries for name in entry.checkpoint.names)
+    if config.rewards.baseline not in {None, *names}:
+        raise UsageError(
+            f"rewards.baseline '{config.rewards.baseline}': no checkpoint of that name in this "
+            f"sweep; valid: {', '.join(names)}"
+        )

@@ -157,11 +157,18 @@ class LocalBlobs:
         _sync(target.parent)
 
     def delete(self, path: str) -> None:
-        (self.root / path).unlink(missing_ok=True)
+        try:
+            (self.root / path).unlink(missing_ok=True)
+        except OSError as error:
+            raise store_error(error, self.url, path) from None
 
     def delete_tree(self, prefix: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             shutil.rmtree(self.root / prefix)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise store_error(error, self.url, prefix) from None
 
     def files(self, prefix: str) -> dict[str, int]:
         try:
@@ -275,5 +282,14 @@ def store_error(error: OSError, url: str, path: str) -> StoreError:
         return StoreError(
             f"{url}: no space left for {path} ({error.strerror}); everything sealed is safe: "
             "free some space and run the same command again"
+        )
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return StoreError(
+            f"{url}: can't hold {path}, because there is a file in its way; use another store.path"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StoreError(
+            f"{url}: can't access {path}: {error.strerror}; make it writable for this user, or use "
+            "another store.path"
         )
     return StoreError(f"{url}: can't access {path}: {error.strerror or error}")

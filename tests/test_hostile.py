@@ -1,0 +1,134 @@
+"""What a hostile user does: every failure is one line with the remedy and the right exit code."""
+
+import json
+import shutil
+
+import pytest
+from tiny import make_suite, make_tasks, write_config
+
+from batchsweep import config
+from batchsweep.cli import main
+
+REVISIONS = ("step0", "main")
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    return make_suite(tmp_path_factory.mktemp("suite") / "tiny", REVISIONS)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    return make_tasks(tmp_path_factory.mktemp("tasks"), n=30)
+
+
+@pytest.fixture
+def sweep(tmp_path, suite, tasks):
+    """Writes a config into ``tmp_path``; keyword arguments replace whole sections."""
+
+    def write(name="sweep", **sections):
+        defaults = {
+            "models": [str(suite)],
+            "revisions": list(REVISIONS),
+            "tasks": tasks,
+            "store": {"path": str(tmp_path / "store.zarr"), "block_texts": 16},
+            "metrics": {"sample": 8},
+            "bandit": {"budget": {"pulls": 6}, "policy": "random"},
+        }
+        return str(write_config(tmp_path / f"{name}.yaml", **{**defaults, **sections}))
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory, suite, tasks):
+    folder = tmp_path_factory.mktemp("extracted")
+    path = write_config(
+        folder / "sweep.yaml",
+        models=[str(suite)],
+        revisions=list(REVISIONS),
+        tasks=tasks,
+        store={"path": str(folder / "store.zarr"), "block_texts": 16},
+        metrics={"sample": 8},
+    )
+    assert main(["prepare", "--config", str(path)]) == 0
+    assert main(["extract", "--config", str(path), "--all"]) == 0
+    return folder / "store.zarr"
+
+
+@pytest.fixture
+def copied(sweep, extracted, tmp_path):
+    """Like ``sweep``, with a copy of the extracted store in its place."""
+
+    def write(**sections):
+        shutil.copytree(extracted, tmp_path / "store.zarr")
+        return sweep(**sections)
+
+    return write
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command that must fail with this exit code and one line; the line."""
+
+    def run(code, *argv):
+        capsys.readouterr()
+        assert main(list(argv)) == code
+        lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("batchsweep ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "text", ["models: !!python/object:os.system [x]", "{[a]: 2}", "? {a: 1}\n: 2"]
+)
+def test_yaml_that_can_not_be_constructed(text):
+    with pytest.raises(config.ConfigError, match=r"sweep.yaml:1: not valid YAML"):
+        config.parse(text, source="sweep.yaml")
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"bandit": {"policy": "foo"}}, "bandit.policy: should be 'toptwo_gp', 'gp_ucb'"),
+        ({"embedding": {"pooling": ["mean", "mean"]}}, "pooling: should name each only once"),
+        ({"embedding": {"device": "gpu"}}, "embedding.device: "),
+        ({"models": []}, "models: should not be empty"),
+        ({"rewards": {"target": "foo"}}, "rewards.target 'foo'"),
+        ({"rewards": {"baseline": "foo"}}, "valid: step0, main"),
+    ],
+)
+def test_a_wrong_value_is_found_before_anything_expensive(sweep, fails, tmp_path, sections, says):
+    assert says in fails(2, "prepare", "--config", sweep(**sections))
+    assert not (tmp_path / "store.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    "given", [("--policy", "foo"), ("--budget", "-1"), ("--workers", "0"), ("--budget", "nan")]
+)
+def test_a_wrong_option_of_bandit(sweep, fails, given):
+    assert " ".join(given[:1]) in fails(2, "bandit", "--config", sweep(), *given)
+
+
+def test_with_json_logs_the_failure_is_json_too(sweep, capsys):
+    capsys.readouterr()
+    assert main(["extract", "--config", sweep(), "--index", "0", "--log-format", "json"]) == 4
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert lines[-1]["level"] == "error"
+    assert "batchsweep prepare" in lines[-1]["message"]
+
+
+def test_verify_with_a_changed_config_says_so_and_drops_nothing(copied, sweep, fails):
+    right = copied()
+    changed = sweep("changed", embedding={"pooling": "last"})
+    for repair in ([], ["--repair"]):
+        assert "embedding.pooling" in fails(4, "verify", "--config", changed, *repair)
+    assert main(["verify", "--config", right]) == 0
+
+
+def test_a_file_where_the_store_should_be(sweep, fails, tmp_path):
+    (tmp_path / "store.zarr").write_text("mine")
+    assert "there is a file in its way" in fails(4, "prepare", "--config", sweep())
+    assert (tmp_path / "store.zarr").read_text() == "mine"

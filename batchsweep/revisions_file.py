@@ -145,10 +145,11 @@ def _comments(text: str) -> list[str]:
 def _scalar(name: str) -> str:
     """A name as YAML text; quoted where it would not be read back as text."""
     try:
-        loaded: Any = yaml.safe_load(f"[{name}]")
+        # Plain text means other things in a list of lines than in brackets, such as "-".
+        plain = all(yaml.safe_load(text) == [name] for text in (f"[{name}]", f"- {name}"))
     except yaml.YAMLError:
-        loaded = None
-    if loaded == [name] and "#" not in name:
+        plain = False
+    if plain and "#" not in name:
         return name
     quoted: str = yaml.safe_dump(name, default_style='"', width=float("inf"))
     return quoted.strip()

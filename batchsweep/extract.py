@@ -220,6 +220,8 @@ def _run(
     ):
         writing: Future[None] | None = None
         for block, token_ids in _blocks(corpus, entry.tokenizer, writer, open_blocks, background):
+            if stop.asked:
+                break
             rows = writer.block_rows(block)
             shape = (len(spec.layers), _size(rows), spec.hidden)
             states = {p: np.empty(shape, np.float32) for p in spec.poolings}

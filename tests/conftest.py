@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 from hub_server import HubServer
+from hypothesis import settings
+
+# The same examples in every run: a red run is one that anybody can repeat.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

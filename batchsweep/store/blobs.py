@@ -44,8 +44,15 @@ class Blobs(Protocol):
     def read_range(self, path: str, start: int, length: int) -> bytes | None:
         """``length`` bytes from ``start`` (fewer at the end), or None if there is no such blob."""
 
-    def read_into(self, path: str, start: int, buffers: list[memoryview[int]]) -> int | None:
-        """Fill the buffers with the bytes from ``start``; how many there were, or None."""
+    def pieces(
+        self, path: str, start: int, length: int, piece: int, space: memoryview[int], tail: int = 0
+    ) -> Iterator[memoryview[int]]:
+        """The ``length`` bytes from ``start`` in pieces, then the ``tail`` bytes after them.
+
+        Each piece has ``piece`` bytes (the last one the rest); where bytes are missing, there are
+        no more. A piece may lie in ``space``: at its place if the space has ``length`` bytes,
+        otherwise at the beginning, in place of the piece before.
+        """
 
     def write(self, path: str, parts: Iterable[Buffer]) -> None:
         """Replace the blob by the joined parts, durably and at once."""
@@ -111,14 +118,37 @@ class LocalBlobs:
         except OSError as error:
             raise store_error(error, self.url, path) from None
 
-    def read_into(self, path: str, start: int, buffers: list[memoryview[int]]) -> int | None:
+    def pieces(
+        self, path: str, start: int, length: int, piece: int, space: memoryview[int], tail: int = 0
+    ) -> Iterator[memoryview[int]]:
         try:
-            with (self.root / path).open("rb", buffering=0) as file:
-                return os.preadv(file.fileno(), buffers, start)
+            file = (self.root / path).open("rb", buffering=0)
         except (FileNotFoundError, NotADirectoryError):
-            return None
+            return
         except OSError as error:
             raise store_error(error, self.url, path) from None
+        lengths = [min(piece, length - at) for at in range(0, length, piece)]
+        position = start
+        with file:
+            for size in [*lengths, *([tail] if tail else [])]:
+                # The disk fetches the next piece while this one is copied and looked at.
+                _prefetch(file.fileno(), position + size, piece)
+                at = position - start
+                if at == length:
+                    part = memoryview(bytearray(tail))
+                else:
+                    part = space[at : at + size] if len(space) >= length else space[:size]
+                done = 0
+                while done < size:
+                    try:
+                        read = os.preadv(file.fileno(), [part[done:]], position + done)
+                    except OSError as error:
+                        raise store_error(error, self.url, path) from None
+                    if read == 0:
+                        return
+                    done += read
+                position += size
+                yield part
 
     def write(self, path: str, parts: Iterable[Buffer]) -> None:
         with self.replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
@@ -261,6 +291,11 @@ def busy(name: str, text: str | bytes) -> str:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _prefetch(descriptor: int, start: int, length: int) -> None:
+    if hasattr(os, "posix_fadvise"):  # macOS has none.
+        os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
 
 
 def _flat_name(path: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import google_crc32c
+import crc32c
 
 CHECKSUM = "crc32c"
 
@@ -17,7 +17,7 @@ def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
     """The object with its checksum: crc32c, in hex, of its canonical JSON without this member."""
     rest = {k: v for k, v in value.items() if k != CHECKSUM}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-    return {**rest, CHECKSUM: f"{google_crc32c.value(canonical.encode()):08x}"}
+    return {**rest, CHECKSUM: f"{crc32c.crc32c(canonical.encode()):08x}"}
 
 
 def checked(value: Any) -> Any:

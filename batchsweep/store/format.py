@@ -22,6 +22,10 @@ FORMAT_VERSION = 1
 #: A seal: the spec's digest, then the digest of the block's checksums; 32 bytes each.
 SEAL_BYTES = 64
 
+# Bytes that are read at once: a part of a core's cache, so that the checksum and the cast, which
+# come next, find them there.
+_PIECE_BYTES = 512 << 10
+
 
 class Format(Protocol):
     """What Zarr and HDF5 do differently. A group is named by its key, an array by its name."""
@@ -64,7 +68,7 @@ class Format(Protocol):
     ) -> bytes:
         """Write one array's part of a block, a layer at a time; the checksums of its chunks."""
 
-    def read_chunk(
+    def pieces(
         self,
         key: str,
         spec: GroupSpec,
@@ -72,11 +76,12 @@ class Format(Protocol):
         block: int,
         layer: int,
         space: memoryview[int] | None = None,
-    ) -> Array:
-        """One layer (by position) of one block, checksum verified: [text, hidden] or [text].
+    ) -> Iterator[Array]:
+        """One layer (by position) of one block, some rows at a time: [text, hidden] or [text].
 
-        What isn't compressed is read into ``space``, if it is given and has the chunk's size, and
-        the result is a view of it.
+        The checksum is verified at the end: what was yielded is good if nothing is raised by
+        then. A piece stays as it is until the next one. What isn't compressed is read into
+        ``space``, if it is given and has the chunk's size.
         """
 
     def chunks(
@@ -128,6 +133,11 @@ class Format(Protocol):
 
     def corpus_source(self) -> ArraySource | None:
         """The corpus; None if none was written to completion."""
+
+
+def piece_bytes(row_bytes: int) -> int:
+    """The size of a piece of whole rows."""
+    return max(_PIECE_BYTES // row_bytes, 1) * row_bytes
 
 
 def spec_of(fmt: Format, key: str) -> tuple[GroupSpec, bool] | None:

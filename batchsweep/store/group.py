@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from queue import Empty, SimpleQueue
 from typing import Any, Self
 
 import numpy as np
@@ -256,7 +255,7 @@ class GroupReader:
         layer: int,
         rows: slice | npt.ArrayLike | None = None,
     ) -> Float32:
-        """Vectors of one layer, [text, hidden], in the order of ``rows``.
+        """Vectors of one layer, float32 [text, hidden], in the order of ``rows``.
 
         Only the chunks of this layer that hold some of the rows are read, and the checksum of each
         is verified.
@@ -270,6 +269,34 @@ class GroupReader:
             StoreError: no such pooling, layer or row; or a block isn't sealed yet.
             StoreCorrupt: bytes are damaged or missing; names array and block.
         """
+        vectors: Float32 = self._read(pooling, layer, rows, np.dtype(np.float32))
+        return vectors
+
+    def read_stored(
+        self,
+        pooling: str,
+        layer: int,
+        rows: slice | npt.ArrayLike | None = None,
+    ) -> npt.NDArray[np.floating]:
+        """As :meth:`read`, in the type that is stored: half the memory where that is float16.
+
+        Raises:
+            StoreError: also for int8, which means nothing without its scales.
+        """
+        if self.spec.dtype == "int8":
+            raise StoreError(f"{self.key}: int8 vectors mean nothing without scales: use read")
+        vectors: npt.NDArray[np.floating] = self._read(
+            pooling, layer, rows, stored_dtype(self.spec.dtype, pooling)
+        )
+        return vectors
+
+    def _read(
+        self,
+        pooling: str,
+        layer: int,
+        rows: slice | npt.ArrayLike | None,
+        dtype: np.dtype[Any],
+    ) -> Any:
         spec = self.spec
         if pooling not in spec.poolings:
             raise StoreError(
@@ -286,7 +313,8 @@ class GroupReader:
             wanted = np.asarray(rows, np.int64)
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < spec.texts):
             raise StoreError(f"{self.key}: rows must be 0 to {spec.texts - 1}")
-        out = np.empty((len(wanted), spec.hidden), np.float32)
+        out = np.empty((len(wanted), spec.hidden), dtype)
+        stored = stored_dtype(spec.dtype, pooling)
         of_block = wanted // spec.block_texts
         blocks = np.unique(of_block)
         if absent := sorted(set(blocks.tolist()) - self.sealed):
@@ -295,41 +323,43 @@ class GroupReader:
                 "run 'batchsweep extract' for this checkpoint"
             )
 
-        # Pages that were used before are quicker to fill than new ones.
-        spaces: SimpleQueue[memoryview[int]] = SimpleQueue()
-
         def fill(block: int) -> None:
             places = np.flatnonzero(of_block == block)
             local = wanted[places] - block * spec.block_texts
-            run = _consecutive(places) and _consecutive(local)
             # The common case, a run of rows into a run of the result, needs no copy more.
-            target = out[places[0] : places[-1] + 1] if run else np.empty_like(out[: len(places)])
-            direct = run and spec.dtype == "float32" and len(local) == spec.chunk_texts
-            space = as_bytes(target) if direct else self._space(spaces)
-            stored = self._format.read_chunk(self.key, spec, pooling, block, position, space)
-            if not np.may_share_memory(stored, target):
-                scale = None
-                if spec.dtype == "int8":
-                    name = f"{pooling}_scale"
-                    scales = self._format.read_chunk(self.key, spec, name, block, position)
-                    scale = scales.astype(np.float32, copy=False)
-                chosen = slice(local[0], local[-1] + 1) if run else local
-                decode(stored[chosen], None if scale is None else scale[chosen], target)
-            if not direct:
-                spaces.put(space)
-            if not run:
-                out[places] = target
+            run = _consecutive(places) and _consecutive(local)
+            target = out[places[0] : places[-1] + 1]
+            space = None
+            if run and len(local) == spec.chunk_texts and out.dtype == stored:
+                space = as_bytes(target)
+            scale = self._scale(pooling, block, position)
+            first = 0
+            for piece in self._format.pieces(self.key, spec, pooling, block, position, space):
+                end = first + len(piece)
+                if run:
+                    rows_here = slice(max(local[0], first), max(min(local[-1] + 1, end), first))
+                    here = slice(rows_here.start - local[0], rows_here.stop - local[0])
+                    part = piece[rows_here.start - first : rows_here.stop - first]
+                    if here.start < here.stop and not np.may_share_memory(part, target):
+                        decode(part, None if scale is None else scale[rows_here], target[here])
+                else:
+                    inside = (local >= first) & (local < end)
+                    chosen = local[inside]
+                    vectors = np.empty((len(chosen), spec.hidden), out.dtype)
+                    decode(piece[chosen - first], None if scale is None else scale[chosen], vectors)
+                    out[places[inside]] = vectors
+                first = end
 
         self._format.blobs.map(fill, blocks.tolist())
         return out
 
-    def _space(self, spaces: SimpleQueue[memoryview[int]]) -> memoryview[int]:
-        """Room for one chunk: one that is free, or a new one."""
-        try:
-            return spaces.get_nowait()
-        except Empty:
-            size = self.spec.chunk_texts * self.spec.hidden
-            return np.empty(size * stored_dtype(self.spec.dtype, "").itemsize, np.uint8).data
+    def _scale(self, pooling: str, block: int, position: int) -> Float32 | None:
+        """The scales [text] of one layer of a block of int8 vectors; None for other types."""
+        if self.spec.dtype != "int8":
+            return None
+        name = f"{pooling}_scale"
+        pieces = self._format.pieces(self.key, self.spec, name, block, position)
+        return np.concatenate([piece.astype(np.float32) for piece in pieces])
 
     def metrics(self) -> dict[str, Float64]:
         """Label-free metrics, [layer] each; empty if none were written."""

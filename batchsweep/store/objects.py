@@ -76,16 +76,15 @@ class ObjectBlobs:
             return bytes(obstore.get_range(self._store, path, start=start, length=length))
         return None
 
-    def read_into(self, path: str, start: int, buffers: list[memoryview[int]]) -> int | None:
-        stored = self.read_range(path, start, sum(len(buffer) for buffer in buffers))
-        if stored is None:
-            return None
-        rest = memoryview(stored)
-        for buffer in buffers:
-            part = rest[: len(buffer)]
-            buffer[: len(part)] = part
-            rest = rest[len(buffer) :]
-        return len(stored)
+    def pieces(
+        self, path: str, start: int, length: int, piece: int, space: memoryview[int], tail: int = 0
+    ) -> Iterator[memoryview[int]]:
+        stored = memoryview(self.read_range(path, start, length + tail) or b"")
+        ends = [*range(piece, length, piece), length, *([length + tail] if tail else [])]
+        for first, end in zip([0, *ends], ends, strict=False):
+            if end > len(stored):
+                return
+            yield stored[first:end]
 
     def write(self, path: str, parts: Iterable[Buffer]) -> None:
         with self._errors(path):

@@ -59,7 +59,7 @@ def encode(
     return np.ascontiguousarray(vectors, dtype=_STORED[dtype]), None
 
 
-def decode(stored: Array, scale: Float32 | None, out: Float32) -> None:
+def decode(stored: Array, scale: Float32 | None, out: npt.NDArray[np.floating]) -> None:
     """Fill ``out`` [text, hidden] from the stored array (and the scales [text] of int8)."""
     np.copyto(out, stored, casting="same_kind")
     if scale is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from batchsweep.errors import StoreCorrupt, StoreError
 from batchsweep.store import zarr3
 from batchsweep.store.blobs import Blobs
-from batchsweep.store.format import FORMAT_VERSION, SEAL_BYTES, Float64, corrupt_at
+from batchsweep.store.format import FORMAT_VERSION, SEAL_BYTES, Float64, corrupt_at, piece_bytes
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.values import Array, stored_dtype
 from batchsweep.store.zarr_corpus import ZarrSink, ZarrSource, read_attributes
@@ -104,7 +105,7 @@ class ZarrFormat:
         self.blobs.write(self._shard(key, spec, name, block), parts())
         return b"".join(checksums)
 
-    def read_chunk(
+    def pieces(
         self,
         key: str,
         spec: GroupSpec,
@@ -112,29 +113,40 @@ class ZarrFormat:
         block: int,
         layer: int,
         space: memoryview[int] | None = None,
-    ) -> Array:
+    ) -> Iterator[Array]:
         path = self._shard(key, spec, name, block)
         chunk = _chunk(spec, name)
         dtype = stored_dtype(spec.dtype, name)
         where = f"{self.blobs.url}: {path}, layer {spec.layers[layer]}"
-        if spec.compression == "none":
-            length = _chunk_bytes(spec, name)
-            if space is None or len(space) != length - zarr3.CRC_BYTES:
-                space = np.empty(length - zarr3.CRC_BYTES, np.uint8).data
-            tail = bytearray(zarr3.CRC_BYTES)
-            found = self.blobs.read_into(path, layer * length, [space, memoryview(tail)])
-            if found is None:
-                raise corrupt_at(self.blobs, path, "missing")
-            zarr3.check(space, bytes(tail) if found == length else b"", where=where)
-            values: Array = np.frombuffer(space, dtype).reshape(chunk)[0]
-        else:
+        rows = spec.block_rows(block)
+        if spec.compression != "none":
             start, length = map(int, self._index(path, spec)[layer])
             stored = self.blobs.read_range(path, start, length) or b""
             values = zarr3.decode_chunk(
                 stored, chunk, dtype, where=where, compression=spec.compression
-            )[0]
-        rows = spec.block_rows(block)
-        return values[: rows.stop - rows.start]
+            )
+            yield values[0, : rows.stop - rows.start]
+            return
+        size = _chunk_bytes(spec, name) - zarr3.CRC_BYTES
+        piece = piece_bytes(size // chunk[1])
+        if space is None or len(space) != size:
+            space = np.empty(min(piece, size), np.uint8).data
+        start = layer * (size + zarr3.CRC_BYTES)
+        seen = checksum = 0
+        sound = False
+        for part in self.blobs.pieces(path, start, size, piece, space, zarr3.CRC_BYTES):
+            if seen == size:
+                sound = bytes(part) == struct.pack("<I", checksum)
+                break
+            checksum = zarr3.crc32c(part, checksum)
+            first = rows.start + seen * chunk[1] // size
+            seen += len(part)
+            # Not the rows that fill up the last chunk.
+            yield np.frombuffer(part, dtype).reshape(-1, *chunk[2:])[: max(rows.stop - first, 0)]
+        if seen == 0 and self.blobs.read_range(path, 0, 1) is None:
+            raise corrupt_at(self.blobs, path, "missing")
+        if not sound:
+            raise zarr3.damaged(where)
 
     def chunks(
         self, key: str, spec: GroupSpec, name: str, block: int

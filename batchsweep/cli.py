@@ -6,6 +6,7 @@ What each command does is in :mod:`batchsweep.commands`; nothing heavy is import
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -60,6 +61,11 @@ POLICIES = (
     "exhaustive",
     "heuristic",
 )
+
+
+#: What says that a folder of the user's (``--out``, a cache) can't be used; the store has its own
+#: errors.
+UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EEXIST, errno.ENOTDIR}
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -351,12 +357,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         commands.COMMANDS[args.command](args)
+        # Here and not when Python ends, where a reader that has left would be an error.
+        sys.stdout.flush()
         return 0
     except BatchsweepError as error:
         if args.debug:
             raise
         _say(args, str(error))
         return error.exit_code
+    except SystemExit as stop:
+        if stop.code == Terminated.exit_code:
+            _say(args, "stopped by SIGTERM; the same command goes on from here")
+        raise
     except KeyboardInterrupt:
         _say(args, "interrupted; run it again to go on")
         return 130
@@ -367,6 +379,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
+        if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
+            _say(args, f"{error.filename}: {error.strerror}; name a place that can be written")
+            return 2
         _say(
             args,
             f"a bug: {type(error).__name__}: {error}; please report it with what --debug prints",

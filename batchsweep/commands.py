@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -187,17 +188,16 @@ def verify(args: argparse.Namespace) -> None:
 
     config = load(args.config)
     store = open_store(config.store_url, repair_root=args.repair)
-    corpus = store.corpus()
-    expected = {
-        entry.key: {
-            "commit": entry.checkpoint.commit,
-            "weights_digest": entry.checkpoint.weights_digest,
-            "config_digest": config.embedding_digest,
-            **({"corpus_digest": corpus.digest} if corpus is not None else {}),
-        }
-        # With a changed config, everything would look stale, and --repair would drop it.
-        for entry in frozen_plan(store, config, scoring=True).entries
-    }
+    expected: dict[str, dict[str, str]] = {}
+    # What is damaged here is among verify's own faults. A changed config is refused: everything
+    # would look stale, and --repair would drop it.
+    with suppress(StoreCorrupt):
+        for entry in frozen_plan(store, config, scoring=True).entries:
+            expected[entry.key] = {
+                "commit": entry.checkpoint.commit,
+                "weights_digest": entry.checkpoint.weights_digest,
+                "config_digest": config.embedding_digest,
+            }
     faults = verify(store, expected=expected)
     for fault in faults:
         print(f"{fault.message}; {fault.remedy}" if args.repair else fault.message)
@@ -272,8 +272,12 @@ def _table(*columns: str) -> Table:
 def _print_table(table: Table) -> None:
     from rich.console import Console
 
+    class ReaderMayLeave(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # Which cli knows; rich would exit with 1.
+
     # A pipe or a file gets whole lines: nobody greps for half a revision.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    ReaderMayLeave(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

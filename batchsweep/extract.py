@@ -229,7 +229,7 @@ def _run(
             if not embedding.pool_prefix:
                 prefixes = prefix_lengths(corpus, entry.tokenizer, token_ids)
             block_start = time.monotonic()
-            done = 0
+            done, left = 0, 0.0
             for positions, pooled in pooled_states(
                 loaded,
                 token_ids,

@@ -17,6 +17,7 @@ import numpy as np
 
 from batchsweep import figures
 from batchsweep.config import Config
+from batchsweep.errors import StoreError
 from batchsweep.export import table
 from batchsweep.figures import Bools, Floats, Limits
 from batchsweep.findings import Findings, read, short_name, short_step
@@ -43,15 +44,21 @@ def write(store: Store, folder: Path, *, title: str, search: str | None = None) 
 
     Raises:
         UsageError: the store has no plan yet.
+        StoreError: the folder can't be written.
     """
     findings = read(store)
-    folder.mkdir(parents=True, exist_ok=True)
-    page, csv, parquet = (folder / f for f in ("report.html", "scores.csv", "scores.parquet"))
     tidy = table(store)
-    _replace(csv, lambda path: tidy.to_csv(path, index=False, lineterminator="\n"))
-    _replace(parquet, lambda path: tidy.to_parquet(path, index=False))
     html = render(findings, title=title, search=search)
-    _replace(page, lambda path: path.write_text(html, encoding="utf-8"))
+    page, csv, parquet = (folder / f for f in ("report.html", "scores.csv", "scores.parquet"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(csv, lambda path: tidy.to_csv(path, index=False, lineterminator="\n"))
+        _replace(parquet, lambda path: tidy.to_parquet(path, index=False))
+        _replace(page, lambda path: path.write_text(html, encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: can't be written: {error.strerror or error}; choose another folder by --out"
+        ) from None
     return [page, csv, parquet]
 
 
@@ -65,8 +72,11 @@ def default_folder(config: Config) -> Path:
 def _replace(path: Path, write_to: Callable[[Path], Any]) -> None:
     """Whoever has the old page open never sees half a new one."""
     temporary = path.with_name(f".{path.name}.partial")
-    write_to(temporary)
-    temporary.replace(path)
+    try:
+        write_to(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def render(findings: Findings, *, title: str, search: str | None = None) -> str:

@@ -348,4 +348,20 @@ def score_processes(workers: int) -> ProcessPoolExecutor:
     import multiprocessing
 
     # Not fork: torch's and OpenMP's threads don't survive it.
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Left alone by a parent that was killed (-9), a worker would wait for work for ever."""
+    import multiprocessing
+    import os
+    import threading
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from tiny import make_suite, make_tasks, write_config
@@ -132,3 +134,78 @@ def test_a_file_where_the_store_should_be(sweep, fails, tmp_path):
     (tmp_path / "store.zarr").write_text("mine")
     assert "there is a file in its way" in fails(4, "prepare", "--config", sweep())
     assert (tmp_path / "store.zarr").read_text() == "mine"
+
+
+@pytest.mark.parametrize("path", ["plan.json", "corpus/zarr.json"])
+def test_damage_that_other_commands_need_is_repaired_too(copied, fails, capsys, tmp_path, path):
+    given = ("--config", copied())
+    damaged = tmp_path / "store.zarr" / path
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert "run 'batchsweep verify --repair'" in fails(4, "bandit", *given)
+    assert "1 faults" in fails(4, "verify", *given)
+    capsys.readouterr()
+    assert main(["verify", *given, "--repair"]) == 0
+    assert capsys.readouterr().out.count("--repair") == 0
+    assert main(["prepare", *given]) == 0
+    capsys.readouterr()
+    assert main(["extract", *given, "--all"]) == 0
+    assert capsys.readouterr().err.count("already sealed") == 2
+    assert main(["verify", *given]) == 0
+
+
+def test_a_folder_that_can_not_be_written(copied, fails, tmp_path):
+    given = ("--config", copied())
+    assert main(["bandit", *given]) == 0
+    (tmp_path / "mine").write_text("mine")
+    says = fails(4, "report", *given, "--out", str(tmp_path / "mine"))
+    assert "mine: can't be written" in says and "--out" in says
+    says = fails(2, "demo", "--out", str(tmp_path / "mine" / "demo"))
+    assert "a bug" not in says
+
+
+def test_a_reader_that_leaves_is_no_error(copied):
+    given = ("status", "--config", copied())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batchsweep", *given],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 0
+
+
+def test_a_disk_that_is_full_when_a_lease_is_taken(tmp_path):
+    # A limit on the size of files stands for a full disk: the same error from the same call.
+    code = (
+        "import pathlib, resource, sys\n"
+        "from batchsweep.errors import StoreError\n"
+        "from batchsweep.store.blobs import LocalBlobs\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "try:\n"
+        "    with LocalBlobs(pathlib.Path(sys.argv[1])).lease('bandit/x'): pass\n"
+        "except StoreError as error:\n"
+        "    print(error, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    assert "no space left for leases/" in done.stderr
+
+
+def test_workers_end_with_a_search_that_was_killed(tmp_path):
+    code = (
+        "import os, time\n"
+        "from batchsweep.score import score_processes\n"
+        "if __name__ == '__main__':\n"
+        "    pool = score_processes(1)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    (tmp_path / "search.py").write_text(code)
+    killed = subprocess.run(
+        [sys.executable, str(tmp_path / "search.py")], stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    # The pipe is at its end once the worker, which has it too, is gone.
+    assert killed.returncode == -9 and killed.stdout.strip().isdigit()

@@ -238,7 +238,7 @@ class LocalBlobs:
         path = self.root / "leases" / f"{_flat_name(name)}.lock"
         try:
             self._make_folder(path.parent)
-            file = path.open("a+")
+            file = path.open("ab+", buffering=0)
         except OSError as error:
             raise store_error(error, self.url, f"leases/{path.name}") from None
         with file:
@@ -247,9 +247,11 @@ class LocalBlobs:
             except BlockingIOError:
                 file.seek(0)
                 raise TryAgain(f"{self.url}: {busy(name, file.read())}") from None
-            file.truncate(0)
-            file.write(holder())
-            file.flush()
+            try:
+                file.truncate(0)
+                file.write(holder().encode())
+            except OSError as error:
+                raise store_error(error, self.url, f"leases/{path.name}") from None
             try:
                 yield
             finally:

@@ -66,7 +66,7 @@ def verify(store: Store, *, expected: Mapping[str, Mapping[str, Any]] | None = N
             damaged = corpus.verify()
             faults += [Fault("corpus", f"corpus/{name}: {what}") for name, what in damaged]
     except StoreCorrupt as error:
-        faults.append(Fault("corpus", str(error)))
+        faults.append(Fault("corpus", _what(error)))
     keys = store.keys()
     faults += [
         Fault("group", f"{fmt.folder(key)} is missing", key=key)
@@ -78,7 +78,7 @@ def verify(store: Store, *, expected: Mapping[str, Mapping[str, Any]] | None = N
             there = spec_of(fmt, key)
         except StoreError as error:
             # Corrupt attributes, or (by a changed value) ones that no group can have.
-            faults.append(_attribute_fault(fmt, key, str(error)))
+            faults.append(_attribute_fault(fmt, key, _what(error)))
             continue
         if there is not None:
             specs[key] = there
@@ -144,13 +144,18 @@ def _repair_group(fmt: Format, fault: Fault) -> None:
         fmt.drop_block(key, spec, fault.block)
 
 
+def _what(error: StoreError) -> str:
+    """What is wrong, without the remedy for other commands, which is to come here."""
+    return str(error).partition("; run 'batchsweep verify")[0]
+
+
 def _documents(store: Store) -> list[Fault]:
     faults = []
     for path in store.documents():
         try:
             store.read_json(path)
         except StoreCorrupt as error:
-            faults.append(Fault("document", str(error), path=path))
+            faults.append(Fault("document", _what(error), path=path))
     return faults
 
 
@@ -188,14 +193,14 @@ def _group(
         if complete and len(metrics) != count:
             faults.append(Fault("metrics", f"{folder}: some of {count} metrics miss", key=key))
     except StoreCorrupt as error:
-        faults.append(Fault("metrics", str(error), key=key))
+        faults.append(Fault("metrics", _what(error), key=key))
     try:
         if not faults:
             faults += [Fault("metadata", f, key=key) for f in fmt.metadata_faults(key, spec)]
         seals = fmt.seals(key, spec)
         absent = fmt.missing(key, spec)
     except StoreCorrupt as error:
-        return [Fault("group", str(error), key=key)]
+        return [Fault("group", _what(error), key=key)]
 
     def one(block: int) -> Fault | None:
         what = _block(fmt, key, spec, block, seals[block], block in absent)
@@ -229,7 +234,7 @@ def _block(
                 if values.dtype.kind == "f" and not np.isfinite(values).all():
                     return f"{where}: {name}, layer {spec.layers[position]}: NaN or infinite"
     except StoreCorrupt as error:
-        return f"{where}: {error}"
+        return f"{where}: {_what(error)}"
     if seal_of(spec, checksums) != seal:
         return f"{where}: its bytes are not the ones that were sealed"
     return None

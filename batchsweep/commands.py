@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from batchsweep.config import BanditConfig, Config, load
-from batchsweep.errors import StoreCorrupt, UsageError
+from batchsweep.errors import (
+    BatchsweepError,
+    IndexFailed,
+    StoreCorrupt,
+    StoreError,
+    StoreFull,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,15 +93,31 @@ def extract(args: argparse.Namespace) -> None:
     plan = frozen_plan(store, config)
     indexes = list(range(len(plan.entries))) if args.all else [_chosen_index(args)]
     entries = [plan.entry(index) for index in indexes]
+    failed: dict[str, BatchsweepError] = {}
     with stop_on_signals(args.grace) as stop, ThreadPoolExecutor(1) as background:
         for number, entry in enumerate(entries):
             label = f"{number + 1}/{len(entries)}" if args.all else f"index {entry.index}"
             if number + 1 < len(entries):
-                background.submit(prefetch, entries[number + 1])
-            extract(store, config, entry, stop=stop, strict=args.strict, label=label)
+                background.submit(prefetch, store, entries[number + 1])
+            try:
+                extract(store, config, entry, stop=stop, strict=args.strict, label=label)
+            except StoreFull:
+                raise
+            except (IndexFailed, StoreError) as error:
+                # It is noted in the store. The other indexes don't depend on it.
+                if len(entries) == 1:
+                    raise
+                logger.error("%s", error)
+                failed[entry.key] = error
             if args.delete_weights:
                 delete_weights(entry)
             stop.check()
+    if failed:
+        first = next(iter(failed.values()))
+        raise type(first)(
+            f"{len(failed)} of {len(entries)} indexes failed: {', '.join(failed)}; the others are "
+            "sealed, 'batchsweep status' says why these are not"
+        )
 
 
 def _chosen_index(args: argparse.Namespace) -> int:

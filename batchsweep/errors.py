@@ -47,6 +47,10 @@ class StoreCorrupt(StoreError):
     """Bytes of the store are damaged or missing; the message names array, block and remedy."""
 
 
+class StoreFull(StoreError):
+    """No space is left: whatever else is tried will find none either."""
+
+
 class TryAgain(BatchsweepError):
     """A passing fault (network, busy index, preemption): the same command may succeed later."""
 

@@ -331,7 +331,10 @@ def _check_weights(model: ModelConfig, entry: PlanEntry) -> None:
 
     digests = JsonCache(cache_file("digests"))
     suite = open_suite(model, Hub(), digests)
-    check_unchanged(suite, entry.checkpoint.revision, entry.checkpoint.weights_digest)
+    try:
+        check_unchanged(suite, entry.checkpoint.revision, entry.checkpoint.weights_digest)
+    except IndexFailed as error:
+        raise type(error)(f"{entry.checkpoint.model}@{error}") from None
     digests.save()
 
 
@@ -400,10 +403,12 @@ def delete_weights(entry: PlanEntry) -> None:
     logger.info("%s: deleted %s of weights", entry.key, strategy.expected_freed_size_str)
 
 
-def prefetch(entry: PlanEntry) -> None:
+def prefetch(store: Store, entry: PlanEntry) -> None:
     """Download the weights of a checkpoint that comes next; an error shows when its turn comes."""
     from batchsweep.loading import fetch
 
     checkpoint = entry.checkpoint
+    if entry.key in store and store.reader(entry.key).complete:
+        return
     with suppress(BatchsweepError):
         fetch(checkpoint.load_model, checkpoint.load_revision)

@@ -38,6 +38,7 @@ def test_from_the_hub_to_embeddings(repo, tmp_path):
         tasks=make_tasks(tmp_path / "tasks", n=20),
         store={"path": str(tmp_path / "store.zarr")},
         metrics={"sample": 8},
+        bandit={"budget": {"pulls": 12}},
     )
     with HubServer() as hub:
         hub.repos[MODEL] = repo
@@ -73,14 +74,24 @@ def test_from_the_hub_to_embeddings(repo, tmp_path):
         assert [s["revision"] for s in plan["skipped"]] == ["step3000", "step4000"]
 
         hub.faults.append(Fault("cut", "GET /cdn/"))
-        extracted = batchsweep_command("extract", "--all")
+        extracted = batchsweep_command("extract", "--all", "--delete-weights")
         assert extracted.returncode == 0, extracted.stderr
+        assert "deleted" in extracted.stderr
+        cached = [p for p in (tmp_path / "hf").rglob("*") if p.is_file() and not p.is_symlink()]
+        assert not [p for p in cached if p.stat().st_size > 1_000_000]
 
         # Sealed indexes need no Hub.
         hub.requests.clear()
         again = batchsweep_command("extract", "--all")
         assert again.returncode == 0 and "already sealed" in again.stderr
         assert not [r for r in hub.requests if MODEL in r]
+        searched = batchsweep_command("bandit")
+        assert searched.returncode == 0, searched.stderr
+        assert "best arm: EleutherAI--pythia-14m/" in searched.stdout
+        assert batchsweep_command("report").returncode == 0
+        assert not [r for r in hub.requests if MODEL in r]
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "step2000" in page and "step4000" in page
     store = batchsweep.store.open_store(tmp_path / "store.zarr")
     assert store.keys() == sorted(e["key"] for e in plan["entries"])
     readers = [store.reader(key) for key in store.keys()]  # noqa: SIM118

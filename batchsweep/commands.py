@@ -210,7 +210,7 @@ def verify(args: argparse.Namespace) -> None:
     from batchsweep.store.integrity import repair, verify
 
     config = load(args.config)
-    store = open_store(config.store_url, repair_root=args.repair)
+    store = open_store(config.store_url, repair_root=args.repair, format=config.store.format)
     expected: dict[str, dict[str, str]] = {}
     # What is damaged here is among verify's own faults. A changed config is refused: everything
     # would look stale, and --repair would drop it.

@@ -14,6 +14,7 @@ from store_data import KEY, TASKS, TEXTS, block, spec, states, write_corpus, wri
 
 from batchsweep.errors import StoreCorrupt, StoreError, StoreMismatch, TryAgain
 from batchsweep.store import Store, create_store, digest_of, open_store, verify
+from batchsweep.store.values import encode
 
 
 @pytest.fixture(params=["zarr", "hdf5", "zarr-s3"])
@@ -52,6 +53,63 @@ def test_rows_come_in_the_order_asked(store: Store, rows: Any) -> None:
     write_group(store, KEY, of)
     wanted = states(of)["mean"][1][rows if isinstance(rows, slice) else np.array(rows, int)]
     np.testing.assert_array_equal(store.reader(KEY).read("mean", 2, rows), wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+def test_a_layer_is_read_in_small_pieces(
+    store: Store, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = spec(dtype=dtype)
+    write_group(store, KEY, of)
+    reader = store.reader(KEY)
+    rows = [249, 0, 100, 99, 100, 17]
+    whole = reader.read("last", 2)
+    monkeypatch.setattr("batchsweep.store.format._PIECE_BYTES", 300)
+    np.testing.assert_array_equal(reader.read("last", 2), whole)
+    np.testing.assert_array_equal(reader.read("last", 2, rows), whole[rows])
+    np.testing.assert_array_equal(reader.read("last", 2, slice(37, 205)), whole[37:205])
+    if dtype == "int8":
+        with pytest.raises(StoreError, match="scales"):
+            reader.read_stored("last", 2)
+    else:
+        stored = reader.read_stored("last", 2, slice(37, 205))
+        assert stored.dtype == dtype
+        np.testing.assert_array_equal(stored, states(of)["last"][1, 37:205].astype(dtype))
+
+
+def test_the_cast_to_float16_is_that_of_numpy() -> None:
+    every = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    # Halfway between neighbours, and one step to either side of it; all of them negative, too.
+    ties = (every[1:] + every[:-1]) / 2
+    near = [np.nextafter(ties, np.float32(end)) for end in (-1, 1e6)]
+    chance = np.random.default_rng(0)
+    values = np.concatenate([every, ties, *near, chance.standard_normal(50_000, np.float32)])
+    values = np.concatenate([values, -values, values[:1000] * np.float32(1e-30)])[None]
+    stored, scale = encode(values, "float16", where="", first_row=0)
+    assert scale is None
+    np.testing.assert_array_equal(stored.view(np.uint16), values.astype("<f2").view(np.uint16))
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_damage_in_the_middle_of_pieces_is_no_result(
+    format: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = spec(dtype=dtype, poolings=("mean",))
+    store = create_store(tmp_path / "s", format=format)
+    write_group(store, KEY, of)
+    monkeypatch.setattr("batchsweep.store.format._PIECE_BYTES", 300)
+    first = states(of)["mean"][1, 130].astype(dtype).tobytes()
+    (path,) = (p for p in (tmp_path / "s").rglob("*") if p.is_file() and first in p.read_bytes())
+    body = bytearray(path.read_bytes())
+    body[body.index(first)] ^= 1
+    path.write_bytes(body)
+    reader = store.reader(KEY)
+    with pytest.raises(StoreCorrupt, match=f"{KEY}.*layer 2: checksum differs"):
+        reader.read("mean", 2)
+    path.write_bytes(body[: body.index(first[1:])])
+    with pytest.raises(StoreCorrupt, match=f"{KEY}.*(checksum differs|cut short)"):
+        reader.read("mean", 2)
 
 
 def test_float16_and_int8_lose_no_more_than_they_say(store: Store) -> None:

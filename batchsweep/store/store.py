@@ -181,13 +181,14 @@ def create_store(url: str | Path, *, format: str = "zarr") -> Store:
     return _checked(there)
 
 
-def open_store(url: str | Path, *, repair_root: bool = False) -> Store:
+def open_store(url: str | Path, *, repair_root: bool = False, format: str = "zarr") -> Store:
     """Open a store that is there; the format is detected.
 
     Args:
         url: a directory or URL.
         repair_root: write the root document (or HDF5's master file) again if it is damaged, or
             missing while checkpoints or a corpus are there.
+        format: of a root that is written again where nothing else shows which it was.
 
     Raises:
         StoreError: there is none, or a newer batchsweep made it.
@@ -197,7 +198,7 @@ def open_store(url: str | Path, *, repair_root: bool = False) -> Store:
     there = _detect(blobs)
     if repair_root:
         if there is None and (blobs.folders("checkpoints") or blobs.folders("corpus")):
-            there = _format(blobs, "hdf5" if _has_hdf5(blobs) else "zarr")
+            there = _format(blobs, "hdf5" if _has_hdf5(blobs) else format)
         if there is not None and _is_damaged(there):
             there.create()
     if there is None:

@@ -19,6 +19,8 @@ INT8_MAX_ERROR = 0.05
 # From here on, rounding to nearest gives inf (65504 is the largest finite float16, steps of 32).
 _FLOAT16_OVERFLOW = 65520.0
 
+_CAST_AT_ONCE = 16384
+
 _STORED: dict[str, np.dtype[np.generic]] = {
     "float16": np.dtype("<f2"),
     "float32": np.dtype("<f4"),
@@ -56,6 +58,8 @@ def encode(
         _refuse(vectors, limit, dtype, where, first_row)
     if dtype == "int8":
         return _quantise(np.asarray(vectors, np.float32), where, first_row)
+    if dtype == "float16" and vectors.dtype == np.float32:
+        return _half(vectors), None
     return np.ascontiguousarray(vectors, dtype=_STORED[dtype]), None
 
 
@@ -69,6 +73,38 @@ def decode(stored: Array, scale: Float32 | None, out: npt.NDArray[np.floating]) 
 def as_bytes(values: Array) -> memoryview[int]:
     """The values' bytes in C order, without a copy where they lie so already."""
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
+def _half(vectors: npt.NDArray[np.floating]) -> Array:
+    """``vectors.astype(np.float16)`` of finite float32 in range, four times as fast.
+
+    Rounds to nearest, ties to even, on the bits, a cache's worth at a time: numpy casts them one
+    by one.
+    """
+    flat = np.ascontiguousarray(vectors).reshape(-1).view(np.uint32)
+    out = np.empty(flat.shape, np.uint16)
+    for start in range(0, len(flat), _CAST_AT_ONCE):
+        bits = flat[start : start + _CAST_AT_ONCE]
+        size = bits & np.uint32(0x7FFFFFFF)
+        # Add half of the last place that stays (less one bit, unless that place is odd), drop the
+        # 13 places below it, and go from the one exponent's bias (127) to the other's (15).
+        half = size >> np.uint32(13)
+        half &= np.uint32(1)
+        half += size
+        half -= np.uint32(0x38000000 - 0xFFF)
+        half >>= np.uint32(13)
+        small = size < np.uint32(0x38800000)
+        if small.any():
+            # Float16's subnormals are multiples of 2^-24; so are all float32 from 0.5 to 1.
+            sums = size.view(np.float32)
+            sums += np.float32(0.5)
+            size -= np.uint32(0x3F000000)
+            np.copyto(half, size, where=small)
+        np.right_shift(bits, 16, out=size)
+        size &= np.uint32(0x8000)
+        half |= size
+        np.copyto(out[start : start + _CAST_AT_ONCE], half, casting="unsafe")
+    return out.view("<f2").reshape(vectors.shape)
 
 
 def _quantise(vectors: Float32, where: str, first_row: int) -> tuple[Array, Float32]:

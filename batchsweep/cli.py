@@ -106,13 +106,6 @@ def _index(text: str) -> int:
     return int(text)
 
 
-def _seeds(text: str) -> range:
-    first, colon, end = text.partition(":")
-    if not (colon and first.isdigit() and end.isdigit() and int(first) < int(end)):
-        raise argparse.ArgumentTypeError(f"must be like 0:40 (0 to 39), not {text!r}")
-    return range(int(first), int(end))
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
@@ -305,7 +298,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--budget", type=float, default=10.0, metavar="N", help="whole-arm evaluations (10)"
     )
     spent.add_argument("--pulls", type=int, metavar="N", help="the budget in pulls instead")
-    sub.add_argument("--seeds", type=_seeds, default=range(10), metavar="A:B", help="default: 0:10")
+    sub.add_argument("--seeds", default="0:10", metavar="A:B", help="default: 0:10 (0 to 9)")
     sub.add_argument("--arms", type=float, default=1.0, metavar="PART", help="part drawn per seed")
     sub.add_argument("--tasks", type=float, default=1.0, metavar="PART", help="likewise of tasks")
     sub.add_argument("--out", type=Path, default=Path("replay"), metavar="DIR")
@@ -358,7 +351,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         commands.COMMANDS[args.command](args)
         # Here and not when Python ends, where a reader that has left would be an error.
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return 0
     except BatchsweepError as error:
         if args.debug:
@@ -379,8 +373,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             raise
-        if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
-            _say(args, f"{error.filename}: {error.strerror}; name a place that can be written")
+        if isinstance(error, OSError) and error.errno in UNUSABLE:
+            place = error.filename or "output"
+            _say(args, f"{place}: {error.strerror}; name a place that can be written")
             return 2
         _say(
             args,

@@ -245,7 +245,7 @@ def convert(args: argparse.Namespace) -> None:
 
 def replay(args: argparse.Namespace) -> None:
     from batchsweep.config import PullBudget
-    from batchsweep.replay import figure, replay, summary
+    from batchsweep.replay import figure, replay, seeds_of, summary, text
     from batchsweep.score_table import read_scores
 
     table = read_scores(args.scores, metrics=args.metrics)
@@ -254,15 +254,14 @@ def replay(args: argparse.Namespace) -> None:
         table,
         args.policy.split(","),
         config=BanditConfig(budget=budget, final_check=0, stop_at_regret=0.0),
-        seeds=args.seeds,
+        seeds=seeds_of(args.seeds),
         arms=args.arms,
         tasks=args.tasks,
     )
     args.out.mkdir(parents=True, exist_ok=True)
-    found = summary(curves)
-    found.to_csv(args.out / "replay.csv", index=False)
+    summary(curves).to_csv(args.out / "replay.csv", index=False)
     figure(curves, args.out / "replay.png", title=str(args.scores))
-    print(found.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
+    print(text(curves))
     print(f"{args.out / 'replay.csv'}\n{args.out / 'replay.png'}")
 
 

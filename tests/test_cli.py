@@ -97,3 +97,19 @@ def test_help_names_the_policies_that_there_are():
     from batchsweep.policies import POLICIES
 
     assert tuple(POLICIES) == cli.POLICIES
+
+
+def test_replay_prints_a_summary_and_draws_it(tmp_path, capsys):
+    rows = ["revision,step,layer,task,score"]
+    for step in (1, 2, 4, 8):
+        for layer in (1, 2, 3):
+            for task in ("A", "B"):
+                rows.append(f"step{step},{step},{layer},{task},{0.1 * layer + 0.01 * step}")
+    (tmp_path / "scores.csv").write_text("\n".join(rows) + "\n")
+    argv = ["replay", "--scores", str(tmp_path / "scores.csv"), "--policy", "random,heuristic"]
+    argv += ["--pulls", "24", "--seeds", "0:2", "--out", str(tmp_path / "out")]
+    assert cli.main(argv) == 0
+    assert "heuristic" in capsys.readouterr().out
+    assert (tmp_path / "out" / "replay.png").stat().st_size > 10_000
+    assert cli.main([*argv, "--seeds", "2:1"]) == 2
+    assert "give a range such as 0:40" in capsys.readouterr().err

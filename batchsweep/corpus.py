@@ -68,10 +68,12 @@ def load_tokenizer(model: str, revision: str, *, trust_remote_code: bool = False
     try:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, **where)
     except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
         if "couldn't connect" in str(error) or "Connection" in type(error).__name__:
             raise TryAgain(f"tokenizer of {model}@{revision}: {reason}") from None
-        raise IndexFailed(f"tokenizer of {model}@{revision}: {reason}") from None
+        raise IndexFailed(
+            f"tokenizer of {model}@{revision}: {reason}; is there a tokenizer.json that is whole?"
+        ) from None
 
 
 def tokenize(

@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny import make_suite, make_tasks, write_config
 
 from batchsweep import config
 from batchsweep.cli import main
+from batchsweep.store import open_store
 
 REVISIONS = ("step0", "main")
 
@@ -209,3 +211,36 @@ def test_workers_end_with_a_search_that_was_killed(tmp_path):
     )
     # The pipe is at its end once the worker, which has it too, is gone.
     assert killed.returncode == -9 and killed.stdout.strip().isdigit()
+
+
+def test_an_index_that_fails_does_not_keep_the_others_from_running(sweep, fails, tmp_path):
+    root = make_suite(tmp_path / "suite", ("step0", "step1", "main"))
+    for revision, name, change in (
+        ("step0", "layers.1.mlp.dense_h_to_4h.weight", float("nan")),
+        ("step1", "final_layer_norm.weight", 1e6),
+    ):
+        file = root / revision / "model.safetensors"
+        weights = load_file(file)
+        weights[name].mul_(change)
+        save_file(weights, file, metadata={"format": "pt"})
+    given = ("--config", sweep(models=[str(root)], revisions=["step0", "step1", "main"]))
+    assert main(["prepare", *given]) == 0
+    assert "layer 2, row" in fails(3, "extract", *given, "--index", "0")
+    assert "layer 1, row 0" in fails(4, "extract", *given, "--index", "1")
+    assert "2 of 3 indexes failed: suite/step0, suite/step1" in fails(3, "extract", *given, "--all")
+    assert [s.key for s in open_store(tmp_path / "store.zarr").status() if s.complete] == [
+        "suite/main"
+    ]
+
+
+def test_other_metrics_are_named(copied, fails):
+    changed = copied(metrics={"sample": 9})
+    says = fails(4, "extract", "--config", changed, "--index", "0")
+    assert "metrics.sample is 8 in the store, 9 now" in says
+
+
+def test_a_damaged_tokenizer_is_one_line(sweep, fails, tmp_path):
+    root = make_suite(tmp_path / "suite", ("main",))
+    (root / "main" / "tokenizer.json").write_text('{"version": ')
+    given = ("--config", sweep(models=[str(root)], revisions=["main"]))
+    assert "tokenizer.json" in fails(3, "prepare", *given)

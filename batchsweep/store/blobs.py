@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from batchsweep.errors import StoreError, TryAgain
+from batchsweep.errors import StoreError, StoreFull, TryAgain
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -316,7 +316,7 @@ def _sync(path: Path) -> None:
 def store_error(error: OSError, url: str, path: str) -> StoreError:
     """The error for a failed file operation, with its remedy."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StoreError(
+        return StoreFull(
             f"{url}: no space left for {path} ({error.strerror}); everything sealed is safe: "
             "free some space and run the same command again"
         )

@@ -144,7 +144,12 @@ def _flat(value: dict[str, Any]) -> dict[str, Any]:
     # Through JSON, so that a tuple in memory equals the list that was read back.
     plain: dict[str, Any] = json.loads(_canonical(value))
     provenance = plain.pop("provenance")
-    return {**plain, **provenance}
+    members: dict[str, Any] = {}
+    for name, there in provenance.items():
+        # Of a section (metrics), what differs is named and not the whole.
+        inner = there if isinstance(there, dict) else {}
+        members |= {f"{name}.{key}": v for key, v in inner.items()} or {name: there}
+    return {**plain, **members}
 
 
 def _short(value: Any) -> str:

@@ -1,5 +1,6 @@
 """The command line: help, exit codes and the one-line errors."""
 
+import itertools
 import subprocess
 import sys
 import time
@@ -100,11 +101,9 @@ def test_help_names_the_policies_that_there_are():
 
 
 def test_replay_prints_a_summary_and_draws_it(tmp_path, capsys):
+    cells = itertools.product((1, 2, 4, 8), (1, 2, 3), "AB")
     rows = ["revision,step,layer,task,score"]
-    for step in (1, 2, 4, 8):
-        for layer in (1, 2, 3):
-            for task in ("A", "B"):
-                rows.append(f"step{step},{step},{layer},{task},{0.1 * layer + 0.01 * step}")
+    rows += [f"step{n},{n},{layer},{task},{0.1 * layer + 0.01 * n}" for n, layer, task in cells]
     (tmp_path / "scores.csv").write_text("\n".join(rows) + "\n")
     argv = ["replay", "--scores", str(tmp_path / "scores.csv"), "--policy", "random,heuristic"]
     argv += ["--pulls", "24", "--seeds", "0:2", "--out", str(tmp_path / "out")]

@@ -195,17 +195,18 @@ class _Loop:
         header = _header(self.problem, self.config, self.rewards) | {"options": options}
         header = json.loads(json.dumps(header))
         records = self.ledger.records()
-        if not records:
+        old = next((r for r in records if r["kind"] == "header"), None)
+        if old is None:
+            # None yet, or one that was damaged and dropped: scores are the same without it.
             self.ledger.append({"kind": "header", **header})
-            return {}
-        old = records[0]
+            old = header
         for key, value in header.items():
             if old.get(key) != value:
                 raise StoreMismatch(
                     f"the bandit's ledger was made with {key} {old.get(key)}, not {value}; "
                     "give this run another name, or the old settings to go on with it"
                 )
-        known = {(r["arm"], r["task"]): r for r in records[1:]}
+        known = {(r["arm"], r["task"]): r for r in records if r["kind"] != "header"}
         if known:
             logger.info("going on from %d pulls in the ledger", len(known))
         return known

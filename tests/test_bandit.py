@@ -212,6 +212,22 @@ def test_killed_in_the_middle_of_a_batch(problem):
     assert same(whole, again)
 
 
+@pytest.mark.parametrize("lost", [[0], [3, 5], [0, 1, 19]])
+def test_dropped_records_are_made_again_in_their_places(problem, lost):
+    config = BanditConfig(policy="random", budget=PullBudget(pulls=20), seed=3)
+    store = FolderStore()
+    whole = run(problem, Scores(problem), config, RAW, ledger=StoreLedger(store, "x"), quiet=True)
+    records = StoreLedger(store, "x").records()
+    paths = sorted(store.list_json("bandit/x/pulls"))
+    for number in lost:
+        store.files.pop(paths[number])
+    scores = Scores(problem)
+    again = run(problem, scores, config, RAW, ledger=StoreLedger(store, "x"), quiet=True)
+    assert same(whole, again)
+    assert len(scores.asked) == len(set(lost) - {0})
+    assert StoreLedger(store, "x").records() == records
+
+
 def test_an_undefined_score_counts_as_zero_and_is_marked(problem, caplog):
     def undefined(arm, task):
         return float("nan"), 1.0, None

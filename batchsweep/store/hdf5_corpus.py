@@ -72,7 +72,7 @@ class Hdf5Source:
         try:
             with h5py.File(self._blobs.root / PATH, "r", locking=False) as file:
                 values: Array = file[name][start:stop]
-        except (OSError, KeyError, RuntimeError) as error:
+        except (OSError, KeyError, RuntimeError, TypeError) as error:
             raise corrupt_at(self._blobs, f"{PATH}, {name}", f"can't be read ({error})") from None
         return values
 
@@ -88,6 +88,6 @@ def read_attributes(blobs: LocalBlobs) -> dict[str, Any] | None:
     try:
         with h5py.File(blobs.root / PATH, "r", locking=False) as file:
             attributes: dict[str, Any] = documents.decode_checked(file["attributes"][()])
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise corrupt_at(blobs, PATH, f"can't be read ({error})") from None
     return attributes

@@ -296,8 +296,8 @@ class Hdf5Format:
         try:
             with h5py.File(self._path(path), "r", locking=False) as file:
                 yield file
-        except (OSError, KeyError, RuntimeError) as error:
-            # h5py's three ways to say that bytes make no sense.
+        except (OSError, KeyError, RuntimeError, TypeError) as error:
+            # h5py's ways to say that bytes make no sense.
             raise corrupt_at(self.blobs, path, f"can't be read as HDF5 ({error})") from None
 
     def _make(self, path: str, fill: Callable[[h5py.File], None]) -> None:

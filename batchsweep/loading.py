@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
@@ -111,7 +112,8 @@ def fetch(model: str, revision: str, *, trust_remote_code: bool = False) -> Path
 
     Raises:
         TryAgain: the Hub can't be reached, or failed in passing.
-        Unavailable: no such repo or revision, or no weights in it.
+        Unavailable: no such repo or revision, no weights in it, or no right to read it.
+        UsageError: HF_HUB_OFFLINE is set and the weights are not cached.
     """
     name = f"{model}@{revision}"
     root = Path(model)
@@ -149,7 +151,7 @@ def _cached(model: str, commit: str) -> Path | None:
 
 
 def _download(model: str, revision: str, *, trust_remote_code: bool) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
         HfHubHTTPError,
@@ -161,6 +163,11 @@ def _download(model: str, revision: str, *, trust_remote_code: bool) -> Path:
     )
 
     name = f"{model}@{revision}"
+    if constants.HF_HUB_OFFLINE:
+        raise UsageError(
+            f"{name}: HF_HUB_OFFLINE is set and the weights are not in the cache "
+            f"{constants.HF_HUB_CACHE}; unset it, or mount a cache that has them (HF_HOME)"
+        )
     try:
         files = HfApi().list_repo_files(model, revision=revision)
         wanted = _weight_files(files)
@@ -181,6 +188,15 @@ def _download(model: str, revision: str, *, trust_remote_code: bool) -> Path:
     except RevisionNotFoundError:
         raise Unavailable(f"{name}: the repo has no such revision") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            raise Unavailable(
+                f"{name}: the Hub refuses access: set HF_TOKEN to a token that may read it"
+            ) from None
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise TryAgain(
+                f"{name}: no space left for the weights in {constants.HF_HUB_CACHE}; free some, "
+                "set HF_HOME elsewhere, or use 'extract --delete-weights'"
+            ) from None
         raise TryAgain(f"{name}: the Hub failed: {_first_line(error)}; try again") from error
 
 

@@ -14,7 +14,7 @@ from architectures import random_model
 from hub_server import Fault, HubServer, Repo, repo_from_directory
 from safetensors.torch import load_file, save_file
 
-from batchsweep.errors import IndexFailed, TryAgain, UsageError
+from batchsweep.errors import IndexFailed, TryAgain, Unavailable, UsageError
 from batchsweep.loading import fetch, load_checkpoint
 
 
@@ -186,3 +186,15 @@ def test_a_gated_repo_says_what_to_do(served):
     served.repos[NAME] = Repo(served.repos[NAME].branches, gated=True)
     with pytest.raises(IndexFailed, match="HF_TOKEN"):
         fetch(NAME, "step1")
+
+
+def test_offline_without_the_weights_is_wrong_usage(served, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set and the weights are not in the"):
+        fetch(NAME, served.repos[NAME].commit("step1"))
+
+
+def test_no_right_to_read_names_the_token(served):
+    served.faults.append(Fault("status", "/api/models/", status=403, times=99))
+    with pytest.raises(Unavailable, match="HF_TOKEN"):
+        fetch(NAME, served.repos[NAME].commit("step1"))

@@ -297,3 +297,31 @@ def test_stored_vectors_are_those_of_transformers(sweep, suite):
             last = states.last_hidden_state[0].mean(0).numpy()
         np.testing.assert_allclose(stored[1][row], first, atol=2e-5)
         np.testing.assert_allclose(stored[2][row], last, atol=2e-5)
+
+
+def test_the_whole_job_on_an_object_store(sweep, s3_url, extracted, tmp_path, capsys):
+    url = f"{s3_url}/store.zarr"
+    config = sweep(store={"path": url, "block_texts": 16})
+    for arguments in (
+        ["prepare"],
+        ["extract", "--all"],
+        ["extract", "--all"],
+        ["status"],
+        ["bandit"],
+        ["bandit"],
+        ["report", "--out", str(tmp_path / "report")],
+        ["verify"],
+    ):
+        assert main([arguments[0], "--config", config, *arguments[1:]]) == 0, capsys.readouterr()
+    shown = capsys.readouterr()
+    assert "3 sealed" in shown.out
+    assert "no faults" in shown.out
+    assert shown.err.count("already sealed") == 3
+    assert (tmp_path / "report" / "report.html").exists()
+    here = batchsweep.store.open_store(extracted)
+    there = batchsweep.store.open_store(url)
+    for key in here.keys():  # noqa: SIM118
+        for layer in (1, 2):
+            np.testing.assert_array_equal(
+                there.reader(key).read("mean", layer), here.reader(key).read("mean", layer)
+            )

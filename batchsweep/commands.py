@@ -84,9 +84,10 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def extract(args: argparse.Namespace) -> None:
-    from batchsweep.extract import delete_weights, extract, prefetch
+    from batchsweep.extract import extract
     from batchsweep.plan import frozen_plan
     from batchsweep.signals import stop_on_signals
+    from batchsweep.weights import delete_weights, prefetch
 
     config = load(args.config)
     store = _open(config)

@@ -22,7 +22,6 @@ from batchsweep import __version__
 from batchsweep.config import Config, ModelConfig
 from batchsweep.corpus import load_tokenizer, prefix_lengths, tokenize
 from batchsweep.errors import (
-    BatchsweepError,
     IndexFailed,
     StoreError,
     Terminated,
@@ -34,6 +33,7 @@ from batchsweep.progress import duration, progress
 from batchsweep.signals import StopRequest
 from batchsweep.store import Corpus, GroupSpec, GroupWriter, Store
 from batchsweep.views import augmented
+from batchsweep.weights import check_weights
 
 if TYPE_CHECKING:
     from batchsweep.architecture import LoadedCheckpoint
@@ -202,7 +202,7 @@ def _run(
     checkpoint, embedding = entry.checkpoint, config.embedding
     model_config = _model_config(config, entry)
     if checkpoint.local:
-        _check_weights(model_config, entry)
+        check_weights(model_config, entry)
     loaded = load_checkpoint(
         checkpoint.load_model,
         checkpoint.load_revision,
@@ -323,21 +323,6 @@ def _model_config(config: Config, entry: PlanEntry) -> ModelConfig:
     return next(m for m in config.models if m.name == entry.checkpoint.model)
 
 
-def _check_weights(model: ModelConfig, entry: PlanEntry) -> None:
-    """A local directory can change under the plan; a commit on the Hub can't."""
-    from batchsweep.cache import JsonCache, cache_file
-    from batchsweep.hub import Hub
-    from batchsweep.suite import check_unchanged, open_suite
-
-    digests = JsonCache(cache_file("digests"))
-    suite = open_suite(model, Hub(), digests)
-    try:
-        check_unchanged(suite, entry.checkpoint.revision, entry.checkpoint.weights_digest)
-    except IndexFailed as error:
-        raise type(error)(f"{entry.checkpoint.model}@{error}") from None
-    digests.save()
-
-
 def _blocks(
     corpus: Corpus,
     tokenizer: str,
@@ -383,32 +368,3 @@ def _versions() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def delete_weights(entry: PlanEntry) -> None:
-    """Delete the downloaded weights of a checkpoint from the Hub's cache; local models stay.
-
-    Files that another revision shares stay too, as long as that revision is cached.
-    """
-    if entry.checkpoint.local:
-        return
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        strategy = scan_cache_dir().delete_revisions(entry.checkpoint.commit)
-    except CacheNotFound:
-        return
-    strategy.execute()
-    logger.info("%s: deleted %s of weights", entry.key, strategy.expected_freed_size_str)
-
-
-def prefetch(store: Store, entry: PlanEntry) -> None:
-    """Download the weights of a checkpoint that comes next; an error shows when its turn comes."""
-    from batchsweep.loading import fetch
-
-    checkpoint = entry.checkpoint
-    if entry.key in store and store.reader(entry.key).complete:
-        return
-    with suppress(BatchsweepError):
-        fetch(checkpoint.load_model, checkpoint.load_revision)

@@ -19,6 +19,7 @@ from types import FrameType
 from batchsweep import __version__
 from batchsweep.errors import BatchsweepError, Terminated
 from batchsweep.jobs.arguments import add_launch
+from batchsweep.policy_names import POLICY_NAMES
 from batchsweep.progress import set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -44,23 +45,6 @@ One forward pass per text and checkpoint writes the pooled states of all layers 
   batchsweep bandit  --config configs/quick.yaml     the best arm
   batchsweep report  --config configs/quick.yaml     pictures and tables of it
 """
-
-
-#: Names of ``batchsweep.policies.POLICIES``, whose import would make ``--help`` slow.
-POLICIES = (
-    "toptwo_gp",
-    "gp_ucb",
-    "thompson",
-    "sequential_halving",
-    "ucb_e",
-    "ucb_e_lrf",
-    "ucb",
-    "linucb",
-    "linucb_disjoint",
-    "random",
-    "exhaustive",
-    "heuristic",
-)
 
 
 #: What says that a folder of the user's (``--out``, a cache) can't be used; the store has its own
@@ -228,7 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
         "search the store for the best arm under the config's budget",
         details="Each pull is in the store before it counts: killed and run again, the search\n"
         "goes on where it was and ends with the same answer.\n\n"
-        f"policies: {', '.join(POLICIES[:6])},\n{', '.join(POLICIES[6:])}",
+        f"policies: {', '.join(POLICY_NAMES[:6])},\n{', '.join(POLICY_NAMES[6:])}",
         example="  batchsweep bandit --config configs/quick.yaml\n"
         "  batchsweep bandit --config configs/quick.yaml --policy exhaustive",
     )

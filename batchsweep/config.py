@@ -27,25 +27,12 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from batchsweep.errors import ConfigError
+from batchsweep.policy_names import PolicyName
 
 logger = logging.getLogger(__name__)
 
 LayerOutput = Literal["final_norm", "raw", "hidden_states"]
 Pooling = Literal["mean", "last", "first", "max", "weighted_mean"]
-Policy = Literal[
-    "toptwo_gp",
-    "gp_ucb",
-    "thompson",
-    "sequential_halving",
-    "ucb_e",
-    "ucb_e_lrf",
-    "ucb",
-    "linucb",
-    "linucb_disjoint",
-    "random",
-    "exhaustive",
-    "heuristic",
-]
 TaskType = Literal[
     "sts",
     "pair_classification",
@@ -220,7 +207,7 @@ class PullBudget(_Section):
 class BanditConfig(_Section):
     """The search for the best arm."""
 
-    policy: Policy = "toptwo_gp"
+    policy: PolicyName = "toptwo_gp"
     """Which policy decides; ``batchsweep bandit --help`` lists them."""
     budget: Annotated[float, Field(gt=0)] | PullBudget = 100.0
     """Whole-arm evaluations (100 allows 100 x tasks pulls), ``{pulls: n}`` or ``{seconds: s}``."""

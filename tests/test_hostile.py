@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny import make_suite, make_tasks, write_config
+from tiny import extracted_store, make_suite, make_tasks, write_config
 
 from batchsweep import config
 from batchsweep.cli import main
@@ -47,17 +47,7 @@ def sweep(tmp_path, suite, tasks):
 @pytest.fixture(scope="module")
 def extracted(tmp_path_factory, suite, tasks):
     folder = tmp_path_factory.mktemp("extracted")
-    path = write_config(
-        folder / "sweep.yaml",
-        models=[str(suite)],
-        revisions=list(REVISIONS),
-        tasks=tasks,
-        store={"path": str(folder / "store.zarr"), "block_texts": 16},
-        metrics={"sample": 8},
-    )
-    assert main(["prepare", "--config", str(path)]) == 0
-    assert main(["extract", "--config", str(path), "--all"]) == 0
-    return folder / "store.zarr"
+    return extracted_store(folder, suite, REVISIONS, tasks, sample=8)
 
 
 @pytest.fixture

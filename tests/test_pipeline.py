@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import make_suite, make_tasks, write_config
+from tiny import extracted_store, make_suite, make_tasks, write_config
 
 import batchsweep.store
 from batchsweep.cli import main
@@ -50,19 +50,8 @@ def sweep(tmp_path, suite, tasks):
 
 @pytest.fixture(scope="module")
 def extracted(tmp_path_factory, suite, tasks):
-    """A store that all indexes were extracted to, one after the other, in this process."""
     folder = tmp_path_factory.mktemp("extracted")
-    config = write_config(
-        folder / "sweep.yaml",
-        models=[str(suite)],
-        revisions=list(REVISIONS),
-        tasks=tasks,
-        store={"path": str(folder / "store.zarr"), "block_texts": 16},
-        metrics={"sample": 16},
-    )
-    assert main(["prepare", "--config", str(config)]) == 0
-    assert main(["extract", "--config", str(config), "--all"]) == 0
-    return folder / "store.zarr"
+    return extracted_store(folder, suite, REVISIONS, tasks, sample=16)
 
 
 @pytest.fixture

@@ -101,3 +101,22 @@ def write_config(path: Path, **sections) -> Path:
     """A config file of these sections (JSON is YAML)."""
     path.write_text(json.dumps(sections, default=str, indent=1))
     return path
+
+
+def extracted_store(
+    folder: Path, suite: Path, revisions: tuple[str, ...], tasks: list[dict], *, sample: int
+) -> Path:
+    """A store that all indexes were extracted to, one after the other, in this process."""
+    from batchsweep.cli import main
+
+    config = write_config(
+        folder / "sweep.yaml",
+        models=[str(suite)],
+        revisions=list(revisions),
+        tasks=tasks,
+        store={"path": str(folder / "store.zarr"), "block_texts": 16},
+        metrics={"sample": sample},
+    )
+    assert main(["prepare", "--config", str(config)]) == 0
+    assert main(["extract", "--config", str(config), "--all"]) == 0
+    return folder / "store.zarr"

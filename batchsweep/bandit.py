@@ -13,24 +13,27 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, as_completed
-from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
 from batchsweep.errors import StoreMismatch
+from batchsweep.final_check import after_full_check, by_aggregate
 from batchsweep.ledger import Ledger, MemoryLedger, Record, StoreLedger
+from batchsweep.noise import HalvesNoise
+from batchsweep.outcome import VERSION, Outcome
 from batchsweep.policies import Answer, Policy, Problem, Pull, make_policy
 from batchsweep.progress import progress
-from batchsweep.rewards import Floats, Scale, aggregate, describe, raw_scale, z_scale
+from batchsweep.rewards import Floats, describe, raw_scale, z_scale
 
 __all__ = ["Ledger", "MemoryLedger", "Outcome", "StoreLedger", "run", "run_digest"]
 
 logger = logging.getLogger(__name__)
 
-#: (arm, task) -> (main score, seconds, result). Of the result only ``result["noise"]`` is read, if
-#: it is a mapping that has one: the score's standard deviation, for a pull on a subset of a task.
+#: (arm, task) -> (main score, seconds, result). Of the result, if it is a mapping, two entries are
+#: read: ``halves``, the scores of the two subsets that the score is the mean of, from which the
+#: noise is measured; and ``noise``, its standard deviation, where that is known.
 #: A score that is not finite (a constant embedding has no correlation) counts as 0.
 ScoreFn = Callable[[str, str], tuple[float, float, Any]]
 
@@ -40,85 +43,6 @@ REFERENCE_LAYERS = 5
 REFERENCE_SHARE = 1 / 3
 CHECK_SHARE = 0.2
 CHECK_PASSES = 3
-#: Change when the pulls of a policy change: a ledger of another version is not resumed.
-VERSION = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a run found and what it spent.
-
-    Attributes:
-        answer: the best arm, in units of the reward.
-        reward: one line that says what the reward is.
-        scale: per-task centre and spread of the rewards.
-        plane: [arm, task] believed main scores; measured ones where measured.
-        records: every pull in the order told: kind, arm, task, score, seconds, reason.
-        pulls, seconds: spent. budget_pulls, budget_seconds: what might have been (or None).
-        stopped: ``budget``, ``regret`` (sure enough) or ``exhausted`` (nothing left to ask).
-    """
-
-    problem: Problem
-    answer: Answer
-    reward: str
-    scale: Scale
-    plane: Floats
-    records: tuple[Record, ...]
-    pulls: int
-    seconds: float
-    budget_pulls: int | None
-    budget_seconds: float | None
-    stopped: str
-
-    @property
-    def left(self) -> float:
-        """Part of the budget that was not spent, 0 to 1."""
-        if self.budget_pulls is not None:
-            return max(0.0, 1 - self.pulls / self.budget_pulls)
-        assert self.budget_seconds is not None
-        return max(0.0, 1 - self.seconds / self.budget_seconds)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for ``answer.json``; the per-arm columns are in the problem's order."""
-        answer = self.answer
-        return {
-            "version": VERSION,
-            "reward": self.reward,
-            "best": {
-                "arm": answer.arm,
-                "mean": answer.mean,
-                "interval": [_finite(x) for x in answer.interval],
-                "p_best": answer.p_best,
-                "expected_regret": answer.expected_regret,
-                "basis": answer.basis,
-            },
-            "runners_up": [asdict(c) for c in answer.runners_up],
-            "pulls": self.pulls,
-            "exhaustive_pulls": int(np.prod(self.problem.shape)),
-            "seconds": self.seconds,
-            "budget_pulls": self.budget_pulls,
-            "budget_seconds": self.budget_seconds,
-            "budget_left": self.left,
-            "stopped": self.stopped,
-            "scale": {
-                "kind": self.scale.kind,
-                "layers": self.scale.layers,
-                "tasks": list(self.problem.tasks),
-                "centre": self.scale.centre.tolist(),
-                "spread": self.scale.spread.tolist(),
-            },
-            "arms": [
-                {"arm": arm, "mean": mean, "sd": _finite(sd), "pulled": n}
-                for arm, mean, sd, n in zip(
-                    self.problem.arms,
-                    answer.mean_of.tolist(),
-                    answer.sd_of.tolist(),
-                    answer.pulled.tolist(),
-                    strict=True,
-                )
-            ],
-            "plane": [[_finite(value) for value in row] for row in self.plane.tolist()],
-        }
 
 
 def run_digest(problem: Problem, config: BanditConfig, rewards: RewardsConfig) -> str:
@@ -136,6 +60,7 @@ def run(
     ledger: Ledger | None = None,
     executor: Executor | None = None,
     options: dict[str, Any] | None = None,
+    full_fn: ScoreFn | None = None,
     on_tell: Callable[[Policy, int, float], None] | None = None,
     quiet: bool = False,
 ) -> Outcome:
@@ -150,6 +75,7 @@ def run(
         executor: where the ``config.workers`` pulls of a batch run; default: here, one by one.
             The outcome depends on ``workers`` but not on which pull finishes first.
         options: options of the policy.
+        full_fn: scores a cell in full, where ``score_fn`` scores subsets: for the final check.
         on_tell: called as (policy, pulls, seconds) each time the policy has heard all it was to.
 
     Raises:
@@ -158,7 +84,7 @@ def run(
     """
     rewards = rewards or RewardsConfig(scale="raw")
     loop = _Loop(problem, score_fn, config, rewards, ledger or MemoryLedger(), executor, options)
-    loop.on_tell = on_tell
+    loop.full_fn, loop.on_tell = full_fn or score_fn, on_tell
     return loop.run(quiet=quiet)
 
 
@@ -176,22 +102,30 @@ class _Loop:
         self.problem, self.score_fn, self.config = problem, score_fn, config
         self.rewards, self.ledger, self.executor = rewards, ledger, executor
         self.budget_pulls, self.budget_seconds = budget_of(config, problem)
+        cells = int(np.prod(problem.shape))
         self.policy = make_policy(
             config.policy,
             problem,
             seed=config.seed,
-            budget=self.budget_pulls,
+            # What is beyond the cells is for the final check.
+            budget=min(self.budget_pulls, cells) if self.budget_pulls is not None else None,
             **(options or {}),
         )
+        self.full_fn = score_fn
         self.on_tell: Callable[[Policy, int, float], None] | None = None
         self.scale = raw_scale(problem.shape[1])
         self.told: list[Record] = []
+        self.noise = HalvesNoise(problem.tasks)
+        #: Tasks that pulls score subsets of.
+        self._divided: set[str] = set()
+        #: Arms that were scored in full after a search on subsets: [task] main scores.
+        self.checked: dict[int, Floats] = {}
         self.pulls, self.seconds = 0, 0.0
         self._task_index = {t: i for i, t in enumerate(problem.tasks)}
         self._known = self._open_ledger(options or {})
 
-    def _open_ledger(self, options: dict[str, Any]) -> dict[tuple[str, str], Record]:
-        """What was pulled before, by cell; a new ledger gets its header."""
+    def _open_ledger(self, options: dict[str, Any]) -> dict[tuple[str, str, bool], Record]:
+        """What was pulled before, by cell and whether in full; a new ledger gets its header."""
         header = _header(self.problem, self.config, self.rewards) | {"options": options}
         header = json.loads(json.dumps(header))
         records = self.ledger.records()
@@ -206,7 +140,9 @@ class _Loop:
                     f"the bandit's ledger was made with {key} {old.get(key)}, not {value}; "
                     "give this run another name, or the old settings to go on with it"
                 )
-        known = {(r["arm"], r["task"]): r for r in records if r["kind"] != "header"}
+        known = {
+            (r["arm"], r["task"], r.get("full", False)): r for r in records if r["kind"] != "header"
+        }
         if known:
             logger.info("going on from %d pulls in the ledger", len(known))
         return known
@@ -220,7 +156,8 @@ class _Loop:
         else:
             with progress("bandit", total=total, unit="pulls") as bar:
                 stopped = self._phases(bar.advance)
-        answer = self._answer()
+        answer, plane = self._answer()
+        tasks = self.problem.tasks
         outcome = Outcome(
             problem=self.problem,
             answer=answer,
@@ -231,8 +168,11 @@ class _Loop:
                 self.problem.tasks,
             ),
             scale=self.scale,
-            plane=self.scale.score(self.policy.plane()),
+            plane=self.scale.score(plane),
             records=tuple(self.told),
+            texts_per_pull=self.config.texts_per_pull,
+            noise=np.array([self.noise.of(t) if t in self._divided else 0.0 for t in tasks]),
+            checked=tuple(self.problem.arms[arm] for arm in self.checked),
             pulls=self.pulls,
             seconds=self.seconds,
             budget_pulls=self.budget_pulls,
@@ -251,7 +191,10 @@ class _Loop:
         if self.rewards.scale == "z" and self.policy.pulls:
             self._reference(advance)
         stopped = self._search(advance)
-        self._check(advance)
+        if self._divided:
+            self._check_in_full(advance)
+        else:
+            self._check(advance)
         return stopped
 
     def _reference(self, advance: Callable[[int], None]) -> None:
@@ -314,17 +257,57 @@ class _Loop:
             for task in np.flatnonzero(np.isnan(self.policy.told[arm]))
         ]
 
+    def _check_in_full(self, advance: Callable[[int], None]) -> None:
+        """Score the top arms on whole tasks, arm by arm; the policy, which knows subsets, isn't
+        told: whole tasks are another scale."""
+        for arm, pulls in self._in_full(self._room() if self.budget_pulls is not None else None):
+            scores = {r["task"]: r["score"] for r in self.told if self._is_whole(r, arm)}
+            for batch in _batches(pulls, self.config.workers):
+                if not self._room():
+                    logger.info("the final check is cut short: the budget is spent")
+                    return
+                records = self._score(batch, "check", advance, full=True)
+                scores |= {r["task"]: r["score"] for r in records}
+                self.told += records
+            self.checked[arm] = np.array([scores[task] for task in self.problem.tasks])
+
+    def _in_full(self, room: float | None) -> list[tuple[int, list[Pull]]]:
+        """As many of the top arms as ``room`` pulls score in full, each with the pulls it takes."""
+        found: list[tuple[int, list[Pull]]] = []
+        left = math.inf if room is None else room
+        if not self.config.final_check or not self.policy.pulls:
+            return found
+        for arm in self.policy.leaders(self.config.final_check):
+            known = {r["task"] for r in self.told if self._is_whole(r, arm)}
+            reason = "final check: a top arm on whole tasks"
+            name = self.problem.arms[arm]
+            pulls = [Pull(name, t, reason) for t in self.problem.tasks if t not in known]
+            left -= len(pulls)
+            if left < 0:
+                break
+            found.append((arm, pulls))
+        return found
+
+    def _is_whole(self, record: Record, arm: int) -> bool:
+        return bool(record["arm"] == self.problem.arms[arm] and "halves" not in record)
+
     def _must_check(self) -> bool:
         """Whether what is left is just enough for the final check."""
         if not self.config.final_check:
             return False
         if self.budget_pulls is not None:
-            left = self.budget_pulls - self.pulls
-            return left <= CHECK_SHARE * self.budget_pulls and left <= len(self._unchecked())
+            left, share = self.budget_pulls - self.pulls, CHECK_SHARE * self.budget_pulls
+            if left > share:
+                return False
+            if self._divided:
+                return left <= sum(len(pulls) for _, pulls in self._in_full(share))
+            return left <= len(self._unchecked())
         assert self.budget_seconds is not None
         rest = self.budget_seconds - self.seconds
         if rest > CHECK_SHARE * self.budget_seconds:
             return False
+        if self._divided:  # What whole tasks cost isn't known.
+            return True
         return rest <= len(self._unchecked()) * self.seconds / max(self.pulls, 1)
 
     # -- scoring and telling -------------------------------------------------------------------
@@ -339,17 +322,19 @@ class _Loop:
         assert self.budget_seconds is not None
         return self.config.workers if self.seconds < self.budget_seconds else 0
 
-    def _score(self, pulls: list[Pull], kind: str, advance: Callable[[int], None]) -> list[Record]:
+    def _score(
+        self, pulls: list[Pull], kind: str, advance: Callable[[int], None], *, full: bool = False
+    ) -> list[Record]:
         """Records of the pulls, in their order; each is in the ledger by then."""
         done: dict[Pull, Record] = {}
         fresh: list[Pull] = []
         for pull in pulls:
-            record = self._known.get((pull.arm, pull.task))
+            record = self._known.get((pull.arm, pull.task, full))
             if record is None:
                 fresh.append(pull)
             else:
                 done[pull] = record
-        for pull, (score, seconds, noise) in self._score_fresh(fresh):
+        for pull, (score, seconds, more) in self._score_fresh(fresh, full=full):
             record = {
                 "kind": kind,
                 "arm": pull.arm,
@@ -357,9 +342,10 @@ class _Loop:
                 "score": score if math.isfinite(score) else 0.0,
                 "seconds": seconds,
                 "reason": pull.reason,
+                **more,
             }
-            if noise:
-                record["noise"] = noise
+            if full:
+                record["full"] = True
             if not math.isfinite(score):
                 logger.warning("%s on %s: score is %s; counts as 0", pull.arm, pull.task, score)
                 record["undefined"] = True
@@ -370,81 +356,86 @@ class _Loop:
         self.seconds += sum(done[p]["seconds"] for p in pulls)
         return [done[p] for p in pulls]
 
-    def _score_fresh(self, pulls: list[Pull]) -> Iterator[tuple[Pull, tuple[float, float, float]]]:
+    def _score_fresh(
+        self, pulls: list[Pull], *, full: bool
+    ) -> Iterator[tuple[Pull, tuple[float, float, Record]]]:
+        score = self.full_fn if full else self.score_fn
         if self.executor is None or len(pulls) < 2:
             for pull in pulls:
-                yield pull, _plain(self.score_fn(pull.arm, pull.task))
+                yield pull, _plain(score(pull.arm, pull.task))
             return
-        futures = {self.executor.submit(self.score_fn, p.arm, p.task): p for p in pulls}
+        futures = {self.executor.submit(score, p.arm, p.task): p for p in pulls}
         for future in as_completed(futures):
             yield futures[future], _plain(future.result())
 
     def _tell(self, records: list[Record]) -> None:
         for record in records:
-            reward = self.scale.reward(record["score"], self._task_index[record["task"]])
-            noise = record.get("noise", 0.0) / self.scale.spread[self._task_index[record["task"]]]
-            self.policy.tell(record["arm"], record["task"], reward, record["seconds"], noise)
+            task = record["task"]
+            spread = self.scale.spread[self._task_index[task]]
+            reward = self.scale.reward(record["score"], self._task_index[task])
+            noise = record.get("noise", 0.0)
+            if "halves" in record:
+                # Measured here and not where it was scored: it depends on what was told before.
+                noise = self.noise.tell(task, record["halves"])
+                self._divided.add(task)
+            self.policy.tell(record["arm"], task, reward, record["seconds"], noise / spread)
             self.told.append(record)
         if self.on_tell is not None:
             self.on_tell(self.policy, self.pulls, self.seconds)
 
-    def _answer(self) -> Answer:
-        answer = self.policy.best()
+    def _answer(self) -> tuple[Answer, Floats]:
+        """The answer and the plane of rewards [arm, task] that goes with it."""
+        answer, plane = self.policy.best(), self.policy.plane()
         how = self.rewards.aggregate
-        if how == "mean":
-            return answer
-        # Policies search by the mean; the other aggregates are taken of the plane they believe in.
-        value = aggregate(self.policy.plane(), how)
-        arm = int(np.argmax(value))
-        return replace(
-            answer,
-            arm=self.problem.arms[arm],
-            mean=float(value[arm]),
-            interval=(math.nan, math.nan),
-            p_best=None,
-            expected_regret=None,
-            runners_up=(),
-            mean_of=value,
-            sd_of=np.full(len(value), np.nan),
-            basis=f"{answer.basis}; searched by the mean, chosen by {how}, which has no interval",
-        )
+        if how != "mean":
+            # Policies search by the mean; other aggregates are taken of the plane they believe in.
+            answer = by_aggregate(answer, self.problem, plane, how)
+        if not self._divided:
+            return answer, plane
+        rewards = {arm: self.scale.rewards(scores) for arm, scores in self.checked.items()}
+        return after_full_check(answer, self.problem, plane, rewards, how)
 
 
 def budget_of(config: BanditConfig, problem: Problem) -> tuple[int | None, float | None]:
-    """(pulls, seconds): exactly one is set; pulls never exceed the number of cells."""
+    """(pulls, seconds): exactly one is set; pulls never exceed the number of cells, and those
+    that the final check takes after a search on subsets."""
     arms, tasks = problem.shape
+    cells = arms * tasks + (config.final_check * tasks if config.texts_per_pull else 0)
     if isinstance(config.budget, PullBudget):
         if config.budget.seconds is not None:
             return None, config.budget.seconds
         assert config.budget.pulls is not None
-        return min(config.budget.pulls, arms * tasks), None
-    return min(max(1, round(config.budget * tasks)), arms * tasks), None
+        return min(config.budget.pulls, cells), None
+    return min(max(1, round(config.budget * tasks)), cells), None
 
 
 def _header(problem: Problem, config: BanditConfig, rewards: RewardsConfig) -> Record:
     def digest(names: tuple[str, ...]) -> str:
         return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
+    settings = config.model_dump(mode="json")
+    if settings["texts_per_pull"] is None:
+        del settings["texts_per_pull"]  # The same search as before there was such a setting.
     return {
         "version": VERSION,
-        **config.model_dump(mode="json"),
+        **settings,
         "rewards": rewards.model_dump(mode="json"),
         "arms": digest(problem.arms),
         "tasks": list(problem.tasks),
     }
 
 
-def _finite(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None
-
-
 def _batches(pulls: list[Pull], size: int) -> list[list[Pull]]:
     return [pulls[i : i + size] for i in range(0, len(pulls), size)]
 
 
-def _plain(result: tuple[float, float, Any]) -> tuple[float, float, float]:
-    """(score, seconds, noise)."""
+def _plain(result: tuple[float, float, Any]) -> tuple[float, float, Record]:
+    """(score, seconds, what else the ledger keeps)."""
     score, seconds, rest = result
-    noise = rest.get("noise", 0.0) if isinstance(rest, Mapping) else 0.0
-    return float(score), float(seconds), float(noise)
+    more: Record = {}
+    if isinstance(rest, Mapping):
+        if rest.get("halves"):
+            more["halves"] = [None if x is None else float(x) for x in rest["halves"]]
+        elif rest.get("noise"):
+            more["noise"] = float(rest["noise"])
+    return float(score), float(seconds), more

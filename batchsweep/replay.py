@@ -64,10 +64,18 @@ def replay(
         Columns policy, seed, pulls, seconds, regret (in mean main score), best (whether the
         believed arm is the truly best), within (regret of at most 0.5 % of the best arm's mean
         score), p_best (stated; NaN between statements or without a model), cells (of the table).
+
+    Raises:
+        UsageError: pulls on subsets, of which a table knows nothing.
     """
     import pandas as pd
 
     config = config or BanditConfig(final_check=0, stop_at_regret=0.0)
+    if config.texts_per_pull is not None:
+        raise UsageError(
+            "bandit.texts_per_pull: a table has scores of whole tasks only, of which no subset can "
+            "be scored; leave it out of a replay"
+        )
     rewards = rewards or RewardsConfig(scale="raw")
     rows: list[tuple[Any, ...]] = []
     for seed in seeds:

@@ -45,6 +45,10 @@ class Scale:
     def reward(self, score: float, task: int) -> float:
         return float((score - self.centre[task]) / self.spread[task])
 
+    def rewards(self, score_AT: Floats) -> Floats:
+        """[..., task] main scores to rewards."""
+        return (score_AT - self.centre) / self.spread
+
     def score(self, reward_AT: Floats) -> Floats:
         """[..., task] rewards back to main scores."""
         return reward_AT * self.spread + self.centre

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -20,8 +20,8 @@ from threadpoolctl import ThreadpoolController
 from batchsweep.config import Config, CorpusConfig, LocalTask
 from batchsweep.corpus import CHUNK, TextIndex, prefix_of
 from batchsweep.errors import StoreError, StoreMismatch, UsageError
-from batchsweep.prepared import PreparedTask, Request, prepare
-from batchsweep.prepared.base import Float32, Rows
+from batchsweep.prepared import Halves, PreparedTask, Request, prepare, prepare_halves
+from batchsweep.prepared.base import Float32, Rows, keep
 from batchsweep.store import GroupReader, Store, open_store
 from batchsweep.tasks import resolve
 
@@ -64,6 +64,7 @@ class ScoreResult:
 
     Attributes:
         main_score: MTEB's main score, the mean over splits and subsets; nan where mteb gives nan.
+            Of a pull on a subset, the mean of both halves.
         seconds: what scoring took, reading the vectors included.
         record: what the store keeps of it: plain JSON values, null for nan.
     """
@@ -104,7 +105,8 @@ class Scorer:
         self._keep = keep
         self._index: TextIndex | None = None
         self._prepared: dict[str, PreparedTask] = {}
-        self._kept_for: dict[str, int] = {}
+        self._halves: dict[tuple[str, Halves], tuple[PreparedTask, ...]] = {}
+        self._kept_for: dict[int, int] = {}
         self._readers: dict[str, GroupReader] = {}
         # Once the numerical libraries are loaded, which the imports above see to.
         self._threads = ThreadpoolController()
@@ -119,8 +121,12 @@ class Scorer:
                 "store.path"
             )
 
-    def score(self, arm: str | Arm, task: str) -> ScoreResult:
-        """Score one arm on one task.
+    def score(self, arm: str | Arm, task: str, halves: Halves | None = None) -> ScoreResult:
+        """Score one arm on one task, or on two subsets of it.
+
+        Args:
+            halves: what is scored instead of the whole task, if that is larger. The record is
+                then kept apart from those of whole tasks, and has the score of each half.
 
         Raises:
             UsageError: no such task, or the arm is not of the right form.
@@ -136,20 +142,26 @@ class Scorer:
                 + ", ".join(f"#{p}" for p in reader.poolings)
             )
         pooling = arm.pooling or reader.poolings[0]
-        path = f"scores/{arm.key}/{arm.layer}-{pooling}/{quote(task, safe='')}.json"
-        prepared = self._prepared.get(task)
+        path = f"{arm.key}/{arm.layer}-{pooling}/{quote(task, safe='')}.json"
+        if halves is None:
+            path = f"scores/{path}"
+        else:
+            path = f"subsets/{halves.texts}-{halves.seed}/{path}"
         if self._keep:
             record = self.store.read_json(path)
-            if record is not None and record.get("origin") == self._origin(reader, task):
+            if record is not None and record.get("origin") == self._origin(reader, task, halves):
                 return _from_record(record)
-        if prepared is None:
-            prepared = self._prepare(task)
-        kept = self._kept_rows(prepared, reader)
+        parts = (self._whole(task),) if halves is None else self._parts(task, halves)
+        if halves is not None and len(parts) == 1:
+            return self.score(arm, task)
+        kept = self._kept_rows(parts, reader)
         start = time.perf_counter()
         with self._one_thread():
-            scores = prepared.evaluate(_Vectors(reader, arm.layer, pooling, kept))
+            vectors = _Vectors(reader, arm.layer, pooling, kept)
+            scores = [part.evaluate(vectors) for part in parts]
         seconds = time.perf_counter() - start
-        record = self._record(reader, arm.layer, pooling, prepared, scores, seconds)
+        record = self._record(reader, arm.layer, pooling, parts, scores, seconds)
+        record["origin"] = self._origin(reader, task, halves)
         if self._keep:
             self.store.write_json(path, record)
         return _from_record(record)
@@ -167,25 +179,39 @@ class Scorer:
             self._readers[key] = reader
         return reader
 
-    def _prepare(self, name: str) -> PreparedTask:
+    def _whole(self, name: str) -> PreparedTask:
+        if name not in self._prepared:
+            self._bind(prepared := prepare(self.tasks[name], self._corpus_config))
+            self._prepared[name] = prepared
+        return self._prepared[name]
+
+    def _parts(self, name: str, halves: Halves) -> tuple[PreparedTask, ...]:
+        """Both halves, or the whole task if it is small."""
+        if (name, halves) not in self._halves:
+            parts = prepare_halves(self.tasks[name], self._corpus_config, halves)
+            for part in parts:
+                self._bind(part)
+            if len(parts) == 1:
+                [self._prepared[name]] = parts
+            self._halves[name, halves] = parts
+        return self._halves[name, halves]
+
+    def _bind(self, prepared: PreparedTask) -> None:
         if self._index is None:
             self._index = TextIndex.of(self.store)
-        prepared = prepare(self.tasks[name], self._corpus_config)
         for request in prepared.requests:
             prefix = prefix_of(self._index.prefix, request.prompt_type)
             chunks = request.chunks(prefix, CHUNK)
-            rows = [self._index.rows(texts, task=name) for texts in chunks]
+            rows = [self._index.rows(texts, task=prepared.name) for texts in chunks]
             request.bind(np.concatenate(rows) if rows else np.empty(0, np.int64))
-        self._prepared[name] = prepared
-        return prepared
 
-    def _kept_rows(self, prepared: PreparedTask, reader: GroupReader) -> Rows:
-        """The rows to read once for all of the task's requests; what fits depends on the model."""
+    def _kept_rows(self, parts: tuple[PreparedTask, ...], reader: GroupReader) -> Rows:
+        """The rows to read once for all requests; what fits depends on the model."""
         hidden = reader.hidden
-        if self._kept_for.get(prepared.name) != hidden:
-            prepared.keep(KEPT_BYTES // (4 * hidden))
-            self._kept_for[prepared.name] = hidden
-        return prepared.kept
+        if self._kept_for.get(id(parts[0])) != hidden:
+            keep(parts, KEPT_BYTES // (4 * hidden))
+            self._kept_for[id(parts[0])] = hidden
+        return parts[0].kept
 
     @contextmanager
     def _one_thread(self) -> Iterator[None]:
@@ -198,16 +224,14 @@ class Scorer:
         finally:
             torch.set_num_threads(before)
 
-    def _origin(self, reader: GroupReader, task: str) -> dict[str, Any]:
+    def _origin(self, reader: GroupReader, task: str, halves: Halves | None) -> dict[str, Any]:
         """What decides a score; a record of another origin is not used."""
-        from importlib.metadata import version
-
         cap = self._corpus_config.max_texts_per_task if self._corpus_config else None
         seed = self._corpus_config.seed if self._corpus_config and cap else None
-        return {
+        origin = {
             "record": RECORD_VERSION,
             "group": reader.spec.digest.hex(),
-            "mteb": version("mteb"),
+            "mteb": _mteb_version(),
             "dataset": str(self.tasks[task].metadata.revision),
             "splits": list(self.tasks[task].eval_splits),
             "subsets": list(self.tasks[task].hf_subsets),
@@ -215,41 +239,57 @@ class Scorer:
             "max_texts_per_task": cap,
             "cap_seed": seed,
         }
+        if halves is not None:
+            origin |= {"texts_per_pull": halves.texts, "subset_seed": halves.seed}
+        return origin
 
     def _record(
         self,
         reader: GroupReader,
         layer: int,
         pooling: str,
-        prepared: PreparedTask,
-        scores: dict[str, dict[str, Any]],
+        parts: tuple[PreparedTask, ...],
+        scores: list[dict[str, dict[str, Any]]],
         seconds: float,
     ) -> dict[str, Any]:
-        result = TaskResult.from_task_results(
-            prepared.task, scores, evaluation_time=seconds, date=datetime.now(tz=UTC)
-        )
-        full = result.to_dict()
-        full["date"] = full["date"].isoformat()
-        origin = self._origin(reader, prepared.name)
-        return {
-            "main_score": _plain(float(result.get_score())),
+        now = datetime.now(tz=UTC)
+        results = [
+            TaskResult.from_task_results(part.task, one, evaluation_time=seconds, date=now)
+            for part, one in zip(parts, scores, strict=True)
+        ]
+        full = [result.to_dict() | {"date": now.isoformat()} for result in results]
+        main = [float(result.get_score()) for result in results]
+        task = parts[0].task
+        record = {
+            "main_score": _plain(sum(main) / len(main)),
             "seconds": seconds,
             "key": reader.key,
-            "task": prepared.name,
+            "task": parts[0].name,
             "model": reader.provenance.get("model"),
             "revision": reader.provenance.get("revision"),
             "step": reader.provenance.get("step"),
             "commit": reader.provenance.get("commit"),
             "layer": layer,
             "pooling": pooling,
-            "mteb_version": origin["mteb"],
-            "dataset_revision": origin["dataset"],
-            "splits": origin["splits"],
-            "subsets": origin["subsets"],
-            "cap": prepared.cap,
-            "result": _plain(full),
-            "origin": origin,
+            "mteb_version": _mteb_version(),
+            "dataset_revision": str(task.metadata.revision),
+            "splits": list(task.eval_splits),
+            "subsets": list(task.hf_subsets),
+            "cap": parts[0].cap,
         }
+        if len(parts) == 1:
+            return record | {"result": _plain(full[0])}
+        return record | {
+            "half": parts[0].half,
+            "halves": _plain(main),
+            "results": _plain(full),
+        }
+
+
+def _mteb_version() -> str:
+    from importlib.metadata import version
+
+    return version("mteb")
 
 
 def _from_record(record: dict[str, Any]) -> ScoreResult:
@@ -323,19 +363,27 @@ class ScoreFunction:
     store_url: str
     tasks: tuple[str | LocalTask, ...]
     corpus: CorpusConfig
+    halves: Halves | None = None
 
     @classmethod
     def of(cls, config: Config) -> ScoreFunction:
-        """For a config's store and tasks."""
-        return cls(config.store_url, config.tasks, config.corpus)
+        """For a config's store and tasks, whole or as much of them as a pull takes."""
+        texts = config.bandit.texts_per_pull
+        halves = None if texts is None else Halves(texts, config.bandit.seed)
+        return cls(config.store_url, config.tasks, config.corpus, halves)
+
+    @property
+    def in_full(self) -> ScoreFunction:
+        """The same on whole tasks."""
+        return replace(self, halves=None)
 
     def __call__(self, arm: str, task: str) -> tuple[float, float, dict[str, Any]]:
-        name = repr(self)
+        name = repr(self.in_full)
         scorer = _SCORERS.get(name)
         if scorer is None:
             store = open_store(self.store_url)
             scorer = _SCORERS[name] = Scorer(store, resolve(self.tasks), corpus=self.corpus)
-        result = scorer.score(arm, task)
+        result = scorer.score(arm, task, self.halves)
         return result.main_score, result.seconds, result.record
 
 

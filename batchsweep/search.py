@@ -7,13 +7,14 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from batchsweep.bandit import Outcome, run, run_digest
+from batchsweep.bandit import run, run_digest
 from batchsweep.config import Config
 from batchsweep.errors import TryAgain, UsageError
 from batchsweep.ledger import StoreLedger
+from batchsweep.outcome import Outcome
 from batchsweep.plan import Plan, PlanEntry, frozen_plan
 from batchsweep.policies import Problem
-from batchsweep.rewards import tasks_of
+from batchsweep.rewards import Floats, tasks_of
 from batchsweep.score import ScoreFunction, score_processes
 from batchsweep.store import Store
 from batchsweep.tasks import resolve
@@ -104,11 +105,13 @@ def search(store: Store, config: Config) -> tuple[str, Outcome]:
         store.lease(f"bandit/{name}"),
         score_processes(workers) if workers > 1 else nullcontext() as executor,
     ):
+        score = ScoreFunction.of(config)
         outcome = run(
             problem,
-            ScoreFunction.of(config),
+            score,
             config.bandit,
             config.rewards,
+            full_fn=score.in_full,
             ledger=StoreLedger(store, name),
             executor=executor,
         )
@@ -128,8 +131,9 @@ def summary(outcome: Outcome, plan: Plan) -> str:
         lines.append(f"  P(best) {answer.p_best:.2f}, expected regret {answer.expected_regret:.5f}")
     arm = outcome.problem.arms.index(answer.arm)
     measured = int(answer.pulled[arm])
+    full = " in full" if answer.arm in outcome.checked else ""
     lines.append(
-        f"  mean main score {outcome.plane[arm].mean():.4f}, scored on {measured} of "
+        f"  mean main score {outcome.plane[arm].mean():.4f}, scored{full} on {measured} of "
         f"{len(outcome.problem.tasks)} tasks"
     )
     if answer.runners_up:
@@ -145,8 +149,23 @@ def summary(outcome: Outcome, plan: Plan) -> str:
         f"({100 * outcome.pulls / exhaustive:.1f} %), {outcome.seconds:.1f} s of scoring; "
         f"stopped: {outcome.stopped}, {100 * outcome.left:.0f} % of the budget left"
     )
+    if outcome.texts_per_pull is not None:
+        lines.append(_subsets(outcome.texts_per_pull, outcome.noise))
     lines.append(answer.basis)
     return "\n".join(lines)
+
+
+def _subsets(texts: int, noise: Floats) -> str:
+    """What a pull scored, and how noisy that was."""
+    divided = noise[noise > 0]
+    if not len(divided):
+        return f"each pull: a whole task, none has more than {texts:,} texts"
+    whole = len(noise) - len(divided)
+    others = f" ({whole} smaller tasks: whole, without noise)" if whole else ""
+    return (
+        f"each pull: {texts:,} texts of a task; measured noise: median "
+        f"{100 * np.median(divided):.2f} points{others}"
+    )
 
 
 def _named(arm: str, plan: Plan) -> str:

@@ -9,6 +9,7 @@ overrides one, goes through mteb.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import logging
@@ -41,15 +42,16 @@ from mteb.models import search_wrappers
 from batchsweep.config import CorpusConfig
 from batchsweep.errors import BatchsweepError, ConfigError, TryAgain
 from batchsweep.prepared.base import Fetch, PreparedTask, Request, State
-from batchsweep.prepared.caps import cap_task
+from batchsweep.prepared.caps import cap_task, forget_cap
 from batchsweep.prepared.classify import prepare_classification, prepare_multilabel
 from batchsweep.prepared.cluster import prepare_clustering, prepare_legacy_clustering
+from batchsweep.prepared.halves import Halves, smaller_copies
 from batchsweep.prepared.large import is_large, prepare_large
 from batchsweep.prepared.pairs import prepare_pair_classification, prepare_sts
 from batchsweep.prepared.search import prepare_retrieval
 from batchsweep.prepared.through_mteb import prepare_through_mteb
 
-__all__ = ["Fetch", "PreparedTask", "Request", "prepare"]
+__all__ = ["Fetch", "Halves", "PreparedTask", "Request", "prepare", "prepare_halves"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +61,15 @@ class Shortcut:
     """An evaluation of our own for one class of mteb tasks."""
 
     base: type
-    prepare: Callable[[Any], PreparedTask | None]
+    prepare: Callable[..., PreparedTask | None]
     #: What the evaluation stands for: a task that overrides one of these is not for it.
     methods: tuple[str, ...]
     #: Further functions of mteb that it stands for.
     functions: tuple[Any, ...]
     #: sha256 (16 hex digits) of the source of all of them, from mteb 2.26.
     source: str
+    #: Whether ``prepare`` takes a half: of what the task itself draws. Others are given less data.
+    draws: bool = False
 
     @property
     def source_now(self) -> str:
@@ -110,6 +114,7 @@ SHORTCUTS = (
         methods=("evaluate", "_evaluate_subset", "_calculate_scores", "evaluator"),
         functions=(),
         source="39fe1b6896492a38",
+        draws=True,
     ),
     Shortcut(
         base=AbsTaskClassification,
@@ -125,6 +130,7 @@ SHORTCUTS = (
         ),
         functions=(SklearnEvaluator.__call__,),
         source="a186187ff4a405fe",
+        draws=True,
     ),
     Shortcut(
         base=AbsTaskClustering,
@@ -132,6 +138,7 @@ SHORTCUTS = (
         methods=("evaluate", "_evaluate_subset"),
         functions=(mteb_clustering._evaluate_clustering_bootstrapped,),
         source="07e3ee7865d57670",
+        draws=True,
     ),
     Shortcut(
         base=AbsTaskClusteringLegacy,
@@ -181,12 +188,32 @@ def prepare(task: AbsTask, corpus: CorpusConfig | None = None) -> PreparedTask:
         ConfigError: the cap doesn't know this class of task, or the data are not what mteb's
             evaluation takes; names the task.
     """
+    [prepared] = _prepare(task, corpus, None)
+    return prepared
+
+
+def prepare_halves(
+    task: AbsTask, corpus: CorpusConfig | None, halves: Halves
+) -> tuple[PreparedTask, ...]:
+    """The two halves of a task (see :mod:`batchsweep.prepared.halves`).
+
+    The whole task alone if it asks for no more texts than they take, or can't be divided.
+
+    Raises:
+        TryAgain, ConfigError: as :func:`prepare`.
+    """
+    return _prepare(task, corpus, halves)
+
+
+def _prepare(
+    task: AbsTask, corpus: CorpusConfig | None, halves: Halves | None
+) -> tuple[PreparedTask, ...]:
     name = task.metadata.name
     if is_large(task) and _is_tested(SHORTCUTS[-1]) and SHORTCUTS[-1].fits(task):
         with _naming(name):
-            large = prepare_large(task, corpus)
+            large = prepare_large(task, corpus, halves)
         if large is not None:
-            return large
+            return _marked(large, large[0].cap, halves)
     loaded_here = not task.data_loaded
     if loaded_here:
         with _naming(name):
@@ -198,16 +225,51 @@ def prepare(task: AbsTask, corpus: CorpusConfig | None = None) -> PreparedTask:
         cap = cap_task(task, corpus.max_texts_per_task, corpus.seed)
     state = State.of(task)
     try:
-        prepared = _prepared(task, state)
+        parts = _halves(task, state, halves) if halves is not None else None
+        if parts is None:
+            parts = (_prepared(task, state),)
     except BatchsweepError as error:
         raise ConfigError(f"task '{name}': {error}") from error
     state.restore(task)
-    prepared.cap = cap
-    if loaded_here and not prepared.needs_data:
+    for part in parts:
+        if part.task is not task and not part.needs_data:
+            part.task.dataset = None
+    if loaded_here and not (parts[0].task is task and parts[0].needs_data):
         # Texts and dictionaries of documents. Not mteb's unload_data, which may drop metadata too.
         task.dataset = None
         task.data_loaded = False
-    return prepared
+        forget_cap(task)
+    return _marked(parts, cap, halves)
+
+
+def _marked(
+    parts: tuple[PreparedTask, ...], cap: dict[str, int] | None, halves: Halves | None
+) -> tuple[PreparedTask, ...]:
+    """The parts, which say how they were made smaller."""
+    for part in parts:
+        part.cap = cap
+        if halves is not None and len(parts) == 2:
+            part.half = {"texts_per_pull": halves.texts, "seed": halves.seed}
+    return parts
+
+
+def _halves(task: AbsTask, state: State, halves: Halves) -> tuple[PreparedTask, ...] | None:
+    """Both halves, or the whole task where it has been prepared to see that it is small; None if
+    it can't be divided."""
+    shortcut = _shortcut_of(task)
+    if shortcut is None or not shortcut.draws:
+        copies = smaller_copies(task, halves)
+        return None if copies is None else tuple(_prepared(_with(state, c), state) for c in copies)
+    whole = _prepared(task, state)
+    if sum(len(request) for request in whole.requests) <= halves.texts:
+        return (whole,)
+    drawn = [shortcut.prepare(_with(state, copy.copy(task)), half) for half in halves.both]
+    return tuple(part for part in drawn if part is not None)
+
+
+def _with(state: State, task: AbsTask) -> AbsTask:
+    state.restore(task)
+    return task
 
 
 @contextmanager
@@ -223,13 +285,17 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _prepared(task: AbsTask, state: State) -> PreparedTask:
+    shortcut = _shortcut_of(task)
+    prepared: PreparedTask | None = shortcut.prepare(task) if shortcut is not None else None
+    if prepared is not None:
+        return prepared
+    state.restore(task)
+    return prepare_through_mteb(task, state)
+
+
+def _shortcut_of(task: AbsTask) -> Shortcut | None:
     for shortcut in SHORTCUTS:
         # The first class that the task belongs to decides: multilabel is also classification.
         if isinstance(task, shortcut.base):
-            if shortcut.fits(task) and _is_tested(shortcut):
-                prepared = shortcut.prepare(task)
-                if prepared is not None:
-                    return prepared
-                state.restore(task)
-            break
-    return prepare_through_mteb(task, state)
+            return shortcut if shortcut.fits(task) and _is_tested(shortcut) else None
+    return None

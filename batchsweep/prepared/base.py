@@ -9,7 +9,7 @@ shared by all arms.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,7 +31,7 @@ class Request:
         which: int32 [text], position in the different texts.
         rows: int64 [different text], corpus rows; set by :meth:`bind`.
         kept: int64 [different text], position among the vectors that are read once for the whole
-            task, -1 for those that are not; set by :meth:`PreparedTask.keep`.
+            task, -1 for those that are not; set by :func:`keep`.
     """
 
     def __init__(self, texts: Any, prompt_type: str | None = None) -> None:
@@ -100,6 +100,7 @@ class PreparedTask:
         evaluate: vectors to split -> subset -> mteb's scores, ``main_score`` included.
         needs_data: the evaluation reads the task's data set again.
         cap: ``{"max_texts_per_task", "seed"}`` if the task was made smaller.
+        half: ``{"texts_per_pull", "seed"}`` if it is a half, for a pull on a subset.
         kept: corpus rows, ascending, whose vectors are best read once for all requests.
     """
 
@@ -108,30 +109,12 @@ class PreparedTask:
     evaluate: Callable[[Fetch], dict[str, dict[str, Any]]] = field(repr=False)
     needs_data: bool = False
     cap: dict[str, int] | None = None
+    half: dict[str, int] | None = None
     kept: Rows = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def name(self) -> str:
         return str(self.task.metadata.name)
-
-    def keep(self, most: int) -> None:
-        """Decide, once rows are bound, which vectors are read once: ``most`` of them at most.
-
-        All of them, if they are few enough; else those of texts that are in several requests,
-        which otherwise cost a block of the store each, again and again.
-        """
-        rows = [request.rows for request in self.requests if request.rows is not None]
-        joined, times = np.unique(np.concatenate(rows), return_counts=True)
-        if len(joined) > most:
-            joined = joined[times > 1]
-        self.kept = joined if len(joined) <= most else joined[:0]
-        for request in self.requests:
-            assert request.rows is not None
-            if not len(self.kept):
-                request.kept = np.full(len(request.rows), -1)
-                continue
-            place = np.minimum(np.searchsorted(self.kept, request.rows), len(self.kept) - 1)
-            request.kept = np.where(self.kept[place] == request.rows, place, -1)
 
     @classmethod
     def of(cls, task: Any, parts: list[Part]) -> PreparedTask:
@@ -146,6 +129,29 @@ class PreparedTask:
             return results
 
         return cls(task, [request for part in parts for request in part.requests], evaluate)
+
+
+def keep(parts: Sequence[PreparedTask], most: int) -> None:
+    """Decide, once rows are bound, which vectors are read once for all parts: ``most`` at most.
+
+    All of them, if they are few enough; else those of texts that are in several requests, which
+    otherwise cost a block of the store each, again and again.
+    """
+    requests = [request for part in parts for request in part.requests]
+    rows = [request.rows for request in requests if request.rows is not None]
+    joined, times = np.unique(np.concatenate(rows), return_counts=True)
+    if len(joined) > most:
+        joined = joined[times > 1]
+    kept = joined if len(joined) <= most else joined[:0]
+    for part in parts:
+        part.kept = kept
+    for request in requests:
+        assert request.rows is not None
+        if not len(kept):
+            request.kept = np.full(len(request.rows), -1)
+            continue
+        place = np.minimum(np.searchsorted(kept, request.rows), len(kept) - 1)
+        request.kept = np.where(kept[place] == request.rows, place, -1)
 
 
 @dataclass(frozen=True)

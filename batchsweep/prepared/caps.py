@@ -27,7 +27,7 @@ RELEVANT_PART = 0.5
 
 
 #: (task, what holds the split, split, most texts, generator) -> whether it was made smaller
-_Cap = Callable[[Any, Any, str, int, random.Random], bool]
+Cap = Callable[[Any, Any, str, int, random.Random], bool]
 
 
 def cap_task(task: Any, max_texts: int, seed: int) -> dict[str, int] | None:
@@ -46,28 +46,37 @@ def cap_task(task: Any, max_texts: int, seed: int) -> dict[str, int] | None:
     capped: dict[str, int] | None = getattr(task, "batchsweep_cap", None)
     if capped is not None:
         return capped
-    for base, cap in _CAPS:
-        if isinstance(task, base):
-            if not _capped(task, cap, max_texts, seed):
-                return None
-            capped = {"max_texts_per_task": max_texts, "seed": seed}
-            vars(task)["batchsweep_cap"] = capped
-            return capped
+    if (cap := cap_of(task)) is not None:
+        if not make_smaller(task, cap, max_texts, seed):
+            return None
+        capped = {"max_texts_per_task": max_texts, "seed": seed}
+        vars(task)["batchsweep_cap"] = capped
+        return capped
     raise ConfigError(
         f"corpus.max_texts_per_task: '{task.metadata.name}' ({task.metadata.type}) "
         "can't be capped; leave the task out, or the cap"
     )
 
 
-def _capped(task: Any, cap: _Cap, max_texts: int, seed: int) -> bool:
+def forget_cap(task: Any) -> None:
+    """The task's data are let go of: when they are loaded again, they are whole."""
+    vars(task).pop("batchsweep_cap", None)
+
+
+def cap_of(task: Any) -> Cap | None:
+    """What makes a task of this class smaller; None if nothing does."""
+    return next((cap for base, cap in _CAPS if isinstance(task, base)), None)
+
+
+def make_smaller(task: Any, cap: Cap, max_texts: int, seed: int) -> bool:
+    """Apply ``cap`` to each split and subset; whether any had to be made smaller."""
     places = [(split, subset) for split in task.eval_splits for subset in task.hf_subsets]
     share = max(max_texts // len(places), 2)
     done = set()
     changed = False
     for split, subset in places:
-        holder = task.dataset
-        if not (subset not in holder and subset == "default"):
-            holder = holder[subset]
+        # Of parallel texts (bitext mining) one data set has all subsets, as columns.
+        holder = task.dataset.get(subset, task.dataset)
         if (id(holder), split) not in done:
             done.add((id(holder), split))
             changed |= cap(task, holder, split, share, random.Random(f"{seed} {split} {subset}"))
@@ -215,7 +224,7 @@ def _retrieval(task: Any, holder: Any, split: str, share: int, rng: random.Rando
     return True
 
 
-_CAPS: tuple[tuple[type, _Cap], ...] = (
+_CAPS: tuple[tuple[type, Cap], ...] = (
     (AbsTaskSTS, _pairs),
     (AbsTaskBitextMining, _pairs),
     (AbsTaskPairClassification, _labelled_pairs),

@@ -27,11 +27,13 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from batchsweep.prepared.base import Fetch, Part, PreparedTask, Request, column, evaluations, values
+from batchsweep.prepared.caps import stratified
+from batchsweep.prepared.halves import Half
 
 Labels = npt.NDArray[Any]
 
 
-def prepare_classification(task: AbsTaskClassification) -> PreparedTask:
+def prepare_classification(task: AbsTaskClassification, half: Half | None = None) -> PreparedTask:
     """As ``AbsTaskClassification._evaluate_subset`` does, with all training sets drawn once."""
     if "random_state" in task.evaluator_model.get_params():
         task.evaluator_model = task.evaluator_model.set_params(random_state=task.seed)
@@ -40,6 +42,8 @@ def prepare_classification(task: AbsTaskClassification) -> PreparedTask:
         train, test = data[task.train_split], data[split]
         labels = values(train, task.label_column_name)
         experiments = _training_sets(labels, task)
+        if half is not None:
+            experiments, test = _drawn(task, half, split, subset, experiments, test)
         union = sorted(set(itertools.chain.from_iterable(experiments)))
         position = {row: i for i, row in enumerate(union)}
         requests = [
@@ -128,7 +132,26 @@ def _counted(gold: Labels, predicted: Labels) -> dict[str, Any]:
     return scores
 
 
-def prepare_multilabel(task: AbsTaskMultilabelClassification) -> PreparedTask:
+def _drawn(
+    task: Any, half: Half, split: str, subset: str, experiments: list[list[int]], test: Any
+) -> tuple[list[list[int]], Any]:
+    """Some of the task's own training sets and of its test examples, half of the texts each.
+
+    Other training sets than the task's own would ask for texts that no store has.
+    """
+    rng = half.rng(split, subset)
+    share = half.share(task) // 2
+    fits = min(max(share // len(experiments[0]), 1), len(experiments))
+    chosen = sorted(rng.sample(range(len(experiments)), fits))
+    labels = values(test, task.label_column_name)
+    if isinstance(labels[0], list):
+        labels = [0] * len(labels)
+    return [experiments[i] for i in chosen], test.select(stratified(labels, share, rng))
+
+
+def prepare_multilabel(
+    task: AbsTaskMultilabelClassification, half: Half | None = None
+) -> PreparedTask:
     """As ``AbsTaskMultilabelClassification._evaluate_subset`` does.
 
     The training sets come from the task's own random state: subsets go on where the one before
@@ -142,8 +165,6 @@ def prepare_multilabel(task: AbsTaskMultilabelClassification) -> PreparedTask:
             task._undersample_data_indices(labels, task.samples_per_label, None)[0]
             for _ in range(task.n_experiments)
         ]
-        union = list(set(itertools.chain.from_iterable(experiments)))
-        position = {row: i for i, row in enumerate(union)}
         if task.max_eval_samples is not None and len(test) > task.max_eval_samples:
             test = _multilabel_subsampling(
                 DatasetDict({split: test}),
@@ -152,6 +173,10 @@ def prepare_multilabel(task: AbsTaskMultilabelClassification) -> PreparedTask:
                 label=task.label_column_name,
                 n_samples=task.max_eval_samples,
             )[split]
+        if half is not None:
+            experiments, test = _drawn(task, half, split, subset, experiments, test)
+        union = list(set(itertools.chain.from_iterable(experiments)))
+        position = {row: i for i, row in enumerate(union)}
         binarizer = MultiLabelBinarizer()
         gold = binarizer.fit_transform(values(test, task.label_column_name))
         fits = [

@@ -14,6 +14,8 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics.cluster import adjusted_mutual_info_score, v_measure_score
 
 from batchsweep.prepared.base import Fetch, Part, PreparedTask, Request, column, evaluations, values
+from batchsweep.prepared.caps import stratified
+from batchsweep.prepared.halves import Half
 from batchsweep.prepared.kmeans import labels_of
 
 Indices = npt.NDArray[np.int64]
@@ -23,7 +25,7 @@ LEGACY_SEED = 42
 LEGACY_BATCH = 500
 
 
-def prepare_clustering(task: AbsTaskClustering) -> PreparedTask:
+def prepare_clustering(task: AbsTaskClustering, half: Half | None = None) -> PreparedTask:
     """As ``AbsTaskClustering._evaluate_subset`` and ``_evaluate_clustering_bootstrapped`` do.
 
     Which documents are embedded, and which are drawn for each clustering, comes from the task's
@@ -39,10 +41,17 @@ def prepare_clustering(task: AbsTaskClustering) -> PreparedTask:
         if most is not None:
             chosen = task.rng_state.sample(range(len(documents)), k=min(len(documents), most))
             documents = documents.select(chosen)
+        each = task.max_documents_per_cluster
+        if half is not None:
+            # Of those that the whole task embeds: no store has the others.
+            share = half.share(task)
+            names = [str(x) for x in values(documents, task.label_column_name)]
+            documents = documents.select(stratified(names, share, half.rng(split, subset)))
+            each = min(each, len(documents))
         request = Request(column(documents, task.input_column_name))
         listed = values(documents, task.label_column_name)
         labels = [x if isinstance(x, list) else [x] for x in listed]
-        levels = [_level(task, labels, level) for level in range(_depth(task, labels))]
+        levels = [_level(task, labels, level, each) for level in range(_depth(task, labels))]
         parts.append(Part(split, subset, [request], _clustering(task, request, levels)))
     return PreparedTask.of(task, parts)
 
@@ -53,16 +62,17 @@ def _depth(task: AbsTaskClustering, labels: list[list[Any]]) -> int:
 
 
 def _level(
-    task: AbsTaskClustering, labels: list[list[Any]], level: int
+    task: AbsTaskClustering, labels: list[list[Any]], level: int, each: int
 ) -> list[tuple[Indices, Indices, int]]:
-    """The clusterings of one level: documents drawn, their labels as numbers, number of labels."""
+    """The clusterings of one level, of ``each`` documents: documents drawn, their labels as
+    numbers, number of labels."""
     # mteb marks a document that ends above this level by -1, and leaves out what equals -1.
     names = np.array([row[level] if len(row) > level else -1 for row in labels])
     there = np.flatnonzero([name != -1 for name in names])
     classes, numbers = np.unique(names[there], return_inverse=True)
     drawn = []
     for _ in range(task.n_clusters):
-        picked = task.rng_state.choices(range(len(there)), k=task.max_documents_per_cluster)
+        picked = task.rng_state.choices(range(len(there)), k=each)
         drawn.append((there[picked], numbers[picked], classes.size))
     return drawn
 

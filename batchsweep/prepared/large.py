@@ -15,7 +15,8 @@ from mteb.abstasks.retrieval_dataset_loaders import RetrievalDatasetLoader
 
 from batchsweep.config import CorpusConfig
 from batchsweep.prepared.base import PreparedTask
-from batchsweep.prepared.judged import capped, judged_of_tables
+from batchsweep.prepared.halves import Half, Halves
+from batchsweep.prepared.judged import Judged, capped, judged_of_tables
 from batchsweep.prepared.search import asks_for_subqueries, part_of
 
 #: Texts from which on a reranking task is large.
@@ -69,13 +70,16 @@ def tables(task: Any, split: str) -> Tables:
     )
 
 
-def prepare_large(task: Any, corpus: CorpusConfig | None) -> PreparedTask | None:
+def prepare_large(
+    task: Any, corpus: CorpusConfig | None, halves: Halves | None = None
+) -> tuple[PreparedTask, ...] | None:
     """As ``prepare_retrieval`` of what ``AbsTaskRetrieval.load_data`` loads.
 
+    Two tasks if ``halves`` are asked for and the task has more texts than they take; else one.
     None for what only mteb's own evaluation knows, such as instructions.
     """
-    parts = []
     cap = None
+    splits: list[tuple[str, Any, Any, Judged]] = []
     for split in task.eval_splits:
         there = tables(task, split)
         if there.top_ranked is None:
@@ -94,10 +98,36 @@ def prepare_large(task: Any, corpus: CorpusConfig | None) -> PreparedTask | None
                 judged, chosen, shown = smaller
                 queries, documents = queries.select(chosen), documents.select(shown)
                 cap = {"max_texts_per_task": corpus.max_texts_per_task, "seed": corpus.seed}
-        part = part_of(task, split, "default", queries, documents, judged)
-        if part is None:
-            return None
-        parts.append(part)
-    prepared = PreparedTask.of(task, parts)
-    prepared.cap = cap
-    return prepared
+        splits.append((split, queries, documents, judged))
+    if halves is None or all(
+        len(queries) + len(documents) <= halves.texts // len(splits)
+        for _, queries, documents, _ in splits
+    ):
+        drawn = [splits]
+    else:
+        drawn = [_half(splits, half) for half in halves.both]
+    found_all = []
+    for pieces in drawn:
+        parts = []
+        for split, queries, documents, judged in pieces:
+            part = part_of(task, split, "default", queries, documents, judged)
+            if part is None:
+                return None
+            parts.append(part)
+        prepared = PreparedTask.of(task, parts)
+        prepared.cap = cap
+        found_all.append(prepared)
+    return tuple(found_all)
+
+
+def _half(
+    splits: list[tuple[str, Any, Any, Judged]], half: Half
+) -> list[tuple[str, Any, Any, Judged]]:
+    drawn = []
+    for split, queries, documents, judged in splits:
+        smaller = capped(judged, half.texts // len(splits), half.seed)
+        if smaller is not None:
+            judged, chosen, shown = smaller
+            queries, documents = queries.select(chosen), documents.select(shown)
+        drawn.append((split, queries, documents, judged))
+    return drawn

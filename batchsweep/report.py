@@ -23,6 +23,7 @@ from batchsweep.figures import Bools, Floats, Limits
 from batchsweep.findings import Findings, read, short_name, short_step
 from batchsweep.plan import PlanEntry
 from batchsweep.progress import duration
+from batchsweep.report_search import search_section
 from batchsweep.store import Store
 from batchsweep.view import View
 
@@ -86,7 +87,7 @@ def render(findings: Findings, *, title: str, search: str | None = None) -> str:
         _head(view, title),
         _plane_section(view),
         _best_section(view),
-        _search_section(view),
+        search_section(view),
         _task_section(view),
         _metric_section(view),
         _checkpoint_section(view),
@@ -293,58 +294,6 @@ def _interval(view: View) -> str:
     if best.get("p_best") is not None:
         said += f"; it is the best of all with probability {best['p_best']:.2f}"
     return said + "."
-
-
-def _search_section(view: View) -> str:
-    if view.search is None or not view.answer:
-        return ""
-    search, answer, scale = view.search, view.answer, view.answer["scale"]
-    column = {t: i for i, t in enumerate(scale["tasks"])}
-    dots, best = [], []
-    scores: dict[str, dict[str, float]] = {}
-    top = math.nan
-    for record in search.pulls:
-        i = column[record["task"]]
-        reward = (record["score"] - scale["centre"][i]) / scale["spread"][i]
-        arm = scores.setdefault(record["arm"], {})
-        arm[record["task"]] = reward
-        if len(arm) == len(column):
-            mean = sum(arm.values()) / len(arm)
-            top = mean if math.isnan(top) else max(top, mean)
-        name = view.name(view.findings.index(record["arm"]))
-        said = f"{name} on {record['task']}: {record['score']:.4f}. {record['reason']}"
-        dots.append(figures.Dot(reward, record["kind"], said))
-        best.append(top)
-    kinds = {kind: sum(d.kind == kind for d in dots) for kind in ("reference", "search", "check")}
-    words = {
-        "reference": "baseline layers, which the rewards are scaled by",
-        "search": "the search",
-        "check": "final check of the top arms",
-    }
-    keys = ", ".join(
-        f"<span class='key {kind}'></span>{n} {words[kind]}" for kind, n in kinds.items() if n
-    )
-    unit = "reward (standard deviations)" if scale["kind"] == "z" else "main score"
-    policy = search.header.get("policy", "?")
-    picture = figures.trajectory(
-        dots,
-        best,
-        total=answer["exhaustive_pulls"],
-        label=f"{len(dots)} pulls in their order and the best arm so far",
-        value_name=unit,
-    )
-    budget = answer.get("budget_pulls")
-    of_budget = f" of a budget of {budget}" if budget is not None else ""
-    others = [s.name for s in view.findings.searches if s is not search]
-    more = f"<p class='soft'>Other searches in this store: {escape(', '.join(others))}.</p>"
-    return (
-        "<h2>The search</h2>"
-        f"<p>Policy <code>{escape(str(policy))}</code>, seed {search.header.get('seed', '?')}: "
-        f"{len(dots)} pulls{of_budget}; exhaustive would be {answer['exhaustive_pulls']}. "
-        f"Each dot is one arm on one task: {keys}; <span class='key line'></span> mean of the best "
-        "arm so far that is scored on all tasks.</p>"
-        f"<figure>{picture}</figure>" + (more if others else "")
-    )
 
 
 def _task_section(view: View) -> str:

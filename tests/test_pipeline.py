@@ -238,8 +238,9 @@ def test_the_whole_job_names_a_best_arm_and_writes_the_report(copied, capsys):
     assert best["mean"] == pytest.approx(arms.max(), abs=1e-9)
 
 
-def test_a_killed_bandit_ends_with_the_answer_of_an_undisturbed_one(copied):
-    bandit = {"policy": "random", "budget": {"pulls": 8}, "seed": 3}
+@pytest.mark.parametrize(("pulls", "texts"), [(8, None), (16, 40)])
+def test_a_killed_bandit_ends_with_the_answer_of_an_undisturbed_one(copied, pulls, texts):
+    bandit = {"policy": "random", "budget": {"pulls": pulls}, "seed": 3, "texts_per_pull": texts}
     undisturbed = copied("undisturbed", bandit=bandit)
     disturbed = copied("disturbed", bandit=bandit)
     assert main(["bandit", "--config", undisturbed]) == 0

@@ -16,6 +16,7 @@ from concurrent.futures import Executor, as_completed
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
 from batchsweep.errors import StoreMismatch
@@ -83,9 +84,14 @@ def run(
         StoreMismatch: the ledger belongs to another run; names what differs.
     """
     rewards = rewards or RewardsConfig(scale="raw")
-    loop = _Loop(problem, score_fn, config, rewards, ledger or MemoryLedger(), executor, options)
-    loop.full_fn, loop.on_tell = full_fn or score_fn, on_tell
-    return loop.run(quiet=quiet)
+    # One BLAS thread: the same sums, to the last bit, whatever the machine's setting; matrices of
+    # this size are no quicker on several, and many times slower where others want the cores too.
+    with threadpool_limits(limits=1):
+        loop = _Loop(
+            problem, score_fn, config, rewards, ledger or MemoryLedger(), executor, options
+        )
+        loop.full_fn, loop.on_tell = full_fn or score_fn, on_tell
+        return loop.run(quiet=quiet)
 
 
 class _Loop:

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from test_policies import problem_of, surface
+from threadpoolctl import threadpool_limits
 
 from batchsweep.bandit import MemoryLedger, StoreLedger, run, run_digest
 from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
@@ -128,6 +130,21 @@ def test_the_budget_is_never_exceeded_and_references_are_billed(problem, policy,
     assert len(scores.asked) == len(set(scores.asked)) == outcome.pulls <= 40
     kinds = [r["kind"] for r in outcome.records]
     assert kinds.count("reference") == (13 if scale == "z" else 0)
+
+
+def test_the_machines_threads_decide_no_bit():
+    problem = problem_of(steps=12, layers=24, tasks=32, models=1)
+    scores = surface(problem)
+
+    def score(arm, task):
+        return float(scores[problem.arms.index(arm), problem.tasks.index(task)]), 1.0, None
+
+    config = BanditConfig(budget=PullBudget(pulls=150), stop_at_regret=0, final_check=0)
+    outcomes = []
+    for threads in (1, 2):
+        with threadpool_limits(limits=threads):
+            outcomes.append(run(problem, score, config, RAW, quiet=True))
+    assert same(*outcomes)
 
 
 def test_budget_in_arms_pulls_and_seconds(problem):

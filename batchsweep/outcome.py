@@ -13,7 +13,7 @@ from batchsweep.policies import Answer, Problem
 from batchsweep.rewards import Floats, Scale
 
 #: Change when the pulls of a policy change: a ledger of another version is not resumed.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)

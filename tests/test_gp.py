@@ -7,7 +7,6 @@ import pytest
 from test_policies import play, problem_of, surface
 
 from batchsweep.policies import make_policy
-from batchsweep.policies import surface as surface_module
 from batchsweep.policies.kernel import NAMES, OFFSET_SD, Hyper
 from batchsweep.policies.surface import JITTER, Surface
 
@@ -107,23 +106,44 @@ def test_pending_cells_shrink_variance_only_and_may_be_told_in_any_order(problem
     assert batched.pending == 0
 
 
-def test_gradient_of_the_likelihood(filled, monkeypatch):
+def fitted(model, centre, spread):
+    """The model with hyperparameters fitted to its cells."""
+    fit = model.start_fit(centre, spread)
+    while fit.step():
+        pass
+    model.take(fit.hyper, centre, spread)
+
+
+def test_gradient_of_the_likelihood(filled):
     model, _, _ = filled
-    seen = {}
-
-    def spy(objective, start, **kwargs):
-        seen["objective"], seen["start"] = objective, start
-        return real(objective, start, **kwargs)
-
-    real = surface_module.minimize
-    monkeypatch.setattr(surface_module, "minimize", spy)
-    model.fit(iterations=2)
-    objective, at = seen["objective"], seen["start"]
-    at = at + 0.1 * np.random.default_rng(1).normal(size=len(at))
+    objective = model.start_fit(model.centre, model.spread).objective
+    at = 0.3 * np.random.default_rng(1).normal(size=len(model.hyper.flat()))
     gradient = objective(at)[1]
     step = 1e-5 * np.eye(len(at))
     numeric = [(objective(at + s)[0] - objective(at - s)[0]) / 2e-5 for s in step]
     np.testing.assert_allclose(gradient, numeric, atol=1e-5)
+
+
+def test_likelihood_is_the_textbook_likelihood(filled):
+    """With the prior's part taken off: of a normal distribution with the model's own covariance."""
+    from scipy.stats import multivariate_normal
+
+    model, scores, cells = filled
+    fit = model.start_fit(model.centre, model.spread)
+    x = (model.hyper.flat() - fit._prior) / fit._width
+    arm, task = np.divmod(cells, scores.shape[1])
+    every = np.arange(scores.shape[0])
+    shared, own = model.kernel.between(every, every)
+    same = task[:, None] == task[None, :]
+    unit = np.outer(model.load[task], model.load[task]) * shared[np.ix_(arm, arm)]
+    cell = model.kernel.var["own_cell"] * (arm[:, None] == arm[None, :])
+    own_part = np.outer(model.own[task], model.own[task]) * (own[np.ix_(arm, arm)] + cell)
+    unit += same * (own_part + OFFSET_SD**2)
+    noise = JITTER + (0.01 * (task == 1) / model.spread[task]) ** 2
+    value = (scores.ravel()[cells] - model.centre[task]) / model.spread[task]
+    normal = multivariate_normal(model.load[task] * model.kernel.mean[arm], unit + np.diag(noise))
+    expected = -normal.logpdf(value) - len(cells) / 2 * np.log(2 * np.pi) + 0.5 * x @ x
+    np.testing.assert_allclose(fit.objective(x)[0], expected, rtol=1e-8)
 
 
 def test_fit_learns_that_a_task_goes_its_own_way(problem):
@@ -133,12 +153,10 @@ def test_fit_learns_that_a_task_goes_its_own_way(problem):
     scores[:, 2] = 0.5 + 0.05 * rng.normal(size=len(scores))
     big = problem_of(6, 8, 4)
     model = Surface(big)
-    model.centre, model.spread = scores.mean(axis=0), scores.std(axis=0)
-    model.rebuild()
     for cell in rng.choice(scores.size, 100, replace=False):
         arm, task = divmod(int(cell), 4)
         model.observe(arm, task, float(scores[arm, task]))
-    model.fit(iterations=30)
+    fitted(model, scores.mean(axis=0), scores.std(axis=0))
     assert np.argmax(model.hyper.residual) == 2
 
 
@@ -154,11 +172,9 @@ def test_useless_metrics_are_shrunk():
         base.metrics.clear()
         base.metrics["m"] = noise if kind == "quality" else rng.normal(size=48)
         model = Surface(base)
-        model.centre, model.spread = scores.mean(axis=0), scores.std(axis=0)
-        model.rebuild()
         for cell in rng.choice(scores.size, 120, replace=False):
             model.observe(*divmod(int(cell), 4), float(scores.ravel()[cell]))
-        model.fit(iterations=30)
+        fitted(model, scores.mean(axis=0), scores.std(axis=0))
         fits[kind] = np.exp(model.hyper.log[NAMES.index("metrics")])
     assert fits["quality"] > 2 * fits["noise"]
 
@@ -223,3 +239,51 @@ def test_a_batch_spreads():
     batch = policy.ask(8)
     assert len({(p.arm, p.task) for p in batch}) == 8
     assert len({p.task for p in batch}) >= 4
+
+
+def test_no_decision_waits_for_a_whole_fit(monkeypatch):
+    """After the first fit, a decision makes as many steps as pulls were told, and refits go on."""
+    from batchsweep.policies.fit import Fit
+
+    made = []
+    step = Fit.step
+    monkeypatch.setattr(Fit, "step", lambda self: made.append(None) or step(self))
+    problem = problem_of(steps=8, layers=12, tasks=10)
+    scores = surface(problem)
+    policy = make_policy("toptwo_gp", problem, budget=160)
+    steps, fits = [], set()
+    for _ in range(160):
+        before = len(made)
+        play(policy, scores, 1)
+        steps.append(len(made) - before)
+        fits.add(policy._fitted_at)
+    first = next(k for k, n in enumerate(steps) if n)
+    assert max(steps[first + 1 :]) == 1
+    assert len(fits) > 5
+
+
+def test_noise_may_turn_out_otherwise_than_was_guessed(problem):
+    scores = surface(problem)
+    known, guessed = Surface(problem), Surface(problem)
+    for a, t, noise in [(0, 0, 0.1), (3, 1, 0.0), (7, 2, 0.3)]:
+        known.observe(a, t, float(scores[a, t]), noise)
+        guessed.observe(a, t, None, 0.05)
+        guessed.observe(a, t, float(scores[a, t]), noise)
+    np.testing.assert_allclose(guessed.mean, known.mean, atol=1e-10)
+    np.testing.assert_allclose(guessed.var, known.var, atol=1e-10)
+
+
+@pytest.mark.parametrize("wrong", [1.0, 4.0])
+def test_doubt_is_learned_from_surprises(wrong):
+    """Cells that lie further from their predictions than stated widen what is stated."""
+    problem = problem_of(steps=8, layers=12, tasks=10)
+    rng = np.random.default_rng(0)
+    scores = surface(problem, noise=0.002)
+    policy = make_policy("toptwo_gp", problem, budget=300)
+    play(policy, scores, 100)
+    before = policy._doubt()
+    # From here on, every task jumps about by itself.
+    jumps = np.array(scores) + wrong * 0.01 * rng.normal(size=scores.shape) * (wrong > 1)
+    policy.surface.rebuild()
+    play(policy, jumps, 60)
+    assert (policy._doubt() > 1.5 * before) == (wrong > 1)

@@ -31,7 +31,7 @@ MEDIANS = {
     "layer": 0.15,
     "checkpoint": 0.15,
     "arm": 0.1,
-    "metrics": 0.1,
+    "metrics": 0.05,
     "step_length": 0.35,
     "depth_length": 0.35,
     "own_depth": 0.5,
@@ -39,8 +39,10 @@ MEDIANS = {
     "own_cell": 0.2,
 }
 NAMES = tuple(MEDIANS)
-#: Standard deviation of the log of each of them; and of a task's loading and residual.
-LOG_SD = 0.7
+#: Standard deviation of the log of each of them: little for the cells' own term, whose likeliest
+#: value is too small where every task has a few cells and parameters of its own.
+LOG_SD = {**dict.fromkeys(MEDIANS, 0.7), "own_cell": 0.3}
+#: Standard deviation of the log of a task's loading and residual.
 TASK_LOG_SD = 0.5
 #: Correlation of the smooth surfaces of two models.
 BETWEEN_MODELS = 0.6

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
-from scipy.optimize import minimize
 
 from batchsweep.policies.base import Bools, Floats, Ints, Problem
-from batchsweep.policies.kernel import LOG_SD, NAMES, OFFSET_SD, TASK_LOG_SD, Hyper, Kernel
+from batchsweep.policies.fit import Fit
+from batchsweep.policies.kernel import OFFSET_SD, Hyper, Kernel
 
 #: Added to every observation's variance, in squared units of a task's spread.
 JITTER = 1e-5
@@ -68,18 +68,26 @@ class Surface:
         self._chol: Floats = grown(get("_chol"), size, size)
         self._white: Floats = grown(get("_white"), size, self._arms)
 
-    def observe(self, arm: int, task: int, reward: float | None, noise: float = 0.0) -> None:
-        """Add a cell; ``reward`` None makes it pending. A pending cell may be told later."""
+    def observe(self, arm: int, task: int, reward: float | None, noise: float = 0.0) -> float:
+        """Add a cell; ``reward`` None makes it pending. A pending cell may be told later.
+
+        Returns:
+            Its distance from what was predicted, in predicted standard deviations; 0 if pending.
+        """
         at = self._pending.pop((arm, task), None)
         if at is not None and reward is not None:
             self._reward[at], self._told[at] = reward, True
-            if noise != self._noise[at]:
+            if noise != self._noise[at] and at == self.n - 1:
+                self.var = self.var + self._white[at] ** 2
+                self._noise[at] = noise
+                self._append(at)
+            elif noise != self._noise[at]:
                 self._noise[at] = noise
                 self.rebuild()
-                return
-            self._resid[at] = self._residual(at)
-            self._whiten()
-            return
+            else:
+                self._resid[at] = self._residual(at)
+                self._whiten()
+            return float(self._z[at])
         if self.n == len(self._arm):
             self._grow(2 * self.n)
         i = self.n
@@ -89,15 +97,17 @@ class Surface:
         if reward is None:
             self._pending[arm, task] = i
         self._append(i)
+        return float(self._z[i])
 
     @property
     def pending(self) -> int:
         return len(self._pending)
 
-    def cells(self) -> tuple[Ints, Ints, Floats]:
-        """Told (arms, tasks, rewards)."""
-        told = self._told[: self.n]
-        return self._arm[: self.n][told], self._task[: self.n][told], self._reward[: self.n][told]
+    def cells(self) -> tuple[Ints, Ints, Floats, Floats]:
+        """Told (arms, tasks, rewards, standard deviations of their noise)."""
+        n, told = self.n, self._told[: self.n]
+        cells = self._arm[:n][told], self._task[:n][told]
+        return *cells, self._reward[:n][told], self._noise[:n][told]
 
     # -- covariances ---------------------------------------------------------------------------
 
@@ -304,65 +314,17 @@ class Surface:
 
     # -- hyperparameters -----------------------------------------------------------------------
 
-    def fit(self, *, iterations: int = 12) -> None:
-        """Maximum a posteriori hyperparameters from told cells; then rebuild.
-
-        The marginal likelihood is Rasmussen & Williams (2006), eq. 5.8 and 5.9.
-        """
-        arm, task, reward = self.cells()
-        noise = self._noise[: self.n][self._told[: self.n]]
+    def start_fit(self, centre: Floats, spread: Floats) -> Fit:
+        """A fit to the told cells, with these [task] centres and spreads."""
+        arm, task, reward, noise = self.cells()
         if len(arm) > FIT_CELLS:
             keep = np.unique(np.linspace(0, len(arm) - 1, FIT_CELLS).astype(np.int64))
             arm, task, reward, noise = arm[keep], task[keep], reward[keep], noise[keep]
-        pieces = self.kernel.pieces(arm)
-        unit = (reward - self.centre[task]) / self.spread[task]
-        extra = JITTER + (noise / self.spread[task]) ** 2
-        same = (task[:, None] == task[None, :]).astype(float)
-        prior = Hyper.prior(self._tasks).flat()
-        width = np.concatenate([np.full(len(NAMES), LOG_SD), np.full(2 * self._tasks, TASK_LOG_SD)])
-        slope = self.kernel.mean[arm]
-        n = len(arm)
+        unit = (reward - centre[task]) / spread[task]
+        extra = JITTER + (noise / spread[task]) ** 2
+        return Fit(self.kernel, self.hyper, arm, task, unit, extra)
 
-        def objective(flat: Floats) -> tuple[float, Floats]:
-            hyper = Hyper.unflat(flat, self._tasks)
-            load, ratio = np.exp(hyper.loading)[task], np.exp(hyper.residual)[task]
-            shared, own, by, own_by = pieces.covariance(hyper)
-            outer = load[:, None] * load[None, :]
-            shared_part = outer * shared
-            own_mask = outer * same * (ratio[:, None] * ratio[None, :])
-            own_part = own_mask * own
-            gram = shared_part + own_part + OFFSET_SD**2 * same
-            gram[np.diag_indices(n)] += extra
-            factor = cholesky(gram, lower=True, check_finite=False)
-            inverse = solve_triangular(factor, np.eye(n), lower=True, check_finite=False)
-            resid = unit - load * slope
-            alpha = inverse.T @ (inverse @ resid)
-            grad_k = 0.5 * (inverse.T @ inverse - np.outer(alpha, alpha))
-            value = 0.5 * resid @ alpha + np.log(np.diag(factor)).sum()
-            shared_k, own_k = grad_k * outer, grad_k * own_mask
-            grad = np.zeros_like(flat)
-            for k, name in enumerate(NAMES):
-                if name in by:
-                    grad[k] += np.vdot(shared_k, by[name])
-                if name in own_by:
-                    grad[k] += np.vdot(own_k, own_by[name])
-            per_shared = 2 * np.einsum("ij,ij->i", grad_k, shared_part)
-            per_own = 2 * np.einsum("ij,ij->i", grad_k, own_part)
-            per_load = per_shared + per_own - alpha * load * slope
-            start = len(NAMES)
-            grad[start : start + self._tasks] = np.bincount(task, per_load, self._tasks)
-            grad[start + self._tasks :] = np.bincount(task, per_own, self._tasks)
-            away = (flat - prior) / width
-            return float(value + 0.5 * away @ away), grad + away / width
-
-        found = minimize(
-            objective,
-            self.hyper.flat(),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=[(p - 2.5 * w, p + 2.5 * w) for p, w in zip(prior, width, strict=True)],
-            options={"maxiter": iterations, "maxcor": 20},
-        )
-        if np.isfinite(found.fun):
-            self.hyper = Hyper.unflat(found.x, self._tasks)
+    def take(self, hyper: Hyper, centre: Floats, spread: Floats) -> None:
+        """Go on with these hyperparameters, [task] centres and spreads."""
+        self.hyper, self.centre, self.spread = hyper, centre, spread
         self.rebuild()

@@ -8,15 +8,19 @@ import numpy as np
 from scipy.special import ndtr
 
 from batchsweep.policies.base import Answer, Candidate, Floats, Ints, Policy, Problem, _interval
+from batchsweep.policies.fit import STEPS, Fit
 from batchsweep.policies.surface import Surface
 
 #: Layers of the baseline checkpoint, and cells per task, in the opening.
 OPENING_LAYERS = 6
 OPENING_ROUNDS = 3
 #: Largest part of the budget that the opening may take.
-OPENING_SHARE = 0.4
-#: Refit the hyperparameters each time the number of told cells has grown by this factor.
-REFIT_GROWTH = 1.3
+OPENING_SHARE = 0.25
+#: The first fit of the hyperparameters, and how much the number of told cells grows till the next.
+LEAST_CELLS = 4
+REFIT_GROWTH = 1.15
+#: Of a task's squared deviations, the part that is signal whatever the measured noise.
+LEAST_SIGNAL = 0.04
 #: Arms that may hold the best, in joint draws of the posterior.
 FINALISTS = 200
 DRAWS = 2000
@@ -25,11 +29,12 @@ NEAR_ARMS = 12
 NEAR_CELLS = 16
 #: Cells per task before an early stop: young fits are too sure of themselves.
 LEAST_ROUNDS = 6
-#: Posterior variances are multiplied by up to this much: hyperparameters are fitted, not known. All
-#: of it where cells are exact; less where measured noise, which is known, makes up a cell's
-#: variance. Chosen on synthetic surfaces; statements near 0.9 are
-#: still somewhat too sure (tests/benchmarks/bandit.py targets --only 2,3,4,7).
-DOUBT = 2.2
+#: Hyperparameters are fitted, not known, so that posterior variances come out too small: they are
+#: multiplied by the mean squared surprise of the cells told so far, DOUBT to begin with, which
+#: counts as much as this many cells. A surprise is a cell's distance from its prediction of the
+#: moment before, in stated standard deviations (Dawid's prequential view, JRSS A 147, 1984).
+DOUBT = 4.0
+DOUBT_CELLS = 20
 #: The answer leaves the usual arm once another one's posterior mean is higher by this many standard
 #: deviations of their difference: a guess from published experience isn't given up on a hunch.
 GUARD = 1.5
@@ -43,11 +48,14 @@ class _GPPolicy(Policy):
     def __init__(self, problem: Problem, **common: Any) -> None:
         super().__init__(problem, **common)
         self.surface = Surface(problem)
-        self._fitted_at = 0
+        self._fit: Fit | None = None
+        self._fit_scales = (self.surface.centre, self.surface.spread)
+        self._fit_at = self._fitted_at = self._stepped_at = 0
         tasks = problem.shape[1]
         self._log_cost = np.zeros(tasks)
         self._cost_count = np.zeros(tasks)
         self._noise = np.zeros(tasks)  # of the last pull: the best guess for the next
+        self._surprise, self._surprises = DOUBT_CELLS * DOUBT, float(DOUBT_CELLS)
         self._opening = self._open()
 
     # -- opening -------------------------------------------------------------------------------
@@ -72,15 +80,17 @@ class _GPPolicy(Policy):
         budget = arms * tasks if self.budget is None else self.budget
         return cells[: max(1, int(OPENING_SHARE * budget))][::-1]
 
-    def _settle(self) -> None:
-        """Centre and spread of every task from what was told; spreads are shrunk to the median."""
-        _, task, reward = self.surface.cells()
+    def _scales(self) -> tuple[Floats, Floats]:
+        """[task] centre and spread of what was told; spreads are shrunk to the median."""
+        _, task, reward, noise = self.surface.cells()
         tasks = self.problem.shape[1]
         count = np.bincount(task, minlength=tasks)
         total = np.bincount(task, reward, tasks)
-        everywhere = float(reward.mean())
-        centre = np.where(count > 0, total / np.maximum(count, 1), everywhere)
+        centre = np.where(count > 0, total / np.maximum(count, 1), float(reward.mean()))
         squares = np.bincount(task, (reward - centre[task]) ** 2, tasks)
+        # Less what measured noise adds to them; a little is always left.
+        added = np.bincount(task, noise**2, tasks) * (1 - 1 / np.maximum(count, 1))
+        squares = np.maximum(squares - added, LEAST_SIGNAL * squares)
         several = count >= 2
         variance = squares[several] / (count[several] - 1)
         usual = float(np.median(variance)) if several.any() else 0.0
@@ -88,27 +98,40 @@ class _GPPolicy(Policy):
             usual = float(variance.mean()) if several.any() and variance.any() else 0.02**2
         pull = 2.0
         spread = (squares + pull * usual) / (np.maximum(count - 1, 0) + pull)
-        self.surface.centre, self.surface.spread = centre, np.sqrt(spread)
+        return centre, np.sqrt(spread)
 
     # -- ask / tell ----------------------------------------------------------------------------
 
     def _learn(
         self, arm: int, task: int, score: float, seconds: float | None, noise: float
     ) -> None:
-        self.surface.observe(arm, task, score, noise)
+        surprise = self.surface.observe(arm, task, score, noise)
+        if self._fitted_at:
+            self._surprise += surprise**2
+            self._surprises += 1
         self._noise[task] = noise
         if seconds is not None and seconds > 0:
             self._log_cost[task] += np.log(seconds)
             self._cost_count[task] += 1
 
     def _refresh(self) -> None:
+        """Keep the hyperparameters up to date: a step of a fit for each pull that was told."""
         told = int((~np.isnan(self.told)).sum())
-        if self.surface.pending or told < 4:
+        if self.surface.pending or told < LEAST_CELLS:
             return
-        if not self._fitted_at or told >= REFIT_GROWTH * self._fitted_at:
-            self._settle()
-            self.surface.fit()
-            self._fitted_at = told
+        if self._fit is None and told >= REFIT_GROWTH * self._fitted_at:
+            self._fit_scales = self._scales()
+            self._fit = self.surface.start_fit(*self._fit_scales)
+            self._fit_at = told
+        # The first fit is to few cells and quick; nothing can be said before it.
+        steps = told - self._stepped_at if self._fitted_at else STEPS
+        self._stepped_at = told
+        if self._fit is None:
+            return
+        if all(self._fit.step() for _ in range(steps)) and self._fitted_at:
+            return
+        self.surface.take(self._fit.hyper, *self._fit_scales)
+        self._fitted_at, self._fit = self._fit_at, None
 
     def _choose(self) -> tuple[int, int, str] | None:
         while self._opening:
@@ -183,9 +206,7 @@ class _GPPolicy(Policy):
         return front if gap >= GUARD * sd else self._usual
 
     def _doubt(self) -> float:
-        own = self.surface.kernel.var["own_cell"] * (self.surface.own * self.surface.spread) ** 2
-        exact = own / np.maximum(own + self._noise**2, 1e-300)
-        return 1 + (DOUBT - 1) * float(exact.mean())
+        return max(1.0, self._surprise / self._surprises)
 
     def _front(self) -> int:
         return int(np.argmax(self.surface.mean))

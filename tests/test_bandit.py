@@ -163,6 +163,57 @@ def test_budget_in_arms_pulls_and_seconds(problem):
     assert timed.left == 0
 
 
+class Spent(Exception):
+    """The seconds are gone, for a search that doesn't know of them."""
+
+
+def test_a_budget_in_seconds_is_spent_on_what_tells_most_per_second():
+    problem = problem_of(steps=6, layers=12, tasks=12, models=1)
+    price = np.geomspace(1, 400, 12)
+    limit = 6 * price.sum()
+    regrets, per_pull = {"knows": [], "blind": []}, {"knows": [], "blind": []}
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        scores = surface(problem, seed, noise=0.05)
+        costs = rng.permutation(price) * np.exp(rng.normal(0, 0.1, problem.shape))
+        regret = scores.mean(axis=1).max() - scores.mean(axis=1)
+        last: dict = {}
+
+        def score(arm, task, scores=scores, costs=costs):
+            cell = problem.arms.index(arm), problem.tasks.index(task)
+            return float(scores[cell]), float(costs[cell]), None
+
+        def heard(policy, pulls, seconds, last=last):
+            if seconds > limit:
+                raise Spent
+            last.update(arm=policy.leader(), pulls=pulls, seconds=seconds)
+
+        common = {"stop_at_regret": 0, "final_check": 0, "seed": seed}
+        config = BanditConfig(budget=PullBudget(seconds=limit), **common)
+        outcome = run(problem, score, config, RAW, quiet=True)
+        assert outcome.seconds - limit <= outcome.records[-1]["seconds"]
+        regrets["knows"].append(regret[problem.arms.index(outcome.answer.arm)])
+        per_pull["knows"].append(outcome.seconds / outcome.pulls)
+        blind = BanditConfig(budget=PullBudget(pulls=problem.shape[0] * 12), **common)
+        with pytest.raises(Spent):
+            run(problem, score, blind, RAW, on_tell=heard, quiet=True)
+        regrets["blind"].append(regret[last["arm"]])
+        per_pull["blind"].append(last["seconds"] / last["pulls"])
+    assert np.mean(per_pull["knows"]) < 0.75 * np.mean(per_pull["blind"])
+    assert np.mean(regrets["knows"]) < 0.5 * np.mean(regrets["blind"])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("policy", ["toptwo_gp", "random", "ucb"])
+def test_no_more_seconds_than_the_running_pulls(problem, policy, workers):
+    for seconds in (1, 10, 60):
+        budget = PullBudget(seconds=seconds)
+        config = BanditConfig(policy=policy, budget=budget, workers=workers, stop_at_regret=0)
+        outcome = run(problem, Scores(problem), config, Z, quiet=True)
+        running = sum(r["seconds"] for r in outcome.records[-workers:])
+        assert outcome.seconds - running < seconds
+
+
 def test_final_check_completes_the_top_arms(problem):
     def check(n):
         config = BanditConfig(

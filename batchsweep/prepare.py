@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 
 from batchsweep.audit import audit
 from batchsweep.config import Config
 from batchsweep.corpus import Summary, load_tokenizer, write_corpus
-from batchsweep.errors import UsageError
+from batchsweep.differences import differences
+from batchsweep.errors import StoreCorrupt, StoreMismatch, UsageError
 from batchsweep.plan import Plan, freeze, make_plan, merged
 from batchsweep.planning import refuse_if_too_large
 from batchsweep.rewards import tasks_of
@@ -44,6 +46,7 @@ def prepare(config: Config, *, strict: bool = False) -> tuple[Store, Plan, Summa
     store = create_store(config.store_url, format=config.store.format)
     # Before the long work: would this plan be refused?
     plan = merged(plan, store, config)
+    _check_metrics(store, config)
     check_data(tasks)
     trusted = {model.name for model in config.models if model.trust_remote_code}
     tokenizers = {
@@ -69,4 +72,20 @@ def _check_rewards(config: Config, plan: Plan, types: Mapping[str, str]) -> None
         raise UsageError(
             f"rewards.baseline '{config.rewards.baseline}': no checkpoint of that name in this "
             f"sweep; valid: {', '.join(names)}"
+        )
+
+
+def _check_metrics(store: Store, config: Config) -> None:
+    """Embeddings that are there have metrics, and ``extract`` holds the config to them."""
+    now = config.metrics.model_dump(mode="json")
+    first = next(iter(store.keys()), None)
+    if first is None:
+        return
+    there = now
+    with suppress(StoreCorrupt):  # Damage is for verify to name.
+        there = store.reader(first).provenance.get("metrics", now)
+    if changes := differences(there, now, "metrics"):
+        raise StoreMismatch(
+            f"{store.url}: the config changed since {first} was extracted: {'; '.join(changes)}; "
+            "change it back, or use another store.path"
         )

@@ -13,11 +13,11 @@ from batchsweep.errors import TryAgain, UsageError
 from batchsweep.ledger import StoreLedger
 from batchsweep.outcome import Outcome
 from batchsweep.plan import Plan, PlanEntry, frozen_plan
-from batchsweep.policies import Problem
+from batchsweep.policies import POLICIES, Problem
 from batchsweep.rewards import Floats, tasks_of
 from batchsweep.score import ScoreFunction, score_processes
 from batchsweep.store import Store
-from batchsweep.tasks import resolve
+from batchsweep.tasks import check_data, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +94,15 @@ def search(store: Store, config: Config) -> tuple[str, Outcome]:
     ``bandit/<name>/pulls/`` and in full below ``scores/``.
 
     Raises:
-        TryAgain: nothing is sealed yet, or another process runs this search.
+        TryAgain: nothing is sealed yet, another process runs this search, or a task's data are not
+            to be had.
         StoreMismatch: the config is not the one that the plan was frozen from.
     """
     plan = frozen_plan(store, config, scoring=True)
     problem = problem_of(store, plan, config)
     name = search_name(problem, config)
+    if POLICIES[config.bandit.policy].pulls:
+        check_data([t for t in resolve(config.tasks) if t.metadata.name in problem.tasks])
     workers = config.bandit.workers
     with (
         store.lease(f"bandit/{name}"),

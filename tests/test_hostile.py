@@ -12,6 +12,7 @@ from tiny import extracted_store, make_suite, make_tasks, write_config
 from batchsweep import config
 from batchsweep.cli import main
 from batchsweep.store import open_store
+from batchsweep.tasks import resolve as all_tasks
 
 REVISIONS = ("step0", "main")
 
@@ -227,6 +228,36 @@ def test_other_metrics_are_named(copied, fails):
     changed = copied(metrics={"sample": 9})
     says = fails(4, "extract", "--config", changed, "--index", "0")
     assert "metrics.sample is 8 in the store, 9 now" in says
+    # prepare, which only adds indexes, would add some that can't be extracted.
+    says = fails(4, "prepare", "--config", changed)
+    assert "metrics.sample was 8 and is now 9" in says
+
+
+def test_a_task_without_its_data_is_named_before_the_first_pull(
+    copied, fails, monkeypatch, tmp_path
+):
+    class Gone:
+        """A task whose data set is neither here nor to be had."""
+
+        def __init__(self, task):
+            self.metadata, self.data_loaded = task.metadata, False
+
+        def load_data(self):
+            raise ConnectionError("no such data set")
+
+    def resolve(entries):
+        first, *others = all_tasks(entries)
+        return [first, *(Gone(task) for task in others)]
+
+    given = copied(bandit={"budget": {"pulls": 6}, "policy": "random", "final_check": 0})
+    monkeypatch.setattr("batchsweep.search.resolve", resolve)
+    monkeypatch.setattr("batchsweep.prepared.large.is_large", lambda task: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    says = fails(2, "bandit", "--config", given)
+    assert "tasks: data set not cached and HF_HUB_OFFLINE is set: TinyClustering" in says
+    assert open_store(tmp_path / "store.zarr").list_json("bandit") == []
+    # What scores nothing needs no data.
+    assert main(["bandit", "--config", given, "--policy", "heuristic"]) == 0
 
 
 def test_a_damaged_tokenizer_is_one_line(sweep, fails, tmp_path):

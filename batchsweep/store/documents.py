@@ -6,6 +6,7 @@ Chunks carry a crc32c; so do documents: an object has a member ``crc32c`` over i
 from __future__ import annotations
 
 import json
+from operator import ne
 from typing import Any
 
 import crc32c
@@ -26,9 +27,13 @@ def checked(value: Any) -> Any:
     An object without one (written by hand, say) passes.
 
     Raises:
-        ValueError: the checksum differs.
+        ValueError: the checksum differs, or its name is damaged.
     """
-    if not isinstance(value, dict) or CHECKSUM not in value:
+    if not isinstance(value, dict):
+        return value
+    if CHECKSUM not in value:
+        if any(len(k) == len(CHECKSUM) and sum(map(ne, k, CHECKSUM)) == 1 for k in value):
+            raise ValueError("its crc32c has another name")
         return value
     if with_checksum(value)[CHECKSUM] != value[CHECKSUM]:
         raise ValueError("its crc32c differs")

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,12 @@ from batchsweep.store.blobs import Blobs, LocalBlobs, store_error
 from batchsweep.store.format import FORMAT_VERSION, SEAL_BYTES, Float64, corrupt_at, piece_bytes
 from batchsweep.store.hdf5_corpus import PATH as CORPUS
 from batchsweep.store.hdf5_corpus import Hdf5Sink, Hdf5Source, read_attributes
+from batchsweep.store.hdf5_files import check_metadata, make, opened, reserve
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.values import Array, as_bytes, stored_dtype
 from batchsweep.store.zarr3 import CRC_BYTES, crc32c, damaged
 
 MASTER = "sweep.h5"
-#: Version 1.10 of the file format has checksums on metadata.
-LIBVER = ("v110", "v110")
 _SEAL_ROW = SEAL_BYTES + CRC_BYTES
 
 
@@ -51,7 +49,8 @@ class Hdf5Format:
         self._write_master()
 
     def version(self) -> int | None:
-        with self._open(MASTER) as file:
+        check_metadata(self.blobs, MASTER)
+        with opened(self.blobs, MASTER) as file:
             version = file.attrs.get("batchsweep_format")
             # Whether the links can be read is a matter of the root, too.
             for group in file["checkpoints"].values():
@@ -68,7 +67,7 @@ class Hdf5Format:
         )
 
     def noted_keys(self) -> list[str]:
-        with self._open(MASTER) as file:
+        with opened(self.blobs, MASTER) as file:
             return [f"{m}/{r}" for m, models in file["checkpoints"].items() for r in models]
 
     def folder(self, key: str) -> str:
@@ -78,19 +77,20 @@ class Hdf5Format:
         path = self.folder(key)
         if not self._path(path).exists():
             return None
-        with self._open(path) as file:
+        with opened(self.blobs, path) as file:
             text = file.attrs.get("spec")
             if text is None:
                 raise corrupt_at(self.blobs, path, "not a checkpoint's file")
-            complete, metric_count = file["complete"][0], file["metric_count"][0]
+            count, complete, checksum = _marks(file)
             try:
                 attributes = documents.decode_checked(text)
             except ValueError as error:
                 raise corrupt_at(self.blobs, path, f"torn or changed ({error})") from None
             return {
                 **attributes,
-                "complete": bool(complete),
-                "metric_count": int(metric_count),
+                # Until the checksum is there, the rest is about to be written.
+                "complete": complete and checksum == _marks_checksum(count),
+                "metric_count": count,
             }
 
     def start_group(self, key: str, spec: GroupSpec) -> None:
@@ -113,31 +113,36 @@ class Hdf5Format:
             for name in spec.arrays:
                 vector = (spec.hidden,) if name in spec.poolings else ()
                 shape = (len(spec.layers), spec.texts, *vector)
-                dataset = _reserve(file, name, shape, stored_dtype(spec.dtype, name))
+                dataset = reserve(file, name, shape, stored_dtype(spec.dtype, name))
                 for axis, (scale, label) in enumerate([(layer, "layer"), (text, "text")]):
                     dataset.dims[axis].label = label
                     dataset.dims[axis].attach_scale(scale)
                 if len(shape) == 3:
                     dataset.dims[2].label = "hidden"
                 grid = (spec.blocks, len(spec.layers))
-                _reserve(file, f"{name}_crc32c", grid, np.dtype("<u4"))
-            _reserve(file, "seals", (spec.blocks, _SEAL_ROW), np.dtype("u1"))
-            _reserve(file, "complete", (1,), np.dtype("u1"))
-            _reserve(file, "metric_count", (1,), np.dtype("<u4"))
+                reserve(file, f"{name}_crc32c", grid, np.dtype("<u4"))
+            reserve(file, "seals", (spec.blocks, _SEAL_ROW), np.dtype("u1"))
+            reserve(file, "complete", (1,), np.dtype("u1"))
+            reserve(file, "metric_count", (1,), np.dtype("<u4"))
+            reserve(file, "complete_crc32c", (1,), np.dtype("<u4"))
             file["metrics"] = h5py.ExternalLink(metrics, "/")
 
         self._offsets.pop(key, None)
-        self._make(self.folder(key), fill)
+        make(self.blobs, self.folder(key), fill)
         self._write_master()
 
     def mark(self, key: str, spec: GroupSpec, *, complete: bool) -> None:
-        if complete:
-            # Before it: a kill in between leaves a number that nobody looks at yet.
-            count = len(self.metrics(key, spec))
-            self._put(key, "metric_count", 0, struct.pack("<I", count))
-        self._put(key, "complete", 0, bytes([complete]))
-        if not complete:
-            self._put(key, "metric_count", 0, struct.pack("<I", 0))
+        # Last when it becomes complete, first when it no longer is: a kill in between leaves a
+        # group that isn't.
+        count = len(self.metrics(key, spec)) if complete else 0
+        steps = {
+            "metric_count": struct.pack("<I", count),
+            "complete": bytes([complete]),
+            "complete_crc32c": _marks_checksum(count) if complete else bytes(CRC_BYTES),
+        }
+        for name in steps if complete else reversed(steps):
+            if name in self._places(key):
+                self._put(key, name, 0, steps[name])
         if complete and not self._is_linked(key):
             # A kill between making the file and linking it.
             self._write_master()
@@ -210,7 +215,8 @@ class Hdf5Format:
 
     def metadata_faults(self, key: str, spec: GroupSpec) -> list[str]:
         path = self.folder(key)
-        with self._open(path) as file:
+        check_metadata(self.blobs, path)
+        with opened(self.blobs, path) as file:
             wanted = {"layer": np.asarray(spec.layers), "text": np.arange(spec.texts)}
             for name, values in wanted.items():
                 if name not in file or not np.array_equal(file[name][()], values):
@@ -219,9 +225,12 @@ class Hdf5Format:
             for name in names:
                 if name not in file or file[name].id.get_offset() is None:
                     raise corrupt_at(self.blobs, path, f"{name} is missing")
-            complete = bool(file["complete"][0])
+            count, complete, checksum = _marks(file)
+        sound = complete and checksum == _marks_checksum(count)
+        if any(checksum) and not sound:
+            return [f"{path}: complete or metric_count is changed"]
         # A writer that was killed early may go without a link until it is complete.
-        if complete and not self._is_linked(key):
+        if sound and not self._is_linked(key):
             return [f"{MASTER} has no link to {path}"]
         return []
 
@@ -272,14 +281,16 @@ class Hdf5Format:
                 dataset.dims[0].label = "layer"
                 dataset.dims[0].attach_scale(layer)
 
-        self._make(f"metrics/{key}.h5", fill)
+        make(self.blobs, f"metrics/{key}.h5", fill)
 
     def metrics(self, key: str, spec: GroupSpec) -> dict[str, Float64]:
         path = f"metrics/{key}.h5"
         if not self._path(path).exists():
             return {}
-        with self._open(path) as file:
-            return {name: file[name][()] for name in sorted(file) if name != "layer"}
+        check_metadata(self.blobs, path)
+        with opened(self.blobs, path) as file:
+            names = sorted(n for n in file if file[n].dtype == np.float64)
+            return {name: file[name][()] for name in names}
 
     def corpus_sink(self) -> Hdf5Sink:
         return Hdf5Sink(self.blobs)
@@ -290,22 +301,6 @@ class Hdf5Format:
 
     def _path(self, path: str) -> Path:
         return self.blobs.root / path
-
-    @contextmanager
-    def _open(self, path: str) -> Iterator[h5py.File]:
-        try:
-            with h5py.File(self._path(path), "r", locking=False) as file:
-                yield file
-        except (OSError, KeyError, RuntimeError, TypeError) as error:
-            # h5py's ways to say that bytes make no sense.
-            raise corrupt_at(self.blobs, path, f"can't be read as HDF5 ({error})") from None
-
-    def _make(self, path: str, fill: Callable[[h5py.File], None]) -> None:
-        with (
-            self.blobs.replacing(path) as temporary,
-            h5py.File(temporary, "w", libver=LIBVER, locking=False) as file,
-        ):
-            fill(file)
 
     def _write_master(self) -> None:
         # Made anew from what is there, one process at a time, so that none forgets another's link.
@@ -322,25 +317,25 @@ class Hdf5Format:
                     group = file.require_group(f"checkpoints/{model}")
                     group[revision] = h5py.ExternalLink(self.folder(key), "/")
 
-            self._make(MASTER, fill)
+            make(self.blobs, MASTER, fill)
 
     def _is_linked(self, key: str) -> bool:
-        with self._open(MASTER) as file:
+        with opened(self.blobs, MASTER) as file:
             link = file.get(f"checkpoints/{key}", getlink=True)
         return getattr(link, "filename", None) == self.folder(key)
 
-    def _offset(self, key: str, name: str) -> int:
+    def _places(self, key: str) -> dict[str, int]:
+        """Where each array's bytes begin in the group's file."""
         if key not in self._offsets:
-            path = self.folder(key)
-            with self._open(path) as file:
-                found = {
-                    n: file[n].id.get_offset()
-                    for n in file
-                    if n not in ("metrics", "layer", "text")
-                }
+            with opened(self.blobs, self.folder(key)) as file:
+                names = [n for n in file if n not in ("metrics", "layer", "text")]
+                found = {n: file[n].id.get_offset() for n in names}
             self._offsets[key] = {n: offset for n, offset in found.items() if offset is not None}
+        return self._offsets[key]
+
+    def _offset(self, key: str, name: str) -> int:
         try:
-            return self._offsets[key][name]
+            return self._places(key)[name]
         except KeyError:
             raise corrupt_at(self.blobs, self.folder(key), f"no array {name}") from None
 
@@ -372,18 +367,17 @@ class Hdf5Format:
         return damaged(f"{self.blobs.url}: {where}")
 
 
-def _reserve(
-    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]
-) -> h5py.Dataset:
-    """A contiguous dataset whose space is set aside now and filled later (until then: zeros)."""
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_layout(h5py.h5d.CONTIGUOUS)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    properties.set_obj_track_times(False)
-    space = h5py.h5s.create_simple(shape)
-    kind = h5py.h5t.py_create(dtype, logical=True)
-    return h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=properties))
+def _marks(file: h5py.File) -> tuple[int, bool, bytes]:
+    """metric_count, complete and their checksum; files of before it are as if it were right."""
+    count, complete = int(file["metric_count"][0]), bool(file["complete"][0])
+    if "complete_crc32c" not in file:
+        return count, complete, _marks_checksum(count) if complete else bytes(CRC_BYTES)
+    return count, complete, struct.pack("<I", file["complete_crc32c"][0])
+
+
+def _marks_checksum(count: int) -> bytes:
+    """What says that a group is complete, with that many metrics."""
+    return struct.pack("<I", crc32c(struct.pack("<IB", count, True)))
 
 
 def _values(spec: GroupSpec, name: str, stored: bytes | memoryview[int]) -> Array:

@@ -38,6 +38,8 @@ class ZarrFormat:
         attributes = self._group_attributes("zarr.json")
         if attributes is None:
             return None
+        if not zarr3.same_layout(self.blobs.read("zarr.json") or b"", zarr3.group({})):
+            raise corrupt_at(self.blobs, "zarr.json", "torn or changed")
         version = attributes.get("batchsweep_format")
         return version if isinstance(version, int) else None
 
@@ -170,14 +172,17 @@ class ZarrFormat:
         for group in ("checkpoints", folder.rsplit("/", 1)[0]):
             wanted[f"{group}/zarr.json"] = zarr3.group({})
         attributes = self.attributes(key) or {}
-        if attributes.get("complete") is True:
-            # Metrics that don't read at all are another kind of fault.
-            names = self._metric_names(key)
-            wanted[f"{folder}/zarr.json"] = zarr3.group(attributes, _members(spec, names))
-            if names:
-                arrays = _metric_arrays(spec, names)
-                wanted |= {f"{folder}/metrics/{n}/zarr.json": s for n, s in arrays.items()}
-                wanted[f"{folder}/metrics/zarr.json"] = zarr3.group({"names": names}, arrays)
+        chunks = {f"{folder}/{n}": values for n, (values, _) in _coordinates(spec).items()}
+        # Metrics that don't read at all are another kind of fault.
+        if names := self._metric_names(key):
+            chunks[f"{folder}/metrics/layer"] = chunks[f"{folder}/layer"]
+        complete = attributes.get("complete") is True
+        members = _members(spec, names) if complete else None
+        wanted[f"{folder}/zarr.json"] = zarr3.group(attributes, members)
+        if complete and names:
+            arrays = _metric_arrays(spec, names)
+            wanted |= {f"{folder}/metrics/{n}/zarr.json": s for n, s in arrays.items()}
+            wanted[f"{folder}/metrics/zarr.json"] = zarr3.group({"names": names}, arrays)
         paths = list(wanted)
         stored = self.blobs.map(self.blobs.read, paths)
         faults = [
@@ -185,8 +190,8 @@ class ZarrFormat:
             for path, there in zip(paths, stored, strict=True)
             if there is None or not zarr3.same_layout(there, wanted[path])
         ]
-        for name, (values, _) in _coordinates(spec).items():
-            path = f"{folder}/{name}/{zarr3.chunk_key(*[0] * values.ndim)}"
+        for array, values in chunks.items():
+            path = f"{array}/{zarr3.chunk_key(*[0] * values.ndim)}"
             if self.blobs.read(path) != b"".join(zarr3.encode_chunk(values, values.shape)):
                 faults.append(f"{path} is missing or changed")
         return faults
@@ -265,10 +270,8 @@ class ZarrFormat:
 
     def write_metrics(self, key: str, spec: GroupSpec, metrics: Mapping[str, Float64]) -> None:
         self.drop_metrics(key)
-        folder = f"{self.folder(key)}/metrics"
-        layer = np.asarray(spec.layers, np.int64)
-        for name, values in {"layer": layer, **metrics}.items():
-            self._write_only_chunk(f"{folder}/{name}", values)
+        for name, values in metrics.items():
+            self._write_only_chunk(f"{self.folder(key)}/metrics/{name}", values)
         self._write_metric_documents(key, spec, sorted(metrics))
 
     def metrics(self, key: str, spec: GroupSpec) -> dict[str, Float64]:
@@ -286,6 +289,7 @@ class ZarrFormat:
 
     def _write_metric_documents(self, key: str, spec: GroupSpec, names: list[str]) -> None:
         folder = f"{self.folder(key)}/metrics"
+        self._write_only_chunk(f"{folder}/layer", np.asarray(spec.layers, np.int64))
         arrays = _metric_arrays(spec, names)
         for name, stored in arrays.items():
             self._write(f"{folder}/{name}/zarr.json", stored)

@@ -11,32 +11,26 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, as_completed
+from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
-from batchsweep.errors import StoreMismatch
 from batchsweep.final_check import after_full_check, by_aggregate
 from batchsweep.ledger import Ledger, MemoryLedger, Record, StoreLedger
 from batchsweep.noise import HalvesNoise
 from batchsweep.outcome import VERSION, Outcome
 from batchsweep.policies import Answer, Policy, Problem, Pull, make_policy
 from batchsweep.progress import progress
+from batchsweep.pulls import Pulls, ScoreFn
 from batchsweep.rewards import Floats, describe, raw_scale, z_scale
 
 __all__ = ["Ledger", "MemoryLedger", "Outcome", "StoreLedger", "run", "run_digest"]
 
 logger = logging.getLogger(__name__)
-
-#: (arm, task) -> (main score, seconds, result). Of the result, if it is a mapping, two entries are
-#: read: ``halves``, the scores of the two subsets that the score is the mean of, from which the
-#: noise is measured; and ``noise``, its standard deviation, where that is known.
-#: A score that is not finite (a constant embedding has no correlation) counts as 0.
-ScoreFn = Callable[[str, str], tuple[float, float, Any]]
 
 #: Layers of the baseline checkpoint that z rewards rest on, unless everything is affordable.
 REFERENCE_LAYERS = 5
@@ -87,10 +81,10 @@ def run(
     # One BLAS thread: the same sums, to the last bit, whatever the machine's setting; matrices of
     # this size are no quicker on several, and many times slower where others want the cores too.
     with threadpool_limits(limits=1):
-        loop = _Loop(
-            problem, score_fn, config, rewards, ledger or MemoryLedger(), executor, options
-        )
-        loop.full_fn, loop.on_tell = full_fn or score_fn, on_tell
+        header = _header(problem, config, rewards) | {"options": options or {}}
+        made = Pulls(ledger or MemoryLedger(), header, score_fn, full_fn or score_fn, executor)
+        loop = _Loop(problem, config, rewards, made, options or {})
+        loop.on_tell = on_tell
         return loop.run(quiet=quiet)
 
 
@@ -98,15 +92,12 @@ class _Loop:
     def __init__(
         self,
         problem: Problem,
-        score_fn: ScoreFn,
         config: BanditConfig,
         rewards: RewardsConfig,
-        ledger: Ledger,
-        executor: Executor | None,
-        options: dict[str, Any] | None,
+        made: Pulls,
+        options: dict[str, Any],
     ) -> None:
-        self.problem, self.score_fn, self.config = problem, score_fn, config
-        self.rewards, self.ledger, self.executor = rewards, ledger, executor
+        self.problem, self.config, self.rewards, self.made = problem, config, rewards, made
         self.budget_pulls, self.budget_seconds = budget_of(config, problem)
         cells = int(np.prod(problem.shape))
         self.policy = make_policy(
@@ -115,9 +106,8 @@ class _Loop:
             seed=config.seed,
             # What is beyond the cells is for the final check.
             budget=min(self.budget_pulls, cells) if self.budget_pulls is not None else None,
-            **(options or {}),
+            **options,
         )
-        self.full_fn = score_fn
         self.on_tell: Callable[[Policy, int, float], None] | None = None
         self.scale = raw_scale(problem.shape[1])
         self.told: list[Record] = []
@@ -128,30 +118,6 @@ class _Loop:
         self.checked: dict[int, Floats] = {}
         self.pulls, self.seconds = 0, 0.0
         self._task_index = {t: i for i, t in enumerate(problem.tasks)}
-        self._known = self._open_ledger(options or {})
-
-    def _open_ledger(self, options: dict[str, Any]) -> dict[tuple[str, str, bool], Record]:
-        """What was pulled before, by cell and whether in full; a new ledger gets its header."""
-        header = _header(self.problem, self.config, self.rewards) | {"options": options}
-        header = json.loads(json.dumps(header))
-        records = self.ledger.records()
-        old = next((r for r in records if r["kind"] == "header"), None)
-        if old is None:
-            # None yet, or one that was damaged and dropped: scores are the same without it.
-            self.ledger.append({"kind": "header", **header})
-            old = header
-        for key, value in header.items():
-            if old.get(key) != value:
-                raise StoreMismatch(
-                    f"the bandit's ledger was made with {key} {old.get(key)}, not {value}; "
-                    "give this run another name, or the old settings to go on with it"
-                )
-        known = {
-            (r["arm"], r["task"], r.get("full", False)): r for r in records if r["kind"] != "header"
-        }
-        if known:
-            logger.info("going on from %d pulls in the ledger", len(known))
-        return known
 
     # -- the phases ----------------------------------------------------------------------------
 
@@ -331,48 +297,12 @@ class _Loop:
     def _score(
         self, pulls: list[Pull], kind: str, advance: Callable[[int], None], *, full: bool = False
     ) -> list[Record]:
-        """Records of the pulls, in their order; each is in the ledger by then."""
-        done: dict[Pull, Record] = {}
-        fresh: list[Pull] = []
-        for pull in pulls:
-            record = self._known.get((pull.arm, pull.task, full))
-            if record is None:
-                fresh.append(pull)
-            else:
-                done[pull] = record
-        for pull, (score, seconds, more) in self._score_fresh(fresh, full=full):
-            record = {
-                "kind": kind,
-                "arm": pull.arm,
-                "task": pull.task,
-                "score": score if math.isfinite(score) else 0.0,
-                "seconds": seconds,
-                "reason": pull.reason,
-                **more,
-            }
-            if full:
-                record["full"] = True
-            if not math.isfinite(score):
-                logger.warning("%s on %s: score is %s; counts as 0", pull.arm, pull.task, score)
-                record["undefined"] = True
-            self.ledger.append(record)
-            done[pull] = record
+        """Records of the pulls, in their order, billed."""
+        records = self.made.records(pulls, kind, full=full)
         advance(len(pulls))
         self.pulls += len(pulls)
-        self.seconds += sum(done[p]["seconds"] for p in pulls)
-        return [done[p] for p in pulls]
-
-    def _score_fresh(
-        self, pulls: list[Pull], *, full: bool
-    ) -> Iterator[tuple[Pull, tuple[float, float, Record]]]:
-        score = self.full_fn if full else self.score_fn
-        if self.executor is None or len(pulls) < 2:
-            for pull in pulls:
-                yield pull, _plain(score(pull.arm, pull.task))
-            return
-        futures = {self.executor.submit(score, p.arm, p.task): p for p in pulls}
-        for future in as_completed(futures):
-            yield futures[future], _plain(future.result())
+        self.seconds += sum(record["seconds"] for record in records)
+        return records
 
     def _tell(self, records: list[Record]) -> None:
         for record in records:
@@ -433,15 +363,3 @@ def _header(problem: Problem, config: BanditConfig, rewards: RewardsConfig) -> R
 
 def _batches(pulls: list[Pull], size: int) -> list[list[Pull]]:
     return [pulls[i : i + size] for i in range(0, len(pulls), size)]
-
-
-def _plain(result: tuple[float, float, Any]) -> tuple[float, float, Record]:
-    """(score, seconds, what else the ledger keeps)."""
-    score, seconds, rest = result
-    more: Record = {}
-    if isinstance(rest, Mapping):
-        if rest.get("halves"):
-            more["halves"] = [None if x is None else float(x) for x in rest["halves"]]
-        elif rest.get("noise"):
-            more["noise"] = float(rest["noise"])
-    return float(score), float(seconds), more

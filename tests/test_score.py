@@ -23,6 +23,7 @@ from batchsweep.config import CorpusConfig, EmbeddingConfig, LocalTask
 from batchsweep.encoder import StoreEncoder
 from batchsweep.errors import ConfigError, StoreError, StoreMismatch, UsageError
 from batchsweep.local_tasks import from_columns
+from batchsweep.prepared import Halves
 from batchsweep.score import Arm, ScoreFunction, Scorer, score_processes
 from batchsweep.store import Store
 
@@ -382,3 +383,16 @@ def test_a_cap_of_a_large_reranking_task(large: type, tmp_path: Path) -> None:
     result = Scorer(store, [large()], corpus=corpus, keep=False).score(f"{KEY}#1", "Large")
     assert result.record["cap"] == {"max_texts_per_task": 30, "seed": 1}
     assert 0 < result.main_score <= 1
+
+
+def test_halves_of_a_large_reranking_task(large: type, tmp_path: Path) -> None:
+    task = large()
+    store = store_of(tmp_path / "x.zarr", [task])
+    scorer = Scorer(store, [task], keep=False)
+    halves = Halves(50, seed=1)
+    result = scorer.score(f"{KEY}#1", "Large", halves)
+    one, two = scorer._halves["Large", halves]
+    asked = [sum(len(request) for request in part.requests) for part in (one, two)]
+    assert not task.data_loaded and 0 < max(asked) <= 25
+    assert len(result.record["halves"]) == 2
+    assert "halves" not in scorer.score(f"{KEY}#1", "Large", Halves(10_000, seed=1)).record

@@ -41,17 +41,17 @@ def prepare_clustering(task: AbsTaskClustering, half: Half | None = None) -> Pre
         if most is not None:
             chosen = task.rng_state.sample(range(len(documents)), k=min(len(documents), most))
             documents = documents.select(chosen)
-        each = task.max_documents_per_cluster
+        times, each = task.n_clusters, task.max_documents_per_cluster
         if half is not None:
             # Of those that the whole task embeds: no store has the others.
             share = half.share(task)
             names = [str(x) for x in values(documents, task.label_column_name)]
             documents = documents.select(stratified(names, share, half.rng(split, subset)))
-            each = min(each, len(documents))
+            times, each = max(times // 2, 1), min(each, len(documents))
         request = Request(column(documents, task.input_column_name))
         listed = values(documents, task.label_column_name)
         labels = [x if isinstance(x, list) else [x] for x in listed]
-        levels = [_level(task, labels, level, each) for level in range(_depth(task, labels))]
+        levels = [_level(task, labels, level, times, each) for level in range(_depth(task, labels))]
         parts.append(Part(split, subset, [request], _clustering(task, request, levels)))
     return PreparedTask.of(task, parts)
 
@@ -62,16 +62,16 @@ def _depth(task: AbsTaskClustering, labels: list[list[Any]]) -> int:
 
 
 def _level(
-    task: AbsTaskClustering, labels: list[list[Any]], level: int, each: int
+    task: AbsTaskClustering, labels: list[list[Any]], level: int, times: int, each: int
 ) -> list[tuple[Indices, Indices, int]]:
-    """The clusterings of one level, of ``each`` documents: documents drawn, their labels as
-    numbers, number of labels."""
+    """The clusterings of one level, ``times`` of ``each`` documents: documents drawn, their labels
+    as numbers, number of labels."""
     # mteb marks a document that ends above this level by -1, and leaves out what equals -1.
     names = np.array([row[level] if len(row) > level else -1 for row in labels])
     there = np.flatnonzero([name != -1 for name in names])
     classes, numbers = np.unique(names[there], return_inverse=True)
     drawn = []
-    for _ in range(task.n_clusters):
+    for _ in range(times):
         picked = task.rng_state.choices(range(len(there)), k=each)
         drawn.append((there[picked], numbers[picked], classes.size))
     return drawn

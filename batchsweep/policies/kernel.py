@@ -108,6 +108,7 @@ class Kernel:
             if columns
             else np.zeros((len(step), 0))
         )
+        self._square: Floats = (self.metrics**2).sum(axis=1)
 
     def set(self, hyper: Hyper) -> None:
         """Compute the tables for these hyperparameters."""
@@ -130,9 +131,8 @@ class Kernel:
 
     def _metric_kernel(self, i: Ints, j: Ints) -> Floats:
         """Linear plus squared exponential in the rank-normalised metrics."""
-        x, y = self.metrics[i], self.metrics[j]
-        dot = x @ y.T
-        gap = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)[None, :] - 2 * dot
+        dot = self.metrics[i] @ self.metrics[j].T
+        gap = self._square[i][:, None] + self._square[j][None, :] - 2 * dot
         return np.asarray(3 * dot + np.exp(-2 * gap))
 
     def between(self, i: Ints, j: Ints) -> tuple[Floats, Floats]:

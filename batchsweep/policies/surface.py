@@ -20,6 +20,8 @@ from batchsweep.policies.kernel import OFFSET_SD, Hyper, Kernel
 JITTER = 1e-5
 #: Observations that the hyperparameters are fitted to at most, evenly from the first to the last.
 FIT_CELLS = 280
+#: Arms whose covariances with the observations are computed at a time.
+PIECE = 512
 
 
 class Surface:
@@ -148,10 +150,14 @@ class Surface:
         gram[np.diag_indices(n)] += JITTER + (self._noise[:n] / self.spread[task]) ** 2
         factor = cholesky(gram, lower=True, check_finite=False)
         self._chol[:n, :n] = factor
-        cross = self._cross(rows, arm, task)
-        self._white[:n] = solve_triangular(factor, cross, lower=True, check_finite=False)
+        # In pieces that stay in a core's cache.
+        for start in range(0, self._arms, PIECE):
+            piece = slice(start, start + PIECE)
+            cross = self._cross(rows, arm, task, piece)
+            white = solve_triangular(factor, cross, lower=True, check_finite=False)
+            self._white[:n, piece] = white
+            self.var[piece] -= np.einsum("ij,ij->j", white, white)
         self._resid[:n] = [self._residual(i) for i in range(n)]
-        self.var = self._prior_var - (self._white[:n] ** 2).sum(axis=0)
         self._whiten()
 
     def _cache(self, arm: int) -> int:
@@ -170,13 +176,16 @@ class Surface:
         self._row_of[arm] = row
         return row
 
-    def _cross(self, rows: Ints, arm: Ints, task: Ints) -> Floats:
-        """[observation, arm] prior covariance of observations with the arms' rewards."""
-        cross = (self.total * self.load[task])[:, None] * self._shared_rows[rows]
+    def _cross(self, rows: Ints, arm: Ints, task: Ints, piece: slice = slice(None)) -> Floats:
+        """[observation, arm of the piece] prior covariance of observations with arms' rewards."""
+        cross = self._shared_rows[:, piece][rows]
+        cross *= (self.total * self.load[task])[:, None]
         own = self._own_weight[task]
-        cross += own[:, None] * self._own_rows[rows]
-        cross[np.arange(len(arm)), arm] += own * self._cell
+        cross += own[:, None] * self._own_rows[:, piece][rows]
         cross += (OFFSET_SD**2 * self.weight[task])[:, None]
+        first, last, _ = piece.indices(self._arms)
+        mine = (arm >= first) & (arm < last)
+        cross[mine, arm[mine] - first] += own[mine] * self._cell
         return cross
 
     def _residual(self, i: int) -> float:

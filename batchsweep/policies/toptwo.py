@@ -22,7 +22,7 @@ REFIT_GROWTH = 1.15
 #: Of a task's squared deviations, the part that is signal whatever the measured noise.
 LEAST_SIGNAL = 0.04
 #: Arms that may hold the best, in joint draws of the posterior.
-FINALISTS = 200
+FINALISTS = 100
 DRAWS = 2000
 #: Arms and cells that are looked at closely when the next cell is chosen.
 NEAR_ARMS = 12
@@ -239,7 +239,7 @@ class _GPPolicy(Policy):
         improvement = self._improvement(leader)
         order = np.argsort(-improvement, kind="stable")[: FINALISTS - 1]
         # What hardly ever beats the leader can't change a statement, only slow it.
-        order = order[improvement[order] > 1e-4 * improvement[order[0]]]
+        order = order[improvement[order] > 1e-3 * improvement[order[0]]]
         finalists = np.array([leader, *(i for i in order.tolist() if i != leader)])
         cov = self._doubt() * self.surface.covariance(finalists, finalists)
         value, vector = np.linalg.eigh(cov)

@@ -133,7 +133,8 @@ class Surface:
             self.total**2 * shared + self._own_total * (own + self._cell) + offsets
         )
         self._offsets = offsets
-        self.mean, self.var = self._prior_mean.copy(), self._prior_var.copy()
+        self.mean: Floats = self._prior_mean.copy()
+        self.var: Floats = self._prior_var.copy()
         self._row_of.clear()
         n = self.n
         if not n:

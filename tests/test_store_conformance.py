@@ -14,7 +14,7 @@ from store_data import KEY, TASKS, TEXTS, block, spec, states, write_corpus, wri
 
 from batchsweep.errors import StoreCorrupt, StoreError, StoreMismatch, TryAgain
 from batchsweep.store import Store, create_store, digest_of, open_store, verify
-from batchsweep.store.values import encode
+from batchsweep.store.values import decode, encode
 
 
 @pytest.fixture(params=["zarr", "hdf5", "zarr-s3"])
@@ -91,6 +91,14 @@ def test_the_cast_to_float16_is_that_of_numpy() -> None:
 
 
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_the_cast_from_float16_is_that_of_numpy() -> None:
+    pytest.importorskip("torch")  # With it, the cast is torch's.
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(-1, 16)
+    values = np.empty(every.shape, np.float32)
+    decode(every, None, values)
+    np.testing.assert_array_equal(values, every.astype(np.float32))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_damage_in_the_middle_of_pieces_is_no_result(
     format: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -130,9 +130,9 @@ class LocalBlobs:
         lengths = [min(piece, length - at) for at in range(0, length, piece)]
         position = start
         with file:
+            # The disk fetches what follows while a piece is copied and looked at.
+            _prefetch(file.fileno(), start, length + tail)
             for size in [*lengths, *([tail] if tail else [])]:
-                # The disk fetches the next piece while this one is copied and looked at.
-                _prefetch(file.fileno(), position + size, piece)
                 at = position - start
                 if at == length:
                     part = memoryview(bytearray(tail))

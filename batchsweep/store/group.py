@@ -316,7 +316,7 @@ class GroupReader:
         out = np.empty((len(wanted), spec.hidden), dtype)
         stored = stored_dtype(spec.dtype, pooling)
         of_block = wanted // spec.block_texts
-        blocks = np.unique(of_block)
+        blocks = np.flatnonzero(np.bincount(of_block))
         if absent := sorted(set(blocks.tolist()) - self.sealed):
             raise StoreError(
                 f"{self.key}: blocks {_listed(absent)} aren't there yet; "

@@ -7,11 +7,12 @@ are then written straight into that space. The HDF5 metadata never changes after
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -26,6 +27,9 @@ from batchsweep.store.hdf5_files import check_metadata, make, opened, reserve
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.values import Array, as_bytes, stored_dtype
 from batchsweep.store.zarr3 import CRC_BYTES, crc32c, damaged
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 MASTER = "sweep.h5"
 _SEAL_ROW = SEAL_BYTES + CRC_BYTES
@@ -157,20 +161,18 @@ class Hdf5Format:
         self, key: str, spec: GroupSpec, name: str, block: int, layers: Iterable[Array]
     ) -> bytes:
         checksums = []
-        offset = self._offset(key, name)
+        offset, table = self._offset(key, name), self._offset(key, f"{name}_crc32c")
         try:
             with self._path(self.folder(key)).open("r+b", buffering=0) as file:
                 for layer, values in enumerate(layers):
                     body = as_bytes(values)
                     checksums.append(struct.pack("<I", crc32c(body)))
-                    file.seek(offset + _start(spec, name, block, layer))
-                    while body:
-                        body = body[file.write(body) :]
+                    _write_at(file, offset + _start(spec, name, block, layer), body)
+                joined = b"".join(checksums)
+                _write_at(file, table + block * len(joined), joined)
                 os.fsync(file.fileno())
         except OSError as error:
             raise store_error(error, self.blobs.url, self.folder(key)) from None
-        joined = b"".join(checksums)
-        self._put(key, f"{name}_crc32c", block * len(joined), joined)
         return joined
 
     def pieces(
@@ -342,8 +344,7 @@ class Hdf5Format:
     def _put(self, key: str, name: str, start: int, stored: bytes) -> None:
         try:
             with self._path(self.folder(key)).open("r+b", buffering=0) as file:
-                file.seek(self._offset(key, name) + start)
-                file.write(stored)
+                _write_at(file, self._offset(key, name) + start, stored)
                 os.fsync(file.fileno())
         except OSError as error:
             raise store_error(error, self.blobs.url, self.folder(key)) from None
@@ -378,6 +379,13 @@ def _marks(file: h5py.File) -> tuple[int, bool, bytes]:
 def _marks_checksum(count: int) -> bytes:
     """What says that a group is complete, with that many metrics."""
     return struct.pack("<I", crc32c(struct.pack("<IB", count, True)))
+
+
+def _write_at(file: io.FileIO, start: int, stored: Buffer) -> None:
+    rest = memoryview(stored)
+    file.seek(start)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _values(spec: GroupSpec, name: str, stored: bytes | memoryview[int]) -> Array:

@@ -305,6 +305,20 @@ def test_nan_by_another_writer_is_found(tmp_path: Path) -> None:
     assert "block 0: mean, layer 1: NaN or infinite" in verify(store)[0].message
 
 
+def test_a_group_that_is_gone_is_told_from_one_never_begun(path: Path) -> None:
+    whole = tree(path)
+    folder = path / GROUP
+    shutil.rmtree(folder) if folder.is_dir() else folder.with_suffix(".h5").unlink()
+    store = open_store(path)
+    faults = verify(store)
+    assert [(f.kind, f.key) for f in faults] == [("group", KEY)]
+    assert "is missing" in faults[0].message
+    repair(store, faults)
+    assert verify(store) == []
+    make_again(path, format_of(path))
+    assert tree(path) == whole
+
+
 def content(path: Path) -> dict[str, object]:
     """What readers see of all files: arrays and values, whatever lies between them."""
     found: dict[str, object] = {}

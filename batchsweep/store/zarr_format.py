@@ -49,8 +49,12 @@ class ZarrFormat:
         return sorted(f"{m}/{r}" for m, rs in zip(models, revisions, strict=True) for r in rs)
 
     def noted_keys(self) -> list[str]:
-        # Folders are the only note: with one index, pods would have to wait for one another.
-        return self.keys()
+        # One note a group: with one index of all, pods would have to wait for one another.
+        return [
+            f"{model}/{name}"
+            for model in self.blobs.folders("groups")
+            for name in self.blobs.files(f"groups/{model}")
+        ]
 
     def folder(self, key: str) -> str:
         return f"checkpoints/{key}"
@@ -69,6 +73,7 @@ class ZarrFormat:
         # Last: a group is there once its own document is.
         attributes = {**spec.to_json(), "complete": False, "metric_count": 0}
         self._write(f"{folder}/zarr.json", zarr3.group(attributes))
+        self._write_if_absent(_note(key), b"")
 
     def mark(self, key: str, spec: GroupSpec, *, complete: bool) -> None:
         # What was recorded at the start (versions) stays as it was.
@@ -81,8 +86,12 @@ class ZarrFormat:
         path = f"{self.folder(key)}/zarr.json"
         members = _members(spec, names) if complete else None
         self._write(path, zarr3.group(attributes, members))
+        if complete:
+            # A kill between making the group and noting it.
+            self._write_if_absent(_note(key), b"")
 
     def drop_group(self, key: str) -> None:
+        self.blobs.delete(_note(key))
         # The group's own document goes first, so that no half group is ever taken for a whole.
         self.blobs.delete(f"{self.folder(key)}/zarr.json")
         self.blobs.delete_tree(f"{self.folder(key)}/seals")
@@ -339,10 +348,15 @@ class ZarrFormat:
         self.blobs.write(f"{path}/{key}", zarr3.encode_chunk(values, values.shape))
 
 
+def _note(key: str) -> str:
+    """What tells a group that is gone from one that was never begun."""
+    return f"groups/{key}"
+
+
 def _array_documents(spec: GroupSpec) -> dict[str, bytes]:
     """``zarr.json`` of each array of a group, by name."""
     coordinates = _coordinates(spec)
-    documents = {
+    arrays = {
         name: zarr3.array(values.shape, values.dtype, values.shape, dimensions=dimensions)
         for name, (values, dimensions) in coordinates.items()
     }
@@ -352,7 +366,7 @@ def _array_documents(spec: GroupSpec) -> dict[str, bytes]:
         attributes = {"coordinates": "step"} if "step" in coordinates else {}
         if spec.dtype == "int8" and name in spec.poolings:
             attributes["scale"] = f"{name}_scale"
-        documents[name] = zarr3.array(
+        arrays[name] = zarr3.array(
             (len(spec.layers), spec.texts, *chunk[2:]),
             stored_dtype(spec.dtype, name),
             chunk,
@@ -362,14 +376,14 @@ def _array_documents(spec: GroupSpec) -> dict[str, bytes]:
             attributes=attributes,
         )
     # With a copy of the group's attributes, from which repair restores them.
-    documents["seals"] = zarr3.array(
+    arrays["seals"] = zarr3.array(
         (spec.blocks, SEAL_BYTES),
         np.dtype("u1"),
         _SEAL_CHUNK,
         dimensions=("block", "byte"),
         attributes=spec.to_json(),
     )
-    return documents
+    return arrays
 
 
 def _members(spec: GroupSpec, metrics: list[str]) -> dict[str, bytes]:

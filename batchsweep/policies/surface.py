@@ -35,6 +35,9 @@ class Surface:
         mean, var: [arm] posterior of the reward over all tasks, in its own units.
     """
 
+    mean: Floats
+    var: Floats
+
     def __init__(self, problem: Problem) -> None:
         arms, tasks = problem.shape
         self.kernel = Kernel(problem)
@@ -133,15 +136,13 @@ class Surface:
             self.total**2 * shared + self._own_total * (own + self._cell) + offsets
         )
         self._offsets = offsets
-        self.mean: Floats = self._prior_mean.copy()
-        self.var: Floats = self._prior_var.copy()
+        self.mean, self.var = self._prior_mean.copy(), self._prior_var.copy()
         self._row_of.clear()
         n = self.n
         if not n:
             return
         arm, task = self._arm[:n], self._task[:n]
-        for a in dict.fromkeys(arm.tolist()):
-            self._cache(a)
+        self._cache_all(list(dict.fromkeys(arm.tolist())))
         rows = np.array([self._row_of[a] for a in arm.tolist()])
         shared_nn, own_nn = self._shared_rows[rows][:, arm], self._own_rows[rows][:, arm]
         own_nn = own_nn + self._cell * (arm[:, None] == arm[None, :])
@@ -163,19 +164,23 @@ class Surface:
 
     def _cache(self, arm: int) -> int:
         """Row number of the arm's covariances with all arms."""
-        row = self._row_of.get(arm)
-        if row is not None:
-            return row
-        row = len(self._row_of)
-        if row == len(self._shared_rows):
+        if arm not in self._row_of:
+            self._cache_all([arm])
+        return self._row_of[arm]
+
+    def _cache_all(self, arms: list[int]) -> None:
+        first = len(self._row_of)
+        last = first + len(arms)
+        while last > len(self._shared_rows):
             more = np.zeros_like(self._shared_rows)
             self._shared_rows = np.vstack([self._shared_rows, more])
             self._own_rows = np.vstack([self._own_rows, more])
-        everything = np.arange(self._arms)
-        shared, own = self.kernel.between(np.array([arm]), everything)
-        self._shared_rows[row], self._own_rows[row] = shared[0], own[0]
-        self._row_of[arm] = row
-        return row
+        for start in range(0, self._arms, PIECE):
+            piece = np.arange(start, min(start + PIECE, self._arms))
+            shared, own = self.kernel.between(np.array(arms), piece)
+            self._shared_rows[first:last, piece[0] : piece[-1] + 1] = shared
+            self._own_rows[first:last, piece[0] : piece[-1] + 1] = own
+        self._row_of.update(zip(arms, range(first, last), strict=True))
 
     def _cross(self, rows: Ints, arm: Ints, task: Ints, piece: slice = slice(None)) -> Floats:
         """[observation, arm of the piece] prior covariance of observations with arms' rewards."""

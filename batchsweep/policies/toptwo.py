@@ -38,6 +38,8 @@ DOUBT_CELLS = 20
 #: The answer leaves the usual arm once another one's posterior mean is higher by this many standard
 #: deviations of their difference: a guess from published experience isn't given up on a hunch.
 GUARD = 1.5
+#: And never before so many cells were told: as many as there are tasks, or this many.
+LEAST_TOLD = 30
 
 SQRT_2PI = float(np.sqrt(2 * np.pi))
 
@@ -198,7 +200,9 @@ class _GPPolicy(Policy):
         """The arm with the highest posterior mean, once it is likely better than the usual arm."""
         front = self._front()
         gap = self.surface.mean[front] - self.surface.mean[self._usual]
-        if gap <= 0 or np.isnan(self.told).all():
+        told = int((~np.isnan(self.told)).sum())
+        young = max(LEAST_TOLD, self.told.shape[1])
+        if gap <= 0 or told < min(young, self.told.size // 2):
             return self._usual
         pair = np.array([front, self._usual])
         cov = self._doubt() * self.surface.covariance(pair, pair)

@@ -217,8 +217,9 @@ class BanditConfig(_Section):
     final_check: int = Field(default=3, ge=0)
     """How many of the top arms are scored on all tasks, in full, at the end."""
     texts_per_pull: int | None = Field(default=None, ge=20)
-    """A pull on a larger task scores two seeded subsets of together so many texts, the same for
-    every arm; how far they lie apart is the pull's noise. Default: whole tasks."""
+    """A pull on a larger task scores two seeded subsets of together so many texts (retrieval:
+    queries and relevant documents, against the whole corpus), the same for every arm; how far the
+    two lie apart is the pull's noise. Default: whole tasks."""
     workers: int = Field(default=1, gt=0)
     """Pulls in parallel, as processes."""
 

@@ -173,10 +173,10 @@ def _summarization(task: Any, holder: Any, split: str, share: int, rng: random.R
     human = values(holder[split], task.human_summaries_column_name)
     machine = values(holder[split], task.machine_summaries_column_name)
     sizes = [len(h) + len(m) for h, m in zip(human, machine, strict=True)]
-    return _select(holder, split, _filled(sizes, share, rng))
+    return _select(holder, split, filled(sizes, share, rng))
 
 
-def _filled(sizes: Sequence[int], most: int, rng: random.Random) -> list[int]:
+def filled(sizes: Sequence[int], most: int, rng: random.Random) -> list[int]:
     """Positions, ascending, drawn one by one while their sizes fit; at least one."""
     order = rng.sample(range(len(sizes)), len(sizes))
     chosen: list[int] = []
@@ -189,7 +189,8 @@ def _filled(sizes: Sequence[int], most: int, rng: random.Random) -> list[int]:
     return sorted(chosen)
 
 
-def _retrieval(task: Any, holder: Any, split: str, share: int, rng: random.Random) -> bool:
+def cap_retrieval(task: Any, holder: Any, split: str, share: int, rng: random.Random) -> bool:
+    """Queries with their candidates, or with their relevant documents and some others."""
     data = holder[split]
     if len(data["queries"]) + len(data["corpus"]) <= share:
         return False
@@ -204,7 +205,7 @@ def _retrieval(task: Any, holder: Any, split: str, share: int, rng: random.Rando
     else:
         needs = [list(top_ranked.get(names[i], [])) for i in judged]
         budget = share
-    taken = _filled([1 + len(set(one)) for one in needs], budget, rng)
+    taken = filled([1 + len(set(one)) for one in needs], budget, rng)
     queries = [judged[t] for t in taken]
     keep = {d for t in taken for d in needs[t]}
     if top_ranked is None:
@@ -233,5 +234,5 @@ _CAPS: tuple[tuple[type, Cap], ...] = (
     (AbsTaskClustering, _clustering),
     (AbsTaskClusteringLegacy, _legacy_clustering),
     (AbsTaskSummarization, _summarization),
-    (AbsTaskRetrieval, _retrieval),
+    (AbsTaskRetrieval, cap_retrieval),
 )

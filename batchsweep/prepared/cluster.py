@@ -15,7 +15,7 @@ from sklearn.metrics.cluster import adjusted_mutual_info_score, v_measure_score
 
 from batchsweep.prepared.base import Fetch, Part, PreparedTask, Request, column, evaluations, values
 from batchsweep.prepared.caps import stratified
-from batchsweep.prepared.halves import Half
+from batchsweep.prepared.halves import DOCUMENTS_PER_LABEL, Half
 from batchsweep.prepared.kmeans import labels_of
 
 Indices = npt.NDArray[np.int64]
@@ -44,8 +44,9 @@ def prepare_clustering(task: AbsTaskClustering, half: Half | None = None) -> Pre
         times, each = task.n_clusters, task.max_documents_per_cluster
         if half is not None:
             # Of those that the whole task embeds: no store has the others.
-            share = half.share(task)
             names = [str(x) for x in values(documents, task.label_column_name)]
+            enough = min(DOCUMENTS_PER_LABEL * len(set(names)), len(names) // 2)
+            share = max(half.share(task), enough)
             documents = documents.select(stratified(names, share, half.rng(split, subset)))
             times, each = max(times // 2, 1), min(each, len(documents))
         request = Request(column(documents, task.input_column_name))

@@ -13,13 +13,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
-from mteb.abstasks import AbsTaskClassification, AbsTaskClustering
+from mteb.abstasks import AbsTaskClassification, AbsTaskClustering, AbsTaskRetrieval
 from mteb.abstasks.clustering_legacy import AbsTaskClusteringLegacy
 
-from batchsweep.prepared.base import values
-from batchsweep.prepared.caps import Cap, cap_of, make_smaller, stratified
+from batchsweep.prepared.base import column, values
+from batchsweep.prepared.caps import (
+    RELEVANT_PART,
+    Cap,
+    cap_of,
+    cap_retrieval,
+    filled,
+    make_smaller,
+    stratified,
+)
 
-#: Documents per label that a clustering of a half should have, or v-measure says nothing.
+#: Documents per label that a clustering of a half should have: with few, everything is clustered
+#: well, and arms no longer differ.
 DOCUMENTS_PER_LABEL = 10
 
 
@@ -67,6 +76,8 @@ def smaller_copies(task: Any, halves: Halves) -> list[Any] | None:
     cap: Cap | None = cap_of(task)
     if isinstance(task, AbsTaskClusteringLegacy):
         cap = _some_sets
+    elif isinstance(task, AbsTaskRetrieval):
+        cap = _some_queries
     elif isinstance(task, AbsTaskClassification | AbsTaskClustering):
         cap = None
     if cap is None or not make_smaller(_copy(task), cap, halves.texts, 0):
@@ -87,6 +98,31 @@ def _copy(task: Any) -> Any:
         if isinstance(part, dict):
             other.dataset[name] = copy.copy(part)
     return other
+
+
+def _some_queries(task: Any, holder: Any, split: str, share: int, rng: random.Random) -> bool:
+    """As many queries as a cap leaves, but against the whole corpus.
+
+    Among fewer documents everything is easier to find, and more so for the better arms: a subset
+    of the corpus would stretch the differences between arms, which no two halves would show.
+    """
+    data = holder[split]
+    if data["top_ranked"] is not None:
+        return cap_retrieval(task, holder, split, share, rng)
+    names, relevant = column(data["queries"], "id").to_pylist(), data["relevant_docs"]
+    judged = [i for i, name in enumerate(names) if relevant.get(name)]
+    if len(names) + len(data["corpus"]) <= share:
+        return False
+    sizes = [1 + len(relevant[names[i]]) for i in judged]
+    chosen = [judged[k] for k in filled(sizes, int(share * RELEVANT_PART), rng)]
+    if len(chosen) == len(judged):
+        return False
+    holder[split] = {
+        **data,
+        "queries": data["queries"].select(chosen),
+        "relevant_docs": {names[i]: relevant[names[i]] for i in chosen},
+    }
+    return True
 
 
 def _some_sets(task: Any, holder: Any, split: str, share: int, rng: random.Random) -> bool:

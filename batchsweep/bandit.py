@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -328,6 +329,9 @@ class _Loop:
             answer = by_aggregate(answer, self.problem, plane, how)
         if not self._divided:
             return answer, plane
+        if answer.expected_regret == 0:
+            # Certain, says a policy without a model once it has all cells; of subsets nobody is.
+            answer = replace(answer, p_best=None, expected_regret=None)
         rewards = {arm: self.scale.rewards(scores) for arm, scores in self.checked.items()}
         return after_full_check(answer, self.problem, plane, rewards, how)
 

@@ -41,8 +41,11 @@ def after_full_check(
 
     A subset may be easier than its task: each task's beliefs move by the checked arms' mean
     difference, so that the plane that is returned, and with it all means, are on the scale of whole
-    tasks. What the search stated of the arm it put first stays true of it, because it is of the
-    differences between arms; of an arm that the check put first nothing was stated.
+    tasks. Differences between arms are taken as they are, though a subset may stretch or, of a
+    clustering, shrink them: z rewards count in units of the baseline's spread on subsets.
+
+    What the search stated of the arm it put first stays as it was, because it is of differences
+    between arms; of an arm that the check put first nothing was stated.
 
     Args:
         answer: of the search.

@@ -127,8 +127,9 @@ def summary(outcome: Outcome, plan: Plan) -> str:
     answer = outcome.answer
     lines = [f"best arm: {_named(answer.arm, plan)}"]
     interval = ""
-    if np.isfinite(answer.interval[0]):
-        interval = f", 95 % between {answer.interval[0]:.4f} and {answer.interval[1]:.4f}"
+    low, high = answer.interval
+    if np.isfinite(low) and high > low:  # A mean that was measured in full has none.
+        interval = f", 95 % between {low:.4f} and {high:.4f}"
     lines.append(f"  reward {answer.mean:.4f}{interval}: {outcome.reward}")
     if answer.p_best is not None:
         lines.append(f"  P(best) {answer.p_best:.2f}, expected regret {answer.expected_regret:.5f}")

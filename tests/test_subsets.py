@@ -351,6 +351,8 @@ def test_a_search_on_subsets_can_score_everything_and_check() -> None:
     outcome = searched(examples, budget=1e9, policy="exhaustive")
     assert outcome.pulls == 4 * 30 + 3 * 3
     assert len(outcome.checked) == 3
+    # All cells are scored, but on subsets: the best arm isn't known for certain.
+    assert outcome.answer.p_best is None and outcome.answer.expected_regret is None
 
 
 def test_seconds_keep_some_for_the_check() -> None:

@@ -107,7 +107,9 @@ class ZarrSource:
 
     def metadata_faults(self) -> list[tuple[str, str]]:
         faults = []
-        for path, wanted in _documents(self.attributes["arrays"]).items():
+        documents = _documents(self.attributes["arrays"])
+        documents["corpus/zarr.json"] = zarr3.group(self.attributes)
+        for path, wanted in documents.items():
             stored = self._blobs.read(path)
             if stored is None or not zarr3.same_layout(stored, wanted):
                 what = "missing" if stored is None else "torn or changed"

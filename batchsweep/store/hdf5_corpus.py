@@ -48,8 +48,9 @@ class Hdf5Sink:
                 raise store_error(error, self._blobs.url, PATH) from None
 
     def commit(self, attributes: dict[str, Any]) -> None:
-        # A data set, since an attribute holds 64 KiB at most.
-        self._file["attributes"] = documents.encode_checked(attributes)
+        # A data set, since an attribute holds 64 KiB at most; of fixed length, since damage to the
+        # heap, where other strings lie, can make HDF5 loop for ever.
+        self._file["attributes"] = np.bytes_(documents.encode_checked(attributes))
         try:
             self._file.close()
             self._blobs.into_place(self._temporary, PATH)

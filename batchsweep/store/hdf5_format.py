@@ -106,7 +106,9 @@ class Hdf5Format:
         metrics = os.path.relpath(f"metrics/{key}.h5", Path(self.folder(key)).parent)
 
         def fill(file: h5py.File) -> None:
-            file.attrs["spec"] = documents.encode_checked(spec.to_json()).decode()
+            # Of fixed length: it lies in the root's header, which has a checksum. HDF5's heap has
+            # none, and a flipped bit there can make it loop for ever.
+            file.attrs["spec"] = np.bytes_(documents.encode_checked(spec.to_json()))
             for name, value in sorted(spec.provenance.items()):
                 if isinstance(value, str | int | float):
                     file.attrs[name] = value

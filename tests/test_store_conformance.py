@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -358,3 +359,27 @@ def test_zstd(store: Store) -> None:
         store.reader(KEY).read("last", 4), store.reader("m/plain").read("last", 4)
     )
     assert verify(store) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts bytes as Linux does")
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_some_rows_of_one_arm_read_their_chunks_alone(format: str, tmp_path: Path) -> None:
+    of = spec(layers=tuple(range(1, 9)), poolings=("mean",), texts=4000, hidden=64, block_texts=500)
+    store = create_store(tmp_path / "s", format=format)
+    values = states(of)
+    with store.writer(KEY, of) as writer:
+        for number in range(of.blocks):
+            writer.write_block(number, block(values, of.block_rows(number)))
+        writer.finish()
+    reader = store.reader(KEY)
+    reader.read("mean", 1, [0])  # What is read once for a group.
+
+    def read_so_far() -> int:
+        return int(re.findall(r"rchar: (\d+)", Path("/proc/self/io").read_text())[0])
+
+    before = read_so_far()
+    rows = np.arange(1010, 1300)
+    found = reader.read("mean", 3, rows)
+    chunk = 500 * 64 * 2
+    assert chunk <= read_so_far() - before < chunk + 4096
+    np.testing.assert_array_equal(found, values["mean"][2, rows].astype(np.float16))

@@ -207,6 +207,7 @@ class Policy(ABC):
         self._arm_index = {a: i for i, a in enumerate(problem.arms)}
         self._task_index = {t: i for i, t in enumerate(problem.tasks)}
         self._usual = problem.usual_arm()
+        self._exact = True  # no score was told with noise
         #: [arm, task] rewards told so far, NaN elsewhere.
         self.told = np.full((arms, tasks), np.nan)
         #: [arm, task] cells that were asked or told: not to be asked again.
@@ -251,6 +252,7 @@ class Policy(ABC):
             raise UsageError(f"{arm} on {task} was told before; a cell counts once")
         self.told[a, t] = score
         self.taken[a, t] = True
+        self._exact &= noise == 0
         self._learn(a, t, float(score), seconds, noise)
 
     @abstractmethod
@@ -321,7 +323,7 @@ class Policy(ABC):
         """The best arm as far as is known now. Changes nothing and may be asked at any time."""
         mean, sd = self.believed()
         arm = self.leader()
-        complete = not np.isnan(self.told).any()
+        complete = self._exact and not np.isnan(self.told).any()
         if complete:
             basis = "every arm was scored on every task"
         elif np.isnan(self.told).all():

@@ -15,7 +15,7 @@ from batchsweep.policies.surface import Surface
 OPENING_LAYERS = 6
 OPENING_ROUNDS = 3
 #: Largest part of the budget that the opening may take.
-OPENING_SHARE = 0.25
+OPENING_SHARE = 0.2
 #: The first fit of the hyperparameters, and how much the number of told cells grows till the next.
 LEAST_CELLS = 4
 REFIT_GROWTH = 1.15
@@ -73,7 +73,8 @@ class _GPPolicy(Policy):
         layers = [self._usual, *(a for a in layers if a != self._usual)]
         order = self.rng.permutation(tasks)
         cells: list[tuple[int, int]] = []
-        for r in range(OPENING_ROUNDS):
+        # By the second round costs are known, which the opening doesn't look at.
+        for r in range(OPENING_ROUNDS if self.budget is not None else 1):
             for k, task in enumerate(order):
                 step = k % len(layers) if r else 0
                 cell = (layers[(step + r) % len(layers)], int(task))

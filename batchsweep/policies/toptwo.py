@@ -15,7 +15,7 @@ from batchsweep.policies.surface import Surface
 OPENING_LAYERS = 6
 OPENING_ROUNDS = 3
 #: Largest part of the budget that the opening may take.
-OPENING_SHARE = 0.2
+OPENING_SHARE = 0.3
 #: The first fit of the hyperparameters, and how much the number of told cells grows till the next.
 LEAST_CELLS = 4
 REFIT_GROWTH = 1.15

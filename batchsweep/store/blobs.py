@@ -93,8 +93,8 @@ class LocalBlobs:
     disk after it, power loss included.
     """
 
-    #: Reading is copying and checking on local disks; two threads keep a disk and a core busy.
-    threads = 2
+    #: Some wait for the disk while others copy and check.
+    threads = 4
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import extracted_store, make_suite, make_tasks, write_config
+from tiny import answer_and_pulls, extracted_store, make_suite, make_tasks, write_config
 
 import batchsweep.store
 from batchsweep.cli import main
@@ -254,18 +254,8 @@ def test_a_killed_bandit_ends_with_the_answer_of_an_undisturbed_one(copied, pull
     search.communicate()
     assert not list(Path(store_of(disturbed)).glob("bandit/*/answer.json"))
     assert main(["bandit", "--config", disturbed]) == 0
-    assert _search(disturbed) == _search(undisturbed)
-
-
-def _search(config):
-    """Answer and pulls of the one search in a store, less what the clock decides."""
-    folder = next(Path(store_of(config)).glob("bandit/*"))
-    pulls = [json.loads(p.read_text()) for p in sorted((folder / "pulls").glob("*.json"))]
-    answer = json.loads((folder / "answer.json").read_text())
-    for record in (*pulls, answer):
-        record.pop("seconds", None)
-        record.pop("crc32c")
-    return answer, pulls
+    of_disturbed, of_undisturbed = Path(store_of(disturbed)), Path(store_of(undisturbed))
+    assert answer_and_pulls(of_disturbed) == answer_and_pulls(of_undisturbed)
 
 
 def test_stored_vectors_are_those_of_transformers(sweep, suite):

@@ -120,3 +120,14 @@ def extracted_store(
     assert main(["prepare", "--config", str(config)]) == 0
     assert main(["extract", "--config", str(config), "--all"]) == 0
     return folder / "store.zarr"
+
+
+def answer_and_pulls(store: Path) -> tuple[dict, list[dict]]:
+    """The bandit's answer and its pulls, less what the clock decides."""
+    (folder,) = store.glob("bandit/*")
+    pulls = [json.loads(p.read_text()) for p in sorted((folder / "pulls").glob("*.json"))]
+    answer = json.loads((folder / "answer.json").read_text())
+    for record in (*pulls, answer):
+        record.pop("seconds", None)
+        record.pop("crc32c")
+    return answer, pulls

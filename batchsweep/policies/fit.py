@@ -29,7 +29,14 @@ class Fit:
         arm, task: [cell] what was told.
         unit: [cell] rewards in units of their task's spread, centred.
         extra: [cell] variance of the noise in the same units, squared.
+
+    Attributes:
+        centre, spread, told: what it was started with: [task] units, and the number of told cells.
     """
+
+    centre: Floats
+    spread: Floats
+    told: int
 
     def __init__(
         self, kernel: Kernel, hyper: Hyper, arm: Ints, task: Ints, unit: Floats, extra: Floats

@@ -108,6 +108,11 @@ class Surface:
     def pending(self) -> int:
         return len(self._pending)
 
+    @property
+    def told(self) -> int:
+        """How many cells were told."""
+        return self.n - self.pending
+
     def cells(self) -> tuple[Ints, Ints, Floats, Floats]:
         """Told (arms, tasks, rewards, standard deviations of their noise)."""
         n, told = self.n, self._told[: self.n]
@@ -337,9 +342,11 @@ class Surface:
             arm, task, reward, noise = arm[keep], task[keep], reward[keep], noise[keep]
         unit = (reward - centre[task]) / spread[task]
         extra = JITTER + (noise / spread[task]) ** 2
-        return Fit(self.kernel, self.hyper, arm, task, unit, extra)
+        fit = Fit(self.kernel, self.hyper, arm, task, unit, extra)
+        fit.centre, fit.spread, fit.told = centre, spread, self.told
+        return fit
 
-    def take(self, hyper: Hyper, centre: Floats, spread: Floats) -> None:
-        """Go on with these hyperparameters, [task] centres and spreads."""
-        self.hyper, self.centre, self.spread = hyper, centre, spread
+    def take(self, fit: Fit) -> None:
+        """Go on with the fit's hyperparameters, centres and spreads."""
+        self.hyper, self.centre, self.spread = fit.hyper, fit.centre, fit.spread
         self.rebuild()

@@ -51,8 +51,7 @@ class _GPPolicy(Policy):
         super().__init__(problem, **common)
         self.surface = Surface(problem)
         self._fit: Fit | None = None
-        self._fit_scales = (self.surface.centre, self.surface.spread)
-        self._fit_at = self._fitted_at = self._stepped_at = 0
+        self._fitted_at = self._stepped_at = 0  # told cells then
         tasks = problem.shape[1]
         self._log_cost = np.zeros(tasks)
         self._cost_count = np.zeros(tasks)
@@ -119,13 +118,11 @@ class _GPPolicy(Policy):
 
     def _refresh(self) -> None:
         """Keep the hyperparameters up to date: a step of a fit for each pull that was told."""
-        told = int((~np.isnan(self.told)).sum())
+        told = self.surface.told
         if self.surface.pending or told < LEAST_CELLS:
             return
         if self._fit is None and told >= REFIT_GROWTH * self._fitted_at:
-            self._fit_scales = self._scales()
-            self._fit = self.surface.start_fit(*self._fit_scales)
-            self._fit_at = told
+            self._fit = self.surface.start_fit(*self._scales())
         # The first fit is to few cells and quick; nothing can be said before it.
         steps = told - self._stepped_at if self._fitted_at else STEPS
         self._stepped_at = told
@@ -133,8 +130,8 @@ class _GPPolicy(Policy):
             return
         if all(self._fit.step() for _ in range(steps)) and self._fitted_at:
             return
-        self.surface.take(self._fit.hyper, *self._fit_scales)
-        self._fitted_at, self._fit = self._fit_at, None
+        self.surface.take(self._fit)
+        self._fitted_at, self._fit = self._fit.told, None
 
     def _choose(self) -> tuple[int, int, str] | None:
         while self._opening:
@@ -201,7 +198,7 @@ class _GPPolicy(Policy):
         """The arm with the highest posterior mean, once it is likely better than the usual arm."""
         front = self._front()
         gap = self.surface.mean[front] - self.surface.mean[self._usual]
-        told = int((~np.isnan(self.told)).sum())
+        told = self.surface.told
         young = max(LEAST_TOLD, self.told.shape[1])
         if gap <= 0 or told < min(young, self.told.size // 2):
             return self._usual
@@ -254,7 +251,7 @@ class _GPPolicy(Policy):
         return finalists, self.surface.mean[finalists] + normal @ root.T
 
     def sure(self, regret: float) -> bool:
-        told = int((~np.isnan(self.told)).sum())
+        told = self.surface.told
         if not self._fitted_at or told < min(LEAST_ROUNDS * self.problem.shape[1], self.told.size):
             return False
         leader = self.leader()
@@ -273,7 +270,7 @@ class _GPPolicy(Policy):
         finalists, draws = self._draws(leader)
         p_best = np.bincount(draws.argmax(axis=1), minlength=len(finalists)) / len(draws)
         order = [k for k in np.argsort(-p_best, kind="stable").tolist() if k and p_best[k] >= 0.01]
-        told = int((~np.isnan(self.told)).sum())
+        told = self.surface.told
         # Before the first fit the scale of everything is a guess: no probabilities are stated.
         fitted = self._fitted_at > 0
         basis = f"model-based: a Gaussian process over {told} scored cells of {self.told.size}; "

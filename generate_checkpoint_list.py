@@ -3,7 +3,7 @@
 
 import sys
 
-from batchsweep.cli import main
+from batchsweep.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["checkpoints", *sys.argv[1:]]))

@@ -12,7 +12,7 @@ __all__ = ["__version__", "open"]
 def __getattr__(name: str) -> Any:
     # Lazy, so that `batchsweep --help` loads neither zarr nor pandas.
     if name == "open":
-        from batchsweep.analysis import open as open_sweep
+        from batchsweep.sweep import open as open_sweep
 
         return open_sweep
     raise AttributeError(f"module 'batchsweep' has no attribute {name!r}")

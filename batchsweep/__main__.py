@@ -2,6 +2,6 @@
 
 import sys
 
-from batchsweep.cli import main
+from batchsweep.cli.main import main
 
 sys.exit(main())

@@ -27,7 +27,6 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from batchsweep.errors import ConfigError
-from batchsweep.policy_names import PolicyName
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +44,23 @@ TaskType = Literal[
     "summarization",
     "python",
 ]
+
+PolicyName = Literal[
+    "toptwo_gp",
+    "gp_ucb",
+    "thompson",
+    "sequential_halving",
+    "ucb_e",
+    "ucb_e_lrf",
+    "ucb",
+    "linucb",
+    "linucb_disjoint",
+    "random",
+    "exhaustive",
+    "heuristic",
+]
+#: In the order of :data:`batchsweep.bandit.policies.POLICIES`.
+POLICY_NAMES: tuple[str, ...] = get_args(PolicyName)
 
 
 def _as_tuple(value: Any) -> Any:
@@ -222,6 +238,27 @@ class BanditConfig(_Section):
     two lie apart is the pull's noise. Default: whole tasks."""
     workers: int = Field(default=1, gt=0)
     """Pulls in parallel, as processes."""
+
+    def budget_for(self, arms: int, tasks: int) -> tuple[int | None, float | None]:
+        """(pulls, seconds) that a search of so many arms and tasks may spend: exactly one is set.
+
+        Pulls never exceed the number of cells, and those that the final check takes after a search
+        on subsets.
+        """
+        cells = arms * tasks + (self.final_check * tasks if self.texts_per_pull else 0)
+        if not isinstance(self.budget, PullBudget):
+            return min(max(1, round(self.budget * tasks)), cells), None
+        if self.budget.pulls is not None:
+            return min(self.budget.pulls, cells), None
+        return None, self.budget.seconds
+
+    def budget_text(self, tasks: int) -> str:
+        """The budget in words: ``100 x 32 tasks``, ``400 pulls``, ``3600 s``."""
+        if not isinstance(self.budget, PullBudget):
+            return f"{self.budget:g} x {tasks} tasks"
+        if self.budget.pulls is not None:
+            return f"{self.budget.pulls} pulls"
+        return f"{self.budget.seconds:g} s"
 
 
 class Config(_Section):

@@ -11,11 +11,16 @@ import os
 import sys
 import traceback
 
-from batchsweep.cli import main
+from batchsweep.cli.main import main
 
 # Everything that commands import when they run. Nothing is computed here, so that no library has
 # started threads yet: a fork would lack them.
-MODULES = ("batchsweep.extract", "batchsweep.prepare", "batchsweep.search", "batchsweep.score")
+MODULES = (
+    "batchsweep.extract.extract",
+    "batchsweep.plan.prepare",
+    "batchsweep.bandit.search",
+    "batchsweep.score.scorer",
+)
 LIBRARIES = ("torch", "transformers", "mteb", "datasets", "sklearn.cluster", "h5py", "zarr")
 
 

@@ -13,9 +13,9 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 
 from batchsweep.config import CorpusConfig, EmbeddingConfig
-from batchsweep.corpus import write_corpus
-from batchsweep.local_tasks import from_columns
+from batchsweep.corpus.write import write_corpus
 from batchsweep.store import GroupSpec, Store, create_store
+from batchsweep.tasks.local import from_columns
 
 HIDDEN = 24
 KEY = "tests--live/step8"

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from batchsweep.store import GroupSpec, Store
+from batchsweep.store import GroupSpec, Store, create_store
 
 KEY = "EleutherAI--pythia-14m/step1000"
+OTHER = "EleutherAI--pythia-14m/main"
 TEXTS = ["a", "Ünïcödé ☃", "", "a longer text with 'quotes'\nand lines", *map(str, range(246))]
 TASKS = {"STSBenchmark": [0, 1, 2, 249], "Bank/77:en": list(range(5, 120)), "empty": []}
 
@@ -75,3 +76,22 @@ def tree(root: Path) -> dict[str, bytes]:
     files = (p for p in sorted(root.rglob("*")) if p.is_file())
     named = {p.relative_to(root).as_posix(): p for p in files}
     return {n: p.read_bytes() for n, p in named.items() if not n.startswith("leases/")}
+
+
+def make_again(path: Path, format: str = "zarr") -> Store:
+    """What the user's commands do after a repair: write what is missing."""
+    store = create_store(path, format=format)
+    if store.corpus() is None:
+        write_corpus(store)
+    corpus = store.corpus()
+    assert corpus is not None
+    for key in (KEY, OTHER):
+        of = spec()
+        write_group(store, key, spec(provenance={**of.provenance, "corpus_digest": corpus.digest}))
+    for path_, value in {
+        "plan.json": {"entries": [1, 2]},
+        "scores/a.json": {"score": 0.71},
+    }.items():
+        if store.read_json(path_) is None:
+            store.write_json(path_, value)
+    return store

@@ -107,7 +107,7 @@ def extracted_store(
     folder: Path, suite: Path, revisions: tuple[str, ...], tasks: list[dict], *, sample: int
 ) -> Path:
     """A store that all indexes were extracted to, one after the other, in this process."""
-    from batchsweep.cli import main
+    from batchsweep.cli.main import main
 
     config = write_config(
         folder / "sweep.yaml",

@@ -210,7 +210,7 @@ def _make_tasks(folder: Path) -> None:
 
 def _extract_all(out: Path) -> None:
     """One process for each index, as on a cluster, ``AT_A_TIME`` at a time."""
-    from batchsweep.plan import load_plan
+    from batchsweep.plan.plan import load_plan
     from batchsweep.store import open_store
 
     waiting = [entry.index for entry in load_plan(open_store(out / "store.zarr")).entries]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from batchsweep.findings import read
 from batchsweep.progress import duration
+from batchsweep.report.findings import read
+from batchsweep.report.view import View
 from batchsweep.store import open_store
-from batchsweep.view import View
 
 
 def summary(out: Path, *, seconds: float) -> str:

@@ -1,7 +1,7 @@
 """A sweep as plain Kubernetes objects: prepare, extract (an Indexed Job), bandit.
 
 ``k8s/`` in the repository is what this module renders for the shipped configs; a test compares
-them. Nothing here talks to a cluster: see :mod:`batchsweep.jobs.cluster`.
+them. Nothing here talks to a cluster: see :mod:`batchsweep.jobs.kubectl`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchsweep.errors import UsageError
+from batchsweep.jobs.exit_rules import RETRIES, max_failed_indexes, pod_failure_policy
 from batchsweep.jobs.index import format_indexes
-from batchsweep.jobs.outcomes import RETRIES, max_failed_indexes, pod_failure_policy
 
 Object = dict[str, Any]
 

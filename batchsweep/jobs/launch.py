@@ -11,7 +11,8 @@ from pathlib import Path
 
 from batchsweep.config import Config, load
 from batchsweep.errors import IndexFailed, StoreError, TryAgain, UsageError
-from batchsweep.jobs.cluster import (
+from batchsweep.jobs.index import format_indexes, parse_indexes
+from batchsweep.jobs.kubectl import (
     Kubectl,
     Snapshot,
     advice,
@@ -21,12 +22,11 @@ from batchsweep.jobs.cluster import (
     submit,
     summary,
 )
-from batchsweep.jobs.index import format_indexes, parse_indexes
 from batchsweep.jobs.kubernetes import Cluster, Object, render, sweep_name, to_yaml
 from batchsweep.jobs.local import LocalLauncher, LocalWorker, visible_gpus
 from batchsweep.jobs.runner import Launcher, Worker, run_indexes, run_once
 from batchsweep.jobs.slurm import array_script
-from batchsweep.plan import Plan, load_plan, make_plan
+from batchsweep.plan.plan import Plan, load_plan, make_plan
 from batchsweep.progress import duration
 from batchsweep.signals import stop_on_signals
 
@@ -67,7 +67,7 @@ def planned(config: Config) -> Plan:
     """The plan that ``prepare`` will freeze, where it isn't frozen yet or not in reach."""
     from huggingface_hub import constants
 
-    from batchsweep.audit import audit, nominal
+    from batchsweep.checkpoints.audit import audit, nominal
 
     if constants.HF_HUB_OFFLINE:
         return make_plan(config, nominal(config))
@@ -117,7 +117,7 @@ def _names(plan: Plan) -> dict[int, str]:
 
 def _sealed(config: Config, plan: Plan) -> Mapping[int, str]:
     """How far each index is, as ``3/12`` blocks or a word; empty where no store is reached."""
-    from batchsweep.status import index_statuses
+    from batchsweep.extract.status import index_statuses
     from batchsweep.store import open_store
 
     try:

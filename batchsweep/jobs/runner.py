@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from batchsweep.errors import BatchsweepError, IndexFailed, Terminated, UsageError
+from batchsweep.jobs.exit_rules import RETRIES, action_of, max_failed_indexes, retry_delay
 from batchsweep.jobs.index import format_indexes
-from batchsweep.jobs.outcomes import RETRIES, action_of, max_failed_indexes, retry_delay
 from batchsweep.progress import duration
 from batchsweep.signals import StopRequest
 

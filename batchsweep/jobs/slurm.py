@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from batchsweep.jobs.exit_rules import RETRIES, RULES, Action
 from batchsweep.jobs.index import format_indexes
-from batchsweep.jobs.outcomes import RETRIES, RULES, Action
 
 #: Seconds before the time limit at which Slurm warns the script, which stops the worker.
 GRACE = 120

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from batchsweep.errors import StoreCorrupt
-from batchsweep.store.blobs import Blobs
 from batchsweep.store.corpus import ArraySink, ArraySource
+from batchsweep.store.places.local import Blobs
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.values import Array
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from batchsweep.errors import StoreCorrupt, StoreError
 from batchsweep.store import documents
-from batchsweep.store.blobs import Blobs, LocalBlobs
 from batchsweep.store.corpus import Corpus, CorpusWriter
 from batchsweep.store.format import FORMAT_VERSION, Format, spec_of
 from batchsweep.store.group import GroupReader, GroupWriter
+from batchsweep.store.places.local import Blobs, LocalBlobs
 from batchsweep.store.spec import GroupSpec
-from batchsweep.store.zarr_format import ZarrFormat
+from batchsweep.store.zarr.format import ZarrFormat
 
 FORMATS = ("zarr", "hdf5")
 
@@ -212,7 +212,7 @@ def open_blobs(url: str) -> Blobs:
         return LocalBlobs(Path(url))
     if url.startswith("file://"):
         return LocalBlobs(Path(url.removeprefix("file://")))
-    from batchsweep.store.objects import ObjectBlobs
+    from batchsweep.store.places.objects import ObjectBlobs
 
     return ObjectBlobs(url)
 
@@ -220,7 +220,7 @@ def open_blobs(url: str) -> Blobs:
 def _format(blobs: Blobs, name: str) -> Format:
     if name == "zarr":
         return ZarrFormat(blobs)
-    from batchsweep.store.hdf5_format import Hdf5Format
+    from batchsweep.store.hdf5.format import Hdf5Format
 
     return Hdf5Format(blobs)
 

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from batchsweep.estimate import DOWNLOAD_RATE, START_SECONDS, WRITE_RATE
+from batchsweep.plan.estimate import DOWNLOAD_RATE, START_SECONDS, WRITE_RATE
 
 HUB = 1e9
 """Bytes a second that the cluster gets from the Hub in all."""

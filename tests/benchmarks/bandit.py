@@ -19,10 +19,11 @@ import numpy as np
 import pandas as pd
 from surfaces import FAMILIES, make
 
-from batchsweep import replay
+from batchsweep.bandit import replay
+from batchsweep.bandit.policies import POLICIES, make_policy
+from batchsweep.bandit.score_table import ScoreTable, read_scores
 from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
-from batchsweep.policies import POLICIES, make_policy
-from batchsweep.score_table import ScoreTable, read_scores
+from batchsweep.report import regret_figure
 
 HELD_OUT = 1000
 #: Part of arms and tasks that each seed keeps of a published table.
@@ -101,9 +102,11 @@ def compare(args) -> None:
     title = f"{curves['surface'].nunique()} kinds of surfaces, {args.seeds} seeds each"
     figure = curves.assign(seed=curves["seed"] + offset)
     say("all", figure, (50, 100, 200, 400))
-    replay.figure(figure, args.out / "compare.png", title=title)
+    regret_figure.figure(figure, args.out / "compare.png", title=title)
     for name, mine in curves.groupby("surface"):
-        replay.figure(mine, args.out / f"compare-{name.replace(', ', '-')}.png", title=str(name))
+        regret_figure.figure(
+            mine, args.out / f"compare-{str(name).replace(', ', '-')}.png", title=str(name)
+        )
 
 
 def say(name, curves, pulls) -> None:

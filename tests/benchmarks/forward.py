@@ -34,10 +34,10 @@ import numpy as np
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXModel
 
-from batchsweep.architecture import LoadedCheckpoint, describe
-from batchsweep.batching import make_batches, pad
-from batchsweep.forward import pooled_states
-from batchsweep.metrics import representation_metrics
+from batchsweep.forward.architecture import LoadedCheckpoint, describe
+from batchsweep.forward.batching import make_batches, pad
+from batchsweep.forward.forward import pooled_states
+from batchsweep.forward.metrics import representation_metrics
 from batchsweep.store import GroupSpec, GroupWriter, create_store
 
 #: Blocks, hidden size, attention heads.

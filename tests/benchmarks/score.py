@@ -41,11 +41,11 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 
 from batchsweep.config import CorpusConfig, EmbeddingConfig
-from batchsweep.corpus import write_corpus
-from batchsweep.prepared import large
-from batchsweep.score import Scorer
+from batchsweep.corpus.write import write_corpus
+from batchsweep.score.scorer import Scorer
 from batchsweep.store import GroupSpec, create_store
-from batchsweep.tasks import LAYER_BY_LAYER_32, resolve
+from batchsweep.tasks.evaluators import large
+from batchsweep.tasks.resolve import LAYER_BY_LAYER_32, resolve
 
 KEY = "synthetic--model/main"
 #: Sets of documents of the older clustering tasks (from their data sets), labels in each set.

@@ -18,9 +18,9 @@ import datasets
 import torch
 from score import KEY, Texts, Vectors, fill, make_store
 
-from batchsweep.prepared import Halves
-from batchsweep.score import Scorer
-from batchsweep.tasks import LAYER_BY_LAYER_32, resolve
+from batchsweep.score.scorer import Scorer
+from batchsweep.tasks.evaluators import Halves
+from batchsweep.tasks.resolve import LAYER_BY_LAYER_32, resolve
 
 
 def seconds(scorer: Scorer, task: str, halves: Halves | None) -> tuple[float, float]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from batchsweep.policies import Problem
-from batchsweep.replay import ScoreTable
+from batchsweep.bandit.policies import Problem
+from batchsweep.bandit.replay import ScoreTable
 
 #: arms -> (models, checkpoints, layers, tasks)
 SHAPES = {

@@ -1,0 +1,41 @@
+"""An arm: (checkpoint, layer[, pooling]), and how it is spelled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchsweep.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A checkpoint's layer and pooling."""
+
+    key: str
+    layer: int
+    pooling: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Arm:
+        """From ``<checkpoint key>#<layer>[#<pooling>]``.
+
+        Raises:
+            UsageError: it is not of this form.
+        """
+        parts = text.split("#")
+        if len(parts) not in (2, 3) or not parts[1].isdigit():
+            raise UsageError(
+                f"'{text}' is not an arm; an arm is like EleutherAI--pythia-14m/step1000#3"
+            )
+        return cls(parts[0], int(parts[1]), parts[2] if len(parts) == 3 else None)
+
+
+def arm_name(key: str, layer: int, pooling: str) -> str:
+    """An arm's model name for mteb: ``EleutherAI/pythia-14m-step1000-layer3-mean``.
+
+    Checkpoint, layer and pooling are all in the name, because mteb's tables take the mean over
+    revisions of one name.
+    """
+    model, revision = key.split("/")
+    owner, _, name = model.rpartition("--")
+    return f"{owner or 'local'}/{name}-{revision}-layer{layer}-{pooling}"

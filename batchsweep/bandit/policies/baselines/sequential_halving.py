@@ -1,0 +1,87 @@
+"""Sequential halving."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from batchsweep.bandit.policies.base import Ints, Policy, Problem
+
+
+class SequentialHalving(Policy):
+    """Karnin, Koren & Somekh, "Almost Optimal Exploration in Multi-Armed Bandits", ICML 2013.
+
+    Rounds share the budget equally; each round pulls all surviving arms on the same next tasks and
+    drops the worse half. Where the budget doesn't allow one pull of every arm in the first round, a
+    random part of the arms (the usual arm among them) takes part. Pulls of one round only depend on
+    the rounds before it, so they parallelise.
+    """
+
+    name = "sequential_halving"
+
+    def __init__(self, problem: Problem, **common: Any) -> None:
+        super().__init__(problem, **common)
+        arms, tasks = problem.shape
+        budget = min(self.budget or arms * tasks // 10, arms * tasks)
+        self._tasks = self.rng.permutation(tasks)
+        self._per_round, entrants = _fit(arms, budget)
+        chosen = self.rng.permutation(arms)
+        first = np.concatenate([[self._usual], chosen[chosen != self._usual]])
+        self._alive: Ints = np.sort(first[:entrants]).astype(np.int64)
+        self._depth = 0  # tasks that all survivors were asked on
+        self._queue: list[tuple[int, int]] = []
+        self._waiting: set[tuple[int, int]] = set()
+        self._start_round()
+
+    def _start_round(self) -> None:
+        tasks = len(self._tasks)
+        repeat = max(1, self._per_round // len(self._alive))
+        until = min(tasks, self._depth + repeat)
+        cells = [(int(a), int(t)) for t in self._tasks[self._depth : until] for a in self._alive]
+        self._depth = until
+        self._queue = [c for c in cells if not self.taken[c]][::-1]
+        self._waiting = {c for c in cells if np.isnan(self.told[c])}
+
+    def _choose(self) -> tuple[int, int, str] | None:
+        while True:
+            while self._queue:
+                arm, task = self._queue.pop()
+                if not self.taken[arm, task]:  # it may have been told from outside
+                    return arm, task, f"sequential_halving: {len(self._alive)} arms left"
+            if self._waiting:  # the rest of the round is out being scored
+                return None
+            if len(self._alive) == 1 and self._depth >= len(self._tasks):
+                return None
+            if len(self._alive) > 1:
+                mean, _ = self.believed()
+                keep = (len(self._alive) + 1) // 2
+                order = np.argsort(-mean[self._alive], kind="stable")
+                self._alive = np.sort(self._alive[order[:keep]])
+            self._start_round()
+
+    def _learn(
+        self, arm: int, task: int, score: float, seconds: float | None, noise: float
+    ) -> None:
+        self._waiting.discard((arm, task))
+
+    def leader(self) -> int:
+        # Dropped arms are out on little evidence; only one that was scored in full competes.
+        pulled = ~np.isnan(self.told)
+        eligible = pulled.all(axis=1)
+        eligible[self._alive] |= pulled[self._alive].any(axis=1)
+        if not eligible.any():
+            return super().leader()
+        mean, _ = self.believed()
+        return int(np.argmax(np.where(eligible, mean, -np.inf)))
+
+
+def _fit(arms: int, budget: int) -> tuple[int, int]:
+    """Pulls per round, and how many arms can take part in the first round."""
+    entrants = arms
+    while True:
+        rounds = max(1, int(np.ceil(np.log2(max(entrants, 2)))))
+        per_round = max(1, budget // rounds)
+        if per_round >= entrants:
+            return per_round, entrants
+        entrants = per_round

@@ -1,0 +1,1 @@
+"""Policies on a Gaussian process over model, training step, depth and task."""

@@ -1,0 +1,369 @@
+"""Policies on the multi-task Gaussian process: top-two (the default), GP-UCB and Thompson."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr
+
+from batchsweep.bandit.policies.base import (
+    Answer,
+    Candidate,
+    Floats,
+    Ints,
+    Policy,
+    Problem,
+    _interval,
+)
+from batchsweep.bandit.policies.gp.fit import STEPS, Fit
+from batchsweep.bandit.policies.gp.posterior import Surface
+
+#: Layers of the baseline checkpoint, and cells per task, in the opening.
+OPENING_LAYERS = 6
+OPENING_ROUNDS = 3
+#: Largest part of the budget that the opening may take.
+OPENING_SHARE = 0.3
+#: The first fit of the hyperparameters, and how much the number of told cells grows till the next.
+LEAST_CELLS = 4
+REFIT_GROWTH = 1.15
+#: Of a task's squared deviations, the part that is signal whatever the measured noise.
+LEAST_SIGNAL = 0.04
+#: Arms that may hold the best, in joint draws of the posterior.
+FINALISTS = 100
+DRAWS = 2000
+#: Arms and cells that are looked at closely when the next cell is chosen.
+NEAR_ARMS = 12
+NEAR_CELLS = 16
+#: Cells per task before an early stop: young fits are too sure of themselves.
+LEAST_ROUNDS = 6
+#: Hyperparameters are fitted, not known, so that posterior variances come out too small: they are
+#: multiplied by the mean squared surprise of the cells told so far, DOUBT to begin with, which
+#: counts as much as this many cells. A surprise is a cell's distance from its prediction of the
+#: moment before, in stated standard deviations (Dawid's prequential view, JRSS A 147, 1984).
+DOUBT = 4.0
+DOUBT_CELLS = 20
+#: The answer leaves the usual arm once another one's posterior mean is higher by this many standard
+#: deviations of their difference: a guess from published experience isn't given up on a hunch.
+GUARD = 1.5
+#: And never before so many cells were told: as many as there are tasks, or this many.
+LEAST_TOLD = 30
+
+SQRT_2PI = float(np.sqrt(2 * np.pi))
+
+
+class _GPPolicy(Policy):
+    """What the three policies share: the opening, refits, the cell for a contrast, the answer."""
+
+    def __init__(self, problem: Problem, **common: Any) -> None:
+        super().__init__(problem, **common)
+        self.surface = Surface(problem)
+        self._fit: Fit | None = None
+        self._fitted_at = self._stepped_at = 0  # told cells then
+        tasks = problem.shape[1]
+        self._log_cost = np.zeros(tasks)
+        self._cost_count = np.zeros(tasks)
+        self._noise = np.zeros(tasks)  # of the last pull: the best guess for the next
+        self._surprise, self._surprises = DOUBT_CELLS * DOUBT, float(DOUBT_CELLS)
+        self._opening = self._open()
+
+    # -- opening -------------------------------------------------------------------------------
+
+    def _open(self) -> list[tuple[int, int]]:
+        """The first cells, last first: every task on a few layers of the baseline checkpoint.
+
+        Tasks take turns at the layers, so that the profile over depth and the scale of every
+        task come from few pulls; the usual arm comes first.
+        """
+        arms, tasks = self.problem.shape
+        layers = [int(a) for a in self.problem.reference_arms(OPENING_LAYERS)]
+        layers = [self._usual, *(a for a in layers if a != self._usual)]
+        order = self.rng.permutation(tasks)
+        cells: list[tuple[int, int]] = []
+        # By the second round costs are known, which the opening doesn't look at.
+        for r in range(OPENING_ROUNDS if self.budget is not None else 1):
+            for k, task in enumerate(order):
+                step = k % len(layers) if r else 0
+                cell = (layers[(step + r) % len(layers)], int(task))
+                if cell not in cells:
+                    cells.append(cell)
+        budget = arms * tasks if self.budget is None else self.budget
+        return cells[: max(1, int(OPENING_SHARE * budget))][::-1]
+
+    def _scales(self) -> tuple[Floats, Floats]:
+        """[task] centre and spread of what was told; spreads are shrunk to the median."""
+        _, task, reward, noise = self.surface.cells()
+        tasks = self.problem.shape[1]
+        count = np.bincount(task, minlength=tasks)
+        total = np.bincount(task, reward, tasks)
+        centre = np.where(count > 0, total / np.maximum(count, 1), float(reward.mean()))
+        squares = np.bincount(task, (reward - centre[task]) ** 2, tasks)
+        # Less what measured noise adds to them; a little is always left.
+        added = np.bincount(task, noise**2, tasks) * (1 - 1 / np.maximum(count, 1))
+        squares = np.maximum(squares - added, LEAST_SIGNAL * squares)
+        several = count >= 2
+        variance = squares[several] / (count[several] - 1)
+        usual = float(np.median(variance)) if several.any() else 0.0
+        if usual <= 0:
+            usual = float(variance.mean()) if several.any() and variance.any() else 0.02**2
+        pull = 2.0
+        spread = (squares + pull * usual) / (np.maximum(count - 1, 0) + pull)
+        return centre, np.sqrt(spread)
+
+    # -- ask / tell ----------------------------------------------------------------------------
+
+    def _learn(
+        self, arm: int, task: int, score: float, seconds: float | None, noise: float
+    ) -> None:
+        surprise = self.surface.observe(arm, task, score, noise)
+        if self._fitted_at:
+            self._surprise += surprise**2
+            self._surprises += 1
+        self._noise[task] = noise
+        if seconds is not None and seconds > 0:
+            self._log_cost[task] += np.log(seconds)
+            self._cost_count[task] += 1
+
+    def _refresh(self) -> None:
+        """Keep the hyperparameters up to date: a step of a fit for each pull that was told."""
+        told = self.surface.told
+        if self.surface.pending or told < LEAST_CELLS:
+            return
+        if self._fit is None and told >= REFIT_GROWTH * self._fitted_at:
+            self._fit = self.surface.start_fit(*self._scales())
+        # The first fit is to few cells and quick; nothing can be said before it.
+        steps = told - self._stepped_at if self._fitted_at else STEPS
+        self._stepped_at = told
+        if self._fit is None:
+            return
+        if all(self._fit.step() for _ in range(steps)) and self._fitted_at:
+            return
+        self.surface.take(self._fit)
+        self._fitted_at, self._fit = self._fit.told, None
+
+    def _choose(self) -> tuple[int, int, str] | None:
+        while self._opening:
+            arm, task = self._opening.pop()
+            if not self.taken[arm, task]:
+                self._pend(arm, task)
+                return arm, task, "opening: a layer of the baseline checkpoint"
+        self._refresh()
+        contrast, reason = self._contrast()
+        arm, task = self._cell_for(contrast)
+        self._pend(arm, task)
+        return arm, task, reason
+
+    def _pend(self, arm: int, task: int) -> None:
+        self.surface.observe(arm, task, None, self._noise[task])
+
+    def _contrast(self) -> tuple[dict[int, float], str]:
+        """Arms with coefficients whose sum should be known better, and why."""
+        raise NotImplementedError
+
+    def _cell_for(self, contrast: dict[int, float]) -> tuple[int, int]:
+        """The free cell that most reduces the variance of the contrast, per second if billed so."""
+        surface = self.surface
+        near = self._near(contrast)
+        gain = surface.gains(contrast, near) ** 2
+        rough = surface.load**2 * (surface.var[near] / surface.total**2)[:, None]
+        rough = rough + surface.own**2 * (surface.own_diagonal + surface.kernel.var["own_cell"])
+        worth = gain / rough / self._cost()
+        worth[self.taken[near]] = -1.0
+        flat = np.argsort(-worth, axis=None, kind="stable")[:NEAR_CELLS]
+        flat = flat[worth.flat[flat] >= 0]
+        if not len(flat):
+            open_arms = self._open_arms()
+            arm = int(open_arms[np.argmax(surface.mean[open_arms])])
+            return arm, int(self._free_tasks(arm)[0])
+        row, task = np.unravel_index(flat, worth.shape)
+        exact = gain[row, task] / surface.cell_variance(near[row], task) / self._cost()[task]
+        k = int(np.argmax(exact))
+        return int(near[row[k]]), int(task[k])
+
+    def _near(self, contrast: dict[int, float]) -> Ints:
+        """Arms whose reward says most about the contrast, its own arms first."""
+        surface = self.surface
+        covariance = sum(c * surface.covariance_row(a) for a, c in contrast.items())
+        power = np.asarray(covariance) ** 2 / np.maximum(surface.var, 1e-12)
+        power[self.taken.all(axis=1)] = -1.0
+        order = np.argsort(-power, kind="stable")[:NEAR_ARMS]
+        mine = np.array(list(contrast), dtype=np.int64)
+        return np.array(list(dict.fromkeys([*mine.tolist(), *order.tolist()])), dtype=np.int64)
+
+    def _cost(self) -> Floats:
+        """[task] expected seconds of a pull; all equal unless the budget is in seconds."""
+        if self.budget is not None or not self._cost_count.any():
+            return np.ones(len(self._log_cost))
+        usual = self._log_cost.sum() / self._cost_count.sum()
+        return np.asarray(np.exp((self._log_cost + usual) / (self._cost_count + 1)))
+
+    # -- beliefs -------------------------------------------------------------------------------
+
+    def believed(self) -> tuple[Floats, Floats]:
+        return self.surface.mean, np.sqrt(np.maximum(self._doubt() * self.surface.var, 0.0))
+
+    def leader(self) -> int:
+        """The arm with the highest posterior mean, once it is likely better than the usual arm."""
+        front = self._front()
+        gap = self.surface.mean[front] - self.surface.mean[self._usual]
+        told = self.surface.told
+        young = max(LEAST_TOLD, self.told.shape[1])
+        if gap <= 0 or told < min(young, self.told.size // 2):
+            return self._usual
+        pair = np.array([front, self._usual])
+        cov = self._doubt() * self.surface.covariance(pair, pair)
+        sd = np.sqrt(max(cov[0, 0] + cov[1, 1] - 2 * cov[0, 1], 0.0))
+        return front if gap >= GUARD * sd else self._usual
+
+    def _doubt(self) -> float:
+        return max(1.0, self._surprise / self._surprises)
+
+    def _front(self) -> int:
+        return int(np.argmax(self.surface.mean))
+
+    def plane(self) -> Floats:
+        return np.where(np.isnan(self.told), self.surface.plane(), self.told)
+
+    def _improvement(self, leader: int, *, learnable: bool = False) -> Floats:
+        """[arm] expected amount by which the arm is better than the leader.
+
+        With ``learnable``, only by what pulls can still tell: not by noise that stays when both
+        arms are scored in full.
+        """
+        surface = self.surface
+        gap = surface.mean - surface.mean[leader]
+        var = surface.var + surface.var[leader] - 2 * surface.covariance_row(leader)
+        var = np.maximum(self._doubt() * var, 1e-18)
+        stays = 2 * float((self._noise**2).mean()) / len(self._noise)
+        if learnable and stays > 0:
+            free = (~self.taken).sum(axis=1)
+            var = var * var / (var + stays) * (free + free[leader]) / (2 * len(self._noise))
+        sd = np.sqrt(np.maximum(var, 1e-18))
+        ratio = gap / sd
+        out = gap * ndtr(ratio) + sd * np.exp(-0.5 * ratio**2) / SQRT_2PI
+        out[leader] = 0.0
+        return np.asarray(np.maximum(out, 0.0))
+
+    def _draws(self, leader: int) -> tuple[Ints, Floats]:
+        """(finalists, joint posterior draws [draw, finalist] of their rewards)."""
+        improvement = self._improvement(leader)
+        order = np.argsort(-improvement, kind="stable")[: FINALISTS - 1]
+        # What hardly ever beats the leader can't change a statement, only slow it.
+        order = order[improvement[order] > 1e-3 * improvement[order[0]]]
+        finalists = np.array([leader, *(i for i in order.tolist() if i != leader)])
+        cov = self._doubt() * self.surface.covariance(finalists, finalists)
+        value, vector = np.linalg.eigh(cov)
+        # The same normal numbers every time: what is stated moves with the data alone.
+        normal = np.random.default_rng(0).normal(size=(DRAWS, len(finalists)))
+        root = vector * np.sqrt(np.maximum(value, 0.0))
+        return finalists, self.surface.mean[finalists] + normal @ root.T
+
+    def sure(self, regret: float) -> bool:
+        told = self.surface.told
+        if not self._fitted_at or told < min(LEAST_ROUNDS * self.problem.shape[1], self.told.size):
+            return False
+        leader = self.leader()
+        # The expected regret lies between the largest of these and their sum.
+        improvement = self._improvement(leader)
+        if improvement.max() > regret:
+            return False
+        if improvement.sum() < regret:
+            return True
+        _, draws = self._draws(leader)
+        return bool((draws.max(axis=1) - draws[:, 0]).mean() < regret)
+
+    def best(self) -> Answer:
+        mean, sd = self.believed()
+        leader = self.leader()
+        finalists, draws = self._draws(leader)
+        p_best = np.bincount(draws.argmax(axis=1), minlength=len(finalists)) / len(draws)
+        order = [k for k in np.argsort(-p_best, kind="stable").tolist() if k and p_best[k] >= 0.01]
+        told = self.surface.told
+        # Before the first fit the scale of everything is a guess: no probabilities are stated.
+        fitted = self._fitted_at > 0
+        basis = f"model-based: a Gaussian process over {told} scored cells of {self.told.size}; "
+        return Answer(
+            arm=self.problem.arms[leader],
+            mean=float(mean[leader]),
+            interval=_interval(mean[leader], sd[leader]),
+            p_best=float(p_best[0]) if fitted else None,
+            expected_regret=(float((draws.max(axis=1) - draws[:, 0]).mean()) if fitted else None),
+            runners_up=tuple(
+                Candidate(
+                    self.problem.arms[i],
+                    float(mean[i]),
+                    _interval(mean[i], sd[i]),
+                    float(p_best[k]),
+                )
+                for k, i in ((k, int(finalists[k])) for k in order)
+            )
+            if fitted
+            else (),
+            mean_of=mean.copy(),
+            sd_of=sd,
+            pulled=(~np.isnan(self.told)).sum(axis=1),
+            basis=basis + "the others are predicted, not measured",
+        )
+
+
+class TopTwoGP(_GPPolicy):
+    """Leader against its strongest challenger, on the cell that tells them apart.
+
+    The leader is the arm with the highest posterior mean; the challenger the one with the highest
+    expected improvement over it, with their correlation (Qin, Klabjan & Russo, "Improving the
+    Expected Improvement Algorithm", NeurIPS 2017); the cell the one that most reduces the variance
+    of their difference (the knowledge-gradient idea for correlated beliefs: Frazier, Powell &
+    Dayanik, INFORMS J. Computing 21, 2009).
+    """
+
+    name = "toptwo_gp"
+
+    def _contrast(self) -> tuple[dict[int, float], str]:
+        leader = self._front()
+        improvement = self._improvement(leader, learnable=True)
+        challenger = int(np.argmax(improvement))
+        if challenger == leader:
+            return {leader: 1.0}, "toptwo_gp: the only arm"
+        names = self.problem.arms
+        return {leader: -1.0, challenger: 1.0}, (
+            f"toptwo_gp: {names[challenger]} against the leader {names[leader]}, "
+            f"expected improvement {improvement[challenger]:.2g}"
+        )
+
+
+class GPUCB(_GPPolicy):
+    """The arm with the highest upper confidence bound.
+
+    Srinivas, Krause, Kakade & Seeger, "Gaussian Process Optimization in the Bandit Setting", ICML
+    2010, algorithm 1, with a constant ``beta``.
+    """
+
+    name = "gp_ucb"
+
+    def __init__(self, problem: Problem, *, beta: float = 4.0, **common: Any) -> None:
+        super().__init__(problem, **common)
+        self.beta = beta
+
+    def _contrast(self) -> tuple[dict[int, float], str]:
+        mean, sd = self.believed()
+        bound = mean + np.sqrt(self.beta) * sd
+        bound[self.taken.all(axis=1)] = -np.inf
+        arm = int(np.argmax(bound))
+        return {arm: 1.0}, f"gp_ucb: highest bound {bound[arm]:.4f}"
+
+
+class Thompson(_GPPolicy):
+    """The arm that is best in one draw from the posterior.
+
+    Thompson, "On the Likelihood that One Unknown Probability Exceeds Another", Biometrika 25, 1933;
+    for Gaussian processes: Russo & Van Roy, "Learning to Optimize via Posterior Sampling", 2014.
+    """
+
+    name = "thompson"
+
+    def _contrast(self) -> tuple[dict[int, float], str]:
+        finalists, draws = self._draws(self._front())
+        draw = draws[int(self.rng.integers(len(draws)))]
+        draw = np.where(self.taken[finalists].all(axis=1), -np.inf, draw)
+        arm = int(finalists[np.argmax(draw)])
+        return {arm: 1.0}, f"thompson: best in a posterior draw, {draw.max():.4f}"

@@ -1,0 +1,82 @@
+"""The problem of a search: which arms there are, and what is known of them."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from batchsweep.bandit.loop import run_digest
+from batchsweep.bandit.policies import Problem
+from batchsweep.config import Config
+from batchsweep.errors import TryAgain, UsageError
+from batchsweep.plan.plan import Plan
+from batchsweep.store import Store
+from batchsweep.tasks.resolve import resolve, tasks_of
+
+logger = logging.getLogger(__name__)
+
+
+def search_name(problem: Problem, config: Config) -> str:
+    """The folder below ``bandit/`` of the search that this config means on these arms."""
+    digest = run_digest(problem, config.bandit, config.rewards)
+    return f"{config.bandit.policy}-{digest[:12]}"
+
+
+def problem_of(store: Store, plan: Plan, config: Config) -> Problem:
+    """The arms whose checkpoint is extracted to the end, with their features.
+
+    Raises:
+        TryAgain: no index is sealed yet.
+        UsageError: ``rewards.baseline`` or ``rewards.target`` names nothing in the sweep.
+    """
+    complete = {s.key for s in store.status() if s.complete}
+    entries = [entry for entry in plan.entries if entry.key in complete]
+    waiting = [entry.key for entry in plan.entries if entry.key not in complete]
+    if not entries:
+        raise TryAgain(f"{store.url}: no index is sealed yet; run 'batchsweep extract' first")
+    if waiting:
+        shown = ", ".join(waiting[:3]) + (" ..." if len(waiting) > 3 else "")
+        logger.warning(
+            "%d of %d indexes are not sealed and take no part in the search: %s",
+            len(waiting),
+            len(plan.entries),
+            shown,
+        )
+    poolings = plan.poolings if len(plan.poolings) > 1 else (None,)
+    arms: list[str] = []
+    model: list[str] = []
+    step: list[float] = []
+    depth: list[float] = []
+    baseline: list[bool] = []
+    metrics: dict[str, list[float]] = {}
+    for entry in entries:
+        values = store.reader(entry.key).metrics()
+        for position, layer in enumerate(entry.layers):
+            for pooling in poolings:
+                for name in metrics.keys() | values.keys():
+                    column = metrics.setdefault(name, [np.nan] * len(arms))
+                    column.append(float(values[name][position]) if name in values else np.nan)
+                tail = f"#{pooling}" if pooling else ""
+                arms.append(f"{entry.key}#{layer}{tail}")
+                # Another pooling is another surface over time and depth, as another model is.
+                model.append(f"{entry.checkpoint.model}{tail}")
+                step.append(np.nan if entry.checkpoint.step is None else entry.checkpoint.step)
+                depth.append(layer / entry.shape.num_layers)
+                baseline.append(config.rewards.baseline in entry.checkpoint.names)
+    if config.rewards.baseline is not None and not any(baseline):
+        there = dict.fromkeys(name for entry in entries for name in entry.checkpoint.names)
+        raise UsageError(
+            f"rewards.baseline '{config.rewards.baseline}': no sealed checkpoint of that name; "
+            f"valid: {', '.join(there)}"
+        )
+    types = {task.metadata.name: str(task.metadata.type) for task in resolve(config.tasks)}
+    return Problem(
+        arms=tuple(arms),
+        tasks=tasks_of(config.rewards.target, types),
+        model=tuple(model),
+        step=np.array(step),
+        depth=np.array(depth),
+        metrics={name: np.array(column) for name, column in metrics.items()},
+        baseline=np.array(baseline) if config.rewards.baseline is not None else None,
+    )

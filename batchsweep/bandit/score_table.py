@@ -1,0 +1,246 @@
+"""Complete tables of scores: arm x task, from files, MTEB result folders, or a store."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batchsweep.bandit.policies import Problem
+from batchsweep.bandit.rewards import Floats, aggregate, raw_scale, z_scale
+from batchsweep.config import RewardsConfig
+from batchsweep.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Other spellings of the columns of a table of scores.
+ALIASES = {"main_score": "score", "eval_seconds": "seconds", "evaluation_time": "seconds"}
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """Every arm scored on every task.
+
+    Attributes:
+        scores: [arm, task] main scores. seconds: [arm, task], 1 where unknown.
+        noise: standard deviation of noise added to a pull, for synthetic tables.
+    """
+
+    problem: Problem
+    scores: Floats
+    seconds: Floats
+    noise: float = 0.0
+
+    def subset(self, seed: int, *, arms: float = 1.0, tasks: float = 1.0) -> ScoreTable:
+        """A random part of the arms and tasks; at least one of each, and one baseline layer."""
+        rng = np.random.default_rng([seed, 7])
+        count_a, count_t = self.problem.shape
+        keep_t = np.sort(rng.permutation(count_t)[: max(1, round(tasks * count_t))])
+        keep = rng.permutation(count_a)[: max(1, round(arms * count_a))]
+        assert self.problem.baseline is not None
+        if not self.problem.baseline[keep].any():
+            keep = np.append(keep, rng.choice(np.flatnonzero(self.problem.baseline)))
+        keep = np.sort(keep)
+        old = self.problem
+        problem = Problem(
+            arms=tuple(old.arms[i] for i in keep),
+            tasks=tuple(old.tasks[i] for i in keep_t),
+            model=tuple(old.model[i] for i in keep),
+            step=old.step[keep],
+            depth=old.depth[keep],
+            metrics={k: v[keep] for k, v in old.metrics.items()},
+            baseline=self.problem.baseline[keep],
+        )
+        cells = np.ix_(keep, keep_t)
+        return replace(
+            self, problem=problem, scores=self.scores[cells], seconds=self.seconds[cells]
+        )
+
+    def truth(self, rewards: RewardsConfig) -> tuple[Floats, float]:
+        """[arm] true rewards, and how many of their units make one unit of mean main score."""
+        if rewards.scale == "z":
+            scale = z_scale(self.scores[self.problem.baseline])
+        else:
+            scale = raw_scale(len(self.problem.tasks))
+        plane = (self.scores - scale.centre) / scale.spread
+        unit = scale.unit if rewards.aggregate != "rank" else 1.0
+        return aggregate(plane, rewards.aggregate), unit
+
+
+def read_scores(path: str | Path, *, metrics: str | Path | None = None) -> ScoreTable:
+    """A complete table of scores from a CSV or Parquet file, MTEB's results, or a scored store.
+
+    Columns: ``revision``, ``layer``, ``task``, ``score``; optional ``model``, ``step``,
+    ``seconds``. ``main_score`` and ``eval_seconds`` are accepted for score and seconds. A folder of
+    results is read as MTEB writes it, ``MODEL/REVISION/TASK.json``, with ``layer_3`` (or
+    ``layer-3``, ``layer3``) somewhere in the path. A store (a directory or URL) must have been
+    scored exhaustively.
+
+    Args:
+        metrics: a CSV or Parquet file of label-free metrics: ``revision``, ``layer``, ``metric``,
+            ``value``, optional ``model`` and ``key`` (a variant of the metric).
+
+    Raises:
+        UsageError: unreadable, a missing column, a cell that is missing or there twice.
+    """
+    if _is_store(path):
+        frame = _store_frame(str(path))
+    elif not Path(path).exists():
+        raise UsageError(f"{path}: no such file or folder of scores")
+    else:
+        path = Path(path)
+        frame = _mteb_folder(path) if path.is_dir() else _read_frame(path)
+    extra = None if metrics is None else _read_frame(Path(metrics))
+    return table_of(frame, source=str(path), metrics=extra)
+
+
+def table_of(
+    frame: pd.DataFrame, *, source: str = "scores", metrics: pd.DataFrame | None = None
+) -> ScoreTable:
+    """A table from a data frame with the columns of :func:`read_scores`."""
+    frame = frame.rename(columns={k: v for k, v in ALIASES.items() if v not in frame})
+    missing = [c for c in ("revision", "layer", "task", "score") if c not in frame]
+    if missing:
+        raise UsageError(
+            f"{source}: no column {', '.join(missing)}; needed: revision, layer, task, score; "
+            f"there: {', '.join(map(str, frame.columns))}"
+        )
+    frame = frame.assign(model=frame.get("model", "model"))
+    if "step" not in frame:
+        frame = frame.assign(step=[_step(str(r)) for r in frame["revision"]])
+    keys = ["model", "revision", "layer"]
+    if frame.duplicated([*keys, "task"]).any():
+        row = frame[frame.duplicated([*keys, "task"])].iloc[0]
+        raise UsageError(
+            f"{source}: {row['model']} {row['revision']} layer {row['layer']} on {row['task']} is "
+            "there twice"
+        )
+    arms = frame.drop_duplicates(keys).sort_values(["model", "step", "layer"], kind="stable")
+    scores = frame.pivot(index=keys, columns="task", values="score").reindex(
+        list(arms[keys].itertuples(index=False, name=None))
+    )
+    gaps = int(scores.isna().to_numpy().sum())
+    if gaps:
+        raise UsageError(
+            f"{source}: {gaps} of {scores.size} cells (arm x task) have no score; a replay needs a "
+            "complete table"
+        )
+    if "seconds" in frame:
+        seconds = frame.pivot(index=keys, columns="task", values="seconds").reindex(scores.index)
+        seconds_AT = seconds[scores.columns].fillna(1.0).to_numpy(dtype=float)
+    else:
+        seconds_AT = np.ones(scores.shape)
+    layer = arms["layer"].to_numpy(dtype=float)
+    top = arms.groupby("model")["layer"].transform("max").to_numpy(dtype=float)
+    problem = Problem(
+        arms=tuple(f"{m}/{r}#{k}" for m, r, k in arms[keys].itertuples(index=False, name=None)),
+        tasks=tuple(str(t) for t in scores.columns),
+        model=tuple(str(m) for m in arms["model"]),
+        step=arms["step"].to_numpy(dtype=float),
+        depth=layer / np.maximum(top, 1.0),
+        metrics={} if metrics is None else _metric_columns(metrics, arms),
+    )
+    return ScoreTable(problem, scores.to_numpy(dtype=float), seconds_AT)
+
+
+def _metric_columns(metrics: pd.DataFrame, arms: pd.DataFrame) -> dict[str, Floats]:
+    names = metrics["metric"].astype(str)
+    if "key" in metrics:
+        key = metrics["key"].fillna("").astype(str)
+        names = names.where(key == "", names + "_" + key)
+    on = ["model", "revision", "layer"] if "model" in metrics else ["revision", "layer"]
+    wide = metrics.assign(name=names).pivot_table(index=on, columns="name", values="value")
+    wide = wide.reindex(list(arms[on].itertuples(index=False, name=None)))
+    return {str(c): wide[c].to_numpy(dtype=float) for c in wide.columns}
+
+
+def _read_frame(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        if path.suffix == ".csv":
+            return pd.read_csv(path)
+        if path.suffix in (".parquet", ".pq"):
+            return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: can't be read as a table: {error}") from None
+    raise UsageError(f"{path}: not a table of scores; valid: .csv, .parquet, a folder of results")
+
+
+def _mteb_folder(folder: Path) -> pd.DataFrame:
+    """Rows from MTEB's result files below a folder."""
+    import json
+
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for file in sorted(folder.rglob("*.json")):
+        if file.name == "model_meta.json":
+            continue
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or "scores" not in content:
+            continue
+        place = file.relative_to(folder).as_posix()
+        layer = re.search(r"layer[_-]?(\d+)", place)
+        if layer is None:
+            raise UsageError(f"{file}: no layer in its path; name a folder like 'layer_3'")
+        parts = [re.sub(r"[#@_-]*layer[_-]?\d+", "", p) for p in Path(place).parts[:-1]]
+        parts = [p for p in parts if p]
+        main = [s["main_score"] for split in content["scores"].values() for s in split]
+        rows.append(
+            {
+                "model": parts[0] if len(parts) > 1 else "model",
+                "revision": parts[-1] if parts else "main",
+                "layer": int(layer[1]),
+                "task": content.get("task_name", file.stem),
+                "score": float(np.mean(main)),
+                "seconds": content.get("evaluation_time"),
+            }
+        )
+    if not rows:
+        raise UsageError(f"{folder}: no MTEB result files (TASK.json with 'scores') below it")
+    frame = pd.DataFrame(rows)
+    return frame.drop(columns="seconds") if frame["seconds"].isna().all() else frame
+
+
+def _is_store(path: str | Path) -> bool:
+    if "://" in str(path):
+        return True
+    path = Path(path)
+    return (path / "zarr.json").exists() or (path / "scores").is_dir() or path.suffix == ".h5"
+
+
+def _store_frame(url: str) -> pd.DataFrame:
+    """Rows from the records that scoring left in a store."""
+    import pandas as pd
+
+    from batchsweep.store import open_store
+
+    store = open_store(url)
+    records = [r for p in store.list_json("scores") if (r := store.read_json(p)) is not None]
+    if not records:
+        raise UsageError(f"{url}: no scores in this store; run 'bandit --policy exhaustive' first")
+    several = len({r.get("pooling") for r in records}) > 1
+    return pd.DataFrame(
+        {
+            # As in the bandit, another pooling is another surface, as another model is.
+            "model": f"{r['model']}#{r['pooling']}" if several else r["model"],
+            "revision": r["revision"],
+            "step": np.nan if r.get("step") is None else float(r["step"]),
+            "layer": int(r["layer"]),
+            "task": r["task"],
+            "score": 0.0 if r["main_score"] is None else float(r["main_score"]),
+            "seconds": float(r["seconds"]),
+        }
+        for r in records
+    )
+
+
+def _step(revision: str) -> float:
+    """The number in a revision's name; ``main`` comes after all numbers (NaN)."""
+    number = re.search(r"step-?(\d+)", revision) or re.search(r"(\d+)(?!.*\d)", revision)
+    return float(number[1]) if number else float("nan")

@@ -1,0 +1,1 @@
+"""Which checkpoints there are: names, schedules, sources, audit, identical weights."""

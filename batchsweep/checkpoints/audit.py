@@ -1,0 +1,379 @@
+"""The audit: which of the config's checkpoints exist, and which are the same under two names.
+
+Published suites mislabel checkpoints: revisions that serve the final weights under another
+step's name, or share shards with it. The sha256 of every weight file is in the Hub's metadata, so
+that this shows before anything is downloaded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+from batchsweep.checkpoints.checkpoint import (
+    PLACEHOLDER,
+    Checkpoint,
+    final_step,
+    normalise_revision,
+    step_of,
+)
+from batchsweep.checkpoints.hub import Hub
+from batchsweep.checkpoints.json_cache import JsonCache, cache_file
+from batchsweep.checkpoints.same_weights import Duplicates, SharedFiles, identical, partly_shared
+from batchsweep.checkpoints.schedules import schedule, schedule_among
+from batchsweep.checkpoints.shape import PYTHIA_FINAL_STEP, Shape, is_pythia, known_shape, shape_of
+from batchsweep.checkpoints.sources import Listing, Missing, Suite, open_suite, steps_in
+from batchsweep.config import Config, ModelConfig, Schedule
+from batchsweep.errors import ConfigError, IndexFailed
+from batchsweep.progress import progress
+
+logger = logging.getLogger(__name__)
+
+#: Metadata requests at the same time.
+_CONCURRENT = 8
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A checkpoint that the config asks for and that can't be had."""
+
+    model: str
+    revision: str
+    reason: Literal["missing", "no weights", "incomplete"]
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.revision}: {self.reason} ({self.detail})"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the config's checkpoints are. Indexes are made from it in this order."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    """Usable ones, one for each set of identical weights."""
+    shapes: Mapping[str, Shape]
+    """By checkpoint key."""
+    tokenizers: Mapping[str, str]
+    """By checkpoint key; empty where the Hub was not asked."""
+    skipped: tuple[Skipped, ...] = ()
+    duplicates: tuple[Duplicates, ...] = ()
+    shared: tuple[SharedFiles, ...] = ()
+    asked: bool = True
+    """False: Hub models are taken at their word (:func:`nominal`)."""
+    requests: int = 0
+    """Requests that it took."""
+
+    @property
+    def missing(self) -> tuple[Skipped, ...]:
+        return tuple(s for s in self.skipped if s.reason == "missing")
+
+    @property
+    def weightless(self) -> tuple[Skipped, ...]:
+        return tuple(s for s in self.skipped if s.reason != "missing")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line each: skipped checkpoints, identical weights, shared files."""
+        return tuple(
+            [f"skipped: {s}" for s in self.skipped]
+            + [str(f) for f in self.duplicates + self.shared]
+        )
+
+
+@dataclass
+class _Asked:
+    """One model of the config with the answers about its revisions."""
+
+    config: ModelConfig
+    suite: Suite
+    revisions: list[str]
+    final_step: int | None
+    listings: dict[str, Listing] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def step(self, revision: str) -> int | None:
+        named = step_of(revision, self.config.step_pattern)
+        return self.final_step if named is None and revision == "main" else named
+
+
+def audit(config: Config, *, strict: bool = False, hub: Hub | None = None) -> Audit:
+    """Ask the Hub (or the directories) about every checkpoint of the config.
+
+    At most one request a revision and a few more; weights are not downloaded. Answers are cached
+    by commit.
+
+    Raises:
+        IndexFailed: with ``strict``, a checkpoint is missing or has no weights.
+        ConfigError: no such model, or nothing usable in the sweep.
+        TryAgain: the Hub can't be reached, or asks for more patience than there is.
+    """
+    hub = hub or Hub()
+    digests = JsonCache(cache_file("digests"))
+    try:
+        models = [_open(model, config, hub, digests) for model in config.models]
+        _check_slugs(models)
+        _ask_all(models)
+        found = [_sort_out(model) for model in models]
+        result = Audit(
+            checkpoints=tuple(c for f in found for c in f.checkpoints),
+            shapes={k: s for f in found for k, s in f.shapes.items()},
+            tokenizers={k: t for f in found for k, t in f.tokenizers.items()},
+            skipped=tuple(s for f in found for s in f.skipped),
+            duplicates=tuple(d for f in found for d in f.duplicates),
+            shared=tuple(s for f in found for s in f.shared),
+            requests=hub.requests,
+        )
+    finally:
+        hub.save()
+        digests.save()
+    if strict and result.skipped:
+        more = f" and {len(result.skipped) - 1} more" if len(result.skipped) > 1 else ""
+        raise IndexFailed(f"{result.skipped[0]}{more}; without --strict they are skipped")
+    if not result.checkpoints:
+        raise ConfigError(f"no checkpoint of the sweep can be used; the first: {result.skipped[0]}")
+    return result
+
+
+def nominal(config: Config, *, hub: Hub | None = None) -> Audit:
+    """The config's checkpoints without an audit: local ones are read, others taken at their word.
+
+    Pythia needs no network. Another Hub model costs one request for its shape, and one for its
+    branches if its revisions are given by a schedule.
+
+    Raises:
+        ConfigError, TryAgain: as :func:`audit`.
+    """
+    hub = hub or Hub()
+    digests = JsonCache(cache_file("digests"))
+    found: list[Audit] = []
+    try:
+        models = [_open(model, config, hub, digests) for model in config.models]
+        _check_slugs(models)
+        for model in models:
+            if model.suite.local:
+                _ask_all([model])
+                found.append(_sort_out(model))
+            else:
+                found.append(_take_at_word(model))
+    finally:
+        hub.save()
+        digests.save()
+    result = Audit(
+        checkpoints=tuple(c for f in found for c in f.checkpoints),
+        shapes={k: s for f in found for k, s in f.shapes.items()},
+        tokenizers={k: t for f in found for k, t in f.tokenizers.items()},
+        skipped=tuple(s for f in found for s in f.skipped),
+        duplicates=tuple(d for f in found for d in f.duplicates),
+        shared=tuple(s for f in found for s in f.shared),
+        asked=all(model.suite.local for model in models),
+        requests=hub.requests,
+    )
+    if not result.checkpoints:
+        raise ConfigError(f"no checkpoint of the sweep can be used; the first: {result.skipped[0]}")
+    return result
+
+
+def _open(model: ModelConfig, config: Config, hub: Hub, digests: JsonCache) -> _Asked:
+    suite = open_suite(model, hub, digests)
+    wanted = model.revisions or config.revisions
+    step_of("main", model.step_pattern)  # A wrong pattern is refused before the first request.
+    listable = PLACEHOLDER not in model.name
+    if not isinstance(wanted, Schedule):
+        names = [normalise_revision(name) for name in wanted]
+    elif is_pythia(model.name):
+        names = schedule(wanted.strategy, wanted.interval)
+    else:
+        steps = steps_in(suite.revisions(), model.step_pattern)
+        try:
+            names = schedule_among(steps, wanted.strategy, wanted.interval)
+        except ConfigError as error:
+            raise ConfigError(f"models: {model.name}: {error}") from None
+    if suite.local and listable:
+        known = steps_in(suite.revisions(), model.step_pattern).values()
+    else:
+        known = steps_in(names, model.step_pattern).values()
+    return _Asked(model, suite, list(dict.fromkeys(names)), final_step(model.name, known))
+
+
+def _check_slugs(models: Sequence[_Asked]) -> None:
+    seen: dict[str, str] = {}
+    for model in models:
+        for revision in model.revisions:
+            key = Checkpoint(model.config.name, revision, local=model.suite.local).key
+            name = f"{model.config.name}@{revision}"
+            if seen.get(key) == name:
+                raise ConfigError(f"models: {name} is in the list twice; leave one out")
+            if key in seen:
+                raise ConfigError(
+                    f"models: {seen[key]} and {name} would both be '{key}' in the store; "
+                    "leave one out, or rename its directory"
+                )
+            seen[key] = name
+
+
+def _ask_all(models: Sequence[_Asked]) -> None:
+    """Fill ``listings`` and ``skipped``; ``main`` is asked too, to know the final weights."""
+    for model in models:
+        if not model.suite.local and PLACEHOLDER not in model.config.name:
+            refs = model.suite.revisions()
+            if not is_pythia(model.config.name):
+                known = steps_in(refs, model.config.step_pattern).values()
+                model.final_step = max(known, default=model.final_step)
+    jobs = [
+        (model, revision)
+        for model in models
+        for revision in dict.fromkeys([*model.revisions, *_reference(model)])
+    ]
+
+    def ask(job: tuple[_Asked, str]) -> Listing | Missing:
+        try:
+            return job[0].suite.listing(job[1])
+        except Missing as error:
+            return error
+
+    pool = ThreadPoolExecutor(_CONCURRENT)
+    try:
+        with progress("audit", total=len(jobs), unit="revisions") as bar:
+            answers = [pool.submit(ask, job) for job in jobs]
+            for (model, revision), waiting in zip(jobs, answers, strict=True):
+                answer = waiting.result()
+                bar.advance()
+                if isinstance(answer, Listing):
+                    model.listings[revision] = answer
+                elif revision in model.revisions:
+                    model.skipped.append(
+                        Skipped(model.config.name, revision, "missing", str(answer))
+                    )
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _reference(model: _Asked) -> list[str]:
+    """Revisions that tell what the final weights are: main, and the last step's by its name."""
+    if PLACEHOLDER in model.config.name:
+        return []
+    steps = steps_in(model.suite.revisions(), model.config.step_pattern)
+    return ["main", *(name for name, step in steps.items() if step == model.final_step)][:2]
+
+
+def _take_at_word(model: _Asked) -> Audit:
+    """Checkpoints as named, with the shape from the table or from one ``config.json``."""
+    name = model.config.name
+    shape = known_shape(name)
+    if shape is None:
+        try:
+            loaded = model.suite.model_config(model.revisions[-1])
+        except Missing as error:
+            raise ConfigError(f"models: {name}: {error}") from None
+        shape = shape_of(loaded, where=f"{name}@{model.revisions[-1]}")
+    # Pythia's main is its last step under another name.
+    same = [r for r in model.revisions if model.step(r) == PYTHIA_FINAL_STEP]
+    aliases = tuple(r for r in same if r != "main") if is_pythia(name) and "main" in same else ()
+    checkpoints = tuple(
+        Checkpoint(name, r, step=model.step(r), aliases=aliases if r == "main" else ())
+        for r in model.revisions
+        if r not in aliases
+    )
+    return Audit(checkpoints, {c.key: shape for c in checkpoints}, {}, asked=False)
+
+
+def _sort_out(model: _Asked) -> Audit:
+    """One model's answers: usable checkpoints, duplicates, shared files."""
+    name = model.config.name
+    usable: dict[str, Listing] = {}
+    for revision, listing in model.listings.items():
+        reason: Literal["no weights", "incomplete"] = "no weights"
+        detail = "no model*.safetensors or pytorch_model*.bin"
+        if listing.incomplete:
+            reason, detail = "incomplete", f"{listing.incomplete} of its shards are not there"
+        elif listing.weights and listing.config_id is None:
+            reason, detail = "incomplete", "no config.json"
+        if listing.weights and listing.config_id is not None:
+            usable[revision] = listing
+        elif revision in model.revisions:
+            model.skipped.append(Skipped(name, revision, reason, detail))
+    groups = identical(usable)
+    if not is_pythia(name) and _main_is_not_last(model, groups):
+        model.final_step = None
+    checkpoints: dict[str, Checkpoint] = {}
+    duplicates = []
+    for group in groups:
+        found = _checkpoint(model, group, usable)
+        if found is None:
+            continue
+        checkpoint, duplicate = found
+        checkpoints[checkpoint.revision] = checkpoint
+        if duplicate is not None:
+            duplicates.append(duplicate)
+    shapes: dict[str, Shape] = {}
+    by_content: dict[str, Shape] = {}
+    ordered = []
+    for checkpoint in (checkpoints[r] for r in model.revisions if r in checkpoints):
+        content = str(usable[checkpoint.revision].config_id)
+        try:
+            if content not in by_content:
+                loaded = model.suite.model_config(checkpoint.revision)
+                by_content[content] = shape_of(loaded, where=f"{name}@{checkpoint.revision}")
+        except (ConfigError, Missing) as error:
+            detail = str(error).removeprefix("models: ")
+            model.skipped.append(Skipped(name, checkpoint.revision, "incomplete", detail))
+            continue
+        shapes[checkpoint.key] = by_content[content]
+        ordered.append(checkpoint)
+    order = {revision: place for place, revision in enumerate(model.revisions)}
+    return Audit(
+        checkpoints=tuple(ordered),
+        shapes=shapes,
+        tokenizers={c.key: usable[c.revision].tokenizer for c in ordered},
+        skipped=tuple(sorted(model.skipped, key=lambda s: order[s.revision])),
+        duplicates=tuple(duplicates),
+        shared=tuple(partly_shared(name, groups, usable, model.revisions)),
+    )
+
+
+def _main_is_not_last(model: _Asked, groups: Sequence[Sequence[str]]) -> bool:
+    """Whether main holds other weights than the last step: chosen, averaged or tuned ones."""
+    last = [[r for r in g if r != "main" and model.step(r) == model.final_step] for g in groups]
+    return any(last) and not any(
+        names and "main" in group for names, group in zip(last, groups, strict=True)
+    )
+
+
+def _checkpoint(
+    model: _Asked, group: Sequence[str], usable: Mapping[str, Listing]
+) -> tuple[Checkpoint, Duplicates | None] | None:
+    """The checkpoint that stands for a group of identical revisions; None: nobody asked for it."""
+    asked = [r for r in model.revisions if r in group]
+    if not asked:
+        return None
+    final = "main" in group and model.final_step is not None
+    named = [r for r in asked if step_of(r, model.config.step_pattern) is not None]
+    kept = next((r for r in [*named, "main"] if r in asked), asked[0])
+    if final:
+        # Of the names of the final weights, only main and the last step's are right.
+        right = [r for r in asked if model.step(r) == model.final_step]
+        kept = "main" if "main" in asked else (right or asked)[0]
+    others = tuple(r for r in asked if r != kept)
+    listing = usable[kept]
+    steps = [model.step(r) for r in asked]
+    checkpoint = Checkpoint(
+        model=model.config.name,
+        revision=kept,
+        commit=listing.commit,
+        # Under the wrong name of an earlier step, the final weights are still the final step's.
+        step=model.final_step if final else next((s for s in steps if s is not None), None),
+        weights=listing.loaded,
+        aliases=others if "main" in asked or "main" not in group else (*others, "main"),
+        local=model.suite.local,
+    )
+    if final:
+        wrong = tuple(r for r in named if model.step(r) != model.final_step)
+        stands = kept if kept not in wrong else "main"
+        found = Duplicates(model.config.name, stands, wrong, final=True)
+        return checkpoint, found if wrong else None
+    found = Duplicates(model.config.name, kept, others, final=False)
+    return checkpoint, found if len(named) > 1 else None

@@ -1,0 +1,144 @@
+"""The plan and its costs as tables that a person can decide from."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+
+from batchsweep.plan.estimate import DOWNLOAD_RATE, START_SECONDS, WRITE_RATE, Estimate, gib
+from batchsweep.plan.plan import Plan
+from batchsweep.progress import duration
+
+
+def plan_table(plan: Plan, costs: Estimate) -> str:
+    """Models, totals, what would save, and the warnings, as text for a terminal."""
+    width = max(80, min(shutil.get_terminal_size((100, 24)).columns, 120))
+    console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
+    console.print(_models(plan, costs))
+    console.print(_totals(plan, costs))
+    if costs.savings:
+        console.print(_savings(costs))
+    for line in _notes(plan, costs):
+        console.print(line, soft_wrap=line.startswith("warning"))
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def _table(*columns: str, title: str = "") -> Table:
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def _models(plan: Plan, costs: Estimate) -> Table:
+    """One line a model; a checkpoint's size where its indexes agree on it."""
+    table = _table(
+        "model", "indexes", "checkpoints", "layers", "arms", "store each", "store", "download"
+    )
+    arms = plan.arms_per_model()
+    pairs = zip(plan.entries, costs.entries, strict=True)
+    by_model = sorted(pairs, key=lambda p: plan.models.index(p[0].checkpoint.model))
+    for model, group in groupby(by_model, key=lambda p: p[0].checkpoint.model):
+        entries, each = zip(*group, strict=True)
+        layers = sorted({len(e.layers) for e in entries})
+        table.add_row(
+            model,
+            _indexes([e.index for e in entries]),
+            str(len(entries)),
+            " or ".join(map(str, layers)),
+            f"{arms[model]:,}",
+            gib(max(e.store_bytes for e in each)),
+            gib(sum(e.store_bytes for e in each)),
+            gib(sum(e.download_bytes for e in each))
+            if any(e.download_bytes for e in each)
+            else "-",
+        )
+    return table
+
+
+def _totals(plan: Plan, costs: Estimate) -> Table:
+    about = "" if costs.size.exact else "about "
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    n = len(plan.entries)
+    pulls = f"{costs.exhaustive_pulls:,} exhaustively"
+    if costs.budget_pulls is not None:
+        share = costs.budget_pulls / max(costs.exhaustive_pulls, 1)
+        pulls = f"{costs.budget_pulls:,} ({share:.0%}) of {pulls}"
+    texts = f"{about}{costs.size.texts:,} unique, {_count(costs.size.tokens)} tokens"
+    where = "estimate" if not costs.download_exact else "from the Hub's metadata"
+    rows = [
+        ("indexes", f"{n}: 0 to {n - 1} (completions of the indexed job)"),
+        ("arms", f"{costs.arms:,}"),
+        ("texts", texts),
+        ("store", f"{about}{gib(costs.store_bytes)}"),
+        ("download", f"{gib(costs.download_bytes)} ({where})" if costs.download_bytes else "none"),
+        ("compute", f"{costs.flops:.2g} FLOP"),
+        (
+            "time",
+            f"about {duration(costs.gpu_seconds)} on one {costs.gpu}, "
+            f"{duration(max(e.gpu_seconds for e in costs.entries))} for the longest index",
+        ),
+        ("pulls", f"{pulls}; budget {costs.budget}"),
+    ]
+    if costs.machine_seconds is not None:
+        rows.insert(7, ("", f"about {duration(costs.machine_seconds)} here ({costs.machine})"))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _savings(costs: Estimate) -> Table:
+    table = _table("cheaper with", "store", f"time on {costs.gpu}")
+    for saving in costs.savings:
+        table.add_row(saving.change, gib(saving.store_bytes), duration(saving.gpu_seconds))
+    return table
+
+
+def _notes(plan: Plan, costs: Estimate) -> list[str]:
+    notes = [f"warning: {line}" for line in plan.warnings]
+    if not plan.audited:
+        notes.append(
+            "Not audited: 'batchsweep checkpoints --audit' (and 'prepare') asks the Hub which "
+            "checkpoints are there and which are the same."
+        )
+    if not costs.size.exact:
+        notes.append(
+            "Texts are estimated from mteb's statistics; shared texts count twice. "
+            "'prepare' counts them."
+        )
+    if costs.size.unknown:
+        notes.append(
+            f"warning: no statistics, so not counted above: {', '.join(costs.size.unknown)}"
+        )
+    notes.append(
+        f"Time is a rule of thumb (a factor of 3 either way): {START_SECONDS:.0f} s to start an "
+        f"index, {DOWNLOAD_RATE / 1e6:.0f} MB/s of download, {WRITE_RATE / 1e6:.0f} MB/s of "
+        "writing, and 4 to 40 % of the GPU's peak by the model's width."
+    )
+    return notes
+
+
+def _indexes(indexes: list[int]) -> str:
+    """``0-7``, or ``0-7, 24-30`` for a model that a sweep grew by."""
+    runs: list[list[int]] = []
+    for index in indexes:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
+
+
+def _count(n: float) -> str:
+    for unit, width in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= width:
+            return f"{n / width:.3g} {unit}"
+    return f"{n:.0f}"

@@ -1,0 +1,1 @@
+"""From tasks to unique texts to tokens."""

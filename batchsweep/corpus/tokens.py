@@ -1,0 +1,83 @@
+"""From texts to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batchsweep.corpus.lookup import Rows
+from batchsweep.errors import IndexFailed, TryAgain
+from batchsweep.store import Corpus
+
+
+def load_tokenizer(model: str, revision: str, *, trust_remote_code: bool = False) -> Any:
+    """A checkpoint's tokenizer.
+
+    Args:
+        model: Hub repo id or local directory.
+        revision: branch, tag or commit; of a local directory, the sub-directory (``main`` may be
+            the directory itself).
+
+    Raises:
+        IndexFailed: there is none.
+        TryAgain: the Hub can't be reached.
+    """
+    from pathlib import Path
+
+    from transformers import AutoTokenizer
+
+    where: dict[str, Any] = {"revision": revision}
+    path = Path(model)
+    if path.is_dir():
+        where = {}
+        path = path / revision if (path / revision).is_dir() else path
+        model = str(path)
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, **where)
+    except (OSError, ValueError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
+        if "couldn't connect" in str(error) or "Connection" in type(error).__name__:
+            raise TryAgain(f"tokenizer of {model}@{revision}: {reason}") from None
+        raise IndexFailed(
+            f"tokenizer of {model}@{revision}: {reason}; is there a tokenizer.json that is whole?"
+        ) from None
+
+
+def tokenize(
+    tokenizer: Any, texts: Sequence[str], max_length: int
+) -> tuple[list[npt.NDArray[np.int32]], int]:
+    """Token ids of each text, cut to ``max_length``; and how many texts were cut."""
+    encoded = tokenizer(
+        list(texts),
+        truncation=True,
+        max_length=max_length,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    ids = [np.asarray(one, np.int32) for one in encoded["input_ids"]]
+    if encoded.encodings is None:  # a tokenizer without a fast form: full may be cut or just fit
+        return ids, sum(len(one) >= max_length for one in ids)
+    return ids, sum(bool(one.overflowing) for one in encoded.encodings)
+
+
+def prefix_lengths(
+    corpus: Corpus, tokenizer: str, token_ids: Sequence[npt.NDArray[np.int32]]
+) -> Rows:
+    """How many leading tokens of each text are the configured prefix's, int64 [text].
+
+    A tokenizer may merge the prefix's last token with the text's first; a token that is not the
+    prefix's own counts as the text's.
+    """
+    prefixes = corpus.attributes["prefix_tokens"].get(tokenizer, [])
+    lengths = np.zeros(len(token_ids), np.int64)
+    for prefix in prefixes:
+        wanted = np.asarray(prefix, np.int32)
+        for i, ids in enumerate(token_ids):
+            n = min(len(ids), len(wanted))
+            differing = np.flatnonzero(ids[:n] != wanted[:n])
+            lengths[i] = max(lengths[i], int(differing[0]) if differing.size else n)
+    return lengths

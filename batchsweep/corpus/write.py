@@ -1,0 +1,241 @@
+"""From tasks to the corpus: unique texts, their digests, task -> rows, token ids per tokenizer.
+
+A text's key is what the model gets to see: what mteb's ``encode`` receives, with the configured
+prefix (by prompt type, if it is so configured) in front. Texts are shared between tasks. Token ids
+are computed here, once for every tokenizer, because all checkpoints of a suite share them and a
+GPU machine should neither tokenise nor load data sets.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batchsweep.config import CorpusConfig, EmbeddingConfig
+from batchsweep.corpus.lookup import CHUNK, Prefix, Rows, prefix_of
+from batchsweep.corpus.tokens import tokenize
+from batchsweep.errors import StoreError, StoreMismatch
+from batchsweep.progress import progress
+from batchsweep.store.corpus import CorpusWriter, digest_of
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+
+    from batchsweep.store import Corpus, Store
+
+logger = logging.getLogger(__name__)
+
+
+# Tokenizers
+
+
+# Looking texts up
+
+
+# Writing the corpus
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a corpus holds."""
+
+    texts: int
+    """Unique texts: rows."""
+    asked: int
+    """Texts that the tasks ask for, repeats included."""
+    tasks: dict[str, int]
+    """Task -> its unique texts."""
+    tokens: dict[str, int]
+    """Tokenizer -> tokens of all texts."""
+    cut: dict[str, int]
+    """Tokenizer -> texts that were longer than ``max_length``."""
+    capped: tuple[str, ...]
+    """Tasks that ``max_texts_per_task`` made smaller."""
+    digest: str
+    """The corpus's digest."""
+
+
+def write_corpus(
+    store: Store,
+    tasks: Sequence[AbsTask],
+    tokenizers: Mapping[str, Any],
+    *,
+    embedding: EmbeddingConfig,
+    corpus: CorpusConfig,
+) -> Summary:
+    """Write the corpus of ``tasks`` into the store, unless just that corpus is there already.
+
+    Memory holds one task's data, a digest per unique text and one chunk of texts, whatever the
+    number of texts.
+
+    Args:
+        store: where to; embeddings that are there must be of the same texts.
+        tasks: mteb tasks; their data are loaded here.
+        tokenizers: tokenizer key (of the plan) -> tokenizer.
+        embedding: ``prefix`` and ``max_length`` are used.
+        corpus: the caps.
+
+    Raises:
+        StoreMismatch: the store has embeddings of other texts; says what differs.
+        TryAgain: another process writes the corpus.
+        ConfigError: a task that can't be capped.
+    """
+    origin = _origin(tasks, embedding, corpus)
+    there = store.corpus()
+    if there is not None:
+        same = there.attributes.get("origin") == origin
+        if same and set(tokenizers) <= set(there.tokenizers()):
+            return _summary(there)
+        if not same and store.keys():
+            raise StoreMismatch(_differences(store, there.attributes.get("origin", {}), origin))
+        if same:  # for new tokenizers: the same rows again
+            place = {name: i for i, name in enumerate(there.tasks())}
+            tasks = sorted(tasks, key=lambda task: place[task.metadata.name])
+    with store.corpus_writer() as writer:
+        recorder = _Recorder(writer, tokenizers, embedding)
+        with progress("texts of tasks", total=len(tasks), unit="tasks") as bar:
+            for task in tasks:
+                recorder.add(task, corpus)
+                bar.advance()
+        if not recorder.rows:
+            raise StoreError("tasks: they ask for no texts at all")
+        writer.finish(
+            {
+                "origin": origin,
+                "prefix": _plain(embedding.prefix),
+                "prefix_tokens": recorder.prefix_tokens(),
+                "asked": recorder.asked,
+                "task_texts": recorder.task_texts,
+                "tokens": recorder.tokens,
+                "cut": recorder.cut,
+                "capped": recorder.capped,
+            }
+        )
+    written = store.corpus()
+    assert written is not None
+    return _summary(written)
+
+
+class _Recorder:
+    """Puts what tasks ask for into the corpus, task by task."""
+
+    def __init__(
+        self, writer: CorpusWriter, tokenizers: Mapping[str, Any], embedding: EmbeddingConfig
+    ) -> None:
+        self._writer = writer
+        self._tokenizers = tokenizers
+        self._embedding = embedding
+        self.rows: dict[bytes, int] = {}
+        self.asked = 0
+        self.task_texts: dict[str, int] = {}
+        self.tokens = dict.fromkeys(tokenizers, 0)
+        self.cut = dict.fromkeys(tokenizers, 0)
+        self.capped: list[str] = []
+
+    def add(self, task: AbsTask, corpus: CorpusConfig) -> None:
+        from batchsweep.tasks.evaluators import prepare
+
+        prepared = prepare(task, corpus)
+        if prepared.cap is not None:
+            self.capped.append(prepared.name)
+        mine: list[Rows] = []
+        with progress(prepared.name, total=sum(map(len, prepared.requests)), unit="texts") as bar:
+            for request in prepared.requests:
+                prefix = prefix_of(self._embedding.prefix, request.prompt_type)
+                mine.extend(self._add(texts) for texts in request.chunks(prefix, CHUNK))
+                self.asked += len(request)
+                bar.advance(len(request))
+        rows = np.unique(np.concatenate(mine)) if mine else np.empty(0, np.int64)
+        self.task_texts[prepared.name] = len(rows)
+        self._writer.add_task(prepared.name, rows)
+
+    def _add(self, texts: list[str]) -> Rows:
+        rows = np.empty(len(texts), np.int64)
+        new = []
+        for i, text in enumerate(texts):
+            known = len(self.rows)
+            rows[i] = self.rows.setdefault(digest_of(text), known)
+            if rows[i] == known:
+                new.append(text)
+        self._writer.add_texts(new)
+        for key, tokenizer in self._tokenizers.items():
+            if new:
+                ids, cut = tokenize(tokenizer, new, self._embedding.max_length)
+                self._writer.add_tokens(key, ids)
+                self.tokens[key] += sum(map(len, ids))
+                self.cut[key] += cut
+        return rows
+
+    def prefix_tokens(self) -> dict[str, list[list[int]]]:
+        """Tokenizer -> the token ids of each prefix."""
+        prefix = self._embedding.prefix
+        different = [prefix] if isinstance(prefix, str) else list(prefix.values())
+        found = {}
+        for key, tokenizer in self._tokenizers.items():
+            ids = [tokenize(tokenizer, [p], self._embedding.max_length)[0][0] for p in different]
+            found[key] = [one.tolist() for one in ids if len(one)]
+        return found
+
+
+def _origin(
+    tasks: Sequence[AbsTask], embedding: EmbeddingConfig, corpus: CorpusConfig
+) -> dict[str, Any]:
+    """What decides the texts and their cutting, as plain JSON values."""
+    return {
+        "tasks": {
+            task.metadata.name: {
+                "revision": task.metadata.revision,
+                "splits": list(task.eval_splits),
+                "subsets": list(task.hf_subsets),
+                "source": getattr(task, "source_digest", None),
+            }
+            for task in tasks
+        },
+        "prefix": _plain(embedding.prefix),
+        "max_length": embedding.max_length,
+        "max_texts_per_task": corpus.max_texts_per_task,
+        "cap_seed": corpus.seed if corpus.max_texts_per_task is not None else None,
+    }
+
+
+def _plain(prefix: Prefix) -> Any:
+    return prefix if isinstance(prefix, str) else dict(prefix)
+
+
+def _differences(store: Store, there: dict[str, Any], now: dict[str, Any]) -> str:
+    before, after = there.get("tasks", {}), now["tasks"]
+    parts = [
+        f"tasks {verb}: {', '.join(names)}"
+        for verb, names in (
+            ("added", sorted(after.keys() - before.keys())),
+            ("removed", sorted(before.keys() - after.keys())),
+            ("changed", sorted(n for n in before.keys() & after.keys() if before[n] != after[n])),
+        )
+        if names
+    ]
+    parts += [
+        f"{name} was {there.get(name)!r}, is {now[name]!r}"
+        for name in now
+        if name != "tasks" and there.get(name) != now[name]
+    ]
+    return (
+        f"{store.url}: has embeddings of another corpus ({'; '.join(parts)}). Use another "
+        "store.path; scoring on some of the tasks needs no new corpus"
+    )
+
+
+def _summary(corpus: Corpus) -> Summary:
+    kept = corpus.attributes
+    return Summary(
+        texts=corpus.n_texts,
+        asked=kept["asked"],
+        tasks=dict(kept["task_texts"]),
+        tokens=dict(kept["tokens"]),
+        cut=dict(kept["cut"]),
+        capped=tuple(kept["capped"]),
+        digest=corpus.digest,
+    )

@@ -1,0 +1,1 @@
+"""One index: corpus -> forward pass -> store."""

@@ -1,0 +1,62 @@
+"""The weights of an index on this machine: fetched ahead, held against the plan, deleted after."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+
+from batchsweep.config import ModelConfig
+from batchsweep.errors import BatchsweepError, IndexFailed
+from batchsweep.plan.plan import PlanEntry
+from batchsweep.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+def prefetch(store: Store, entry: PlanEntry) -> None:
+    """Download the weights of a checkpoint that comes next; an error shows when its turn comes."""
+    from batchsweep.forward.loading import fetch
+
+    checkpoint = entry.checkpoint
+    if entry.key in store and store.reader(entry.key).complete:
+        return
+    with suppress(BatchsweepError):
+        fetch(checkpoint.load_model, checkpoint.load_revision)
+
+
+def check_weights(model: ModelConfig, entry: PlanEntry) -> None:
+    """Hold a local checkpoint's weights against the plan; a commit on the Hub can't change.
+
+    Raises:
+        Unavailable: they are gone.
+        IndexFailed: they are not those that the plan was frozen with.
+    """
+    from batchsweep.checkpoints.hub import Hub
+    from batchsweep.checkpoints.json_cache import JsonCache, cache_file
+    from batchsweep.checkpoints.sources import check_unchanged, open_suite
+
+    digests = JsonCache(cache_file("digests"))
+    suite = open_suite(model, Hub(), digests)
+    try:
+        check_unchanged(suite, entry.checkpoint.revision, entry.checkpoint.weights_digest)
+    except IndexFailed as error:
+        raise type(error)(f"{entry.checkpoint.model}@{error}") from None
+    digests.save()
+
+
+def delete_weights(entry: PlanEntry) -> None:
+    """Delete the downloaded weights of a checkpoint from the Hub's cache; local models stay.
+
+    Files that another revision shares stay too, as long as that revision is cached.
+    """
+    if entry.checkpoint.local:
+        return
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        strategy = scan_cache_dir().delete_revisions(entry.checkpoint.commit)
+    except CacheNotFound:
+        return
+    strategy.execute()
+    logger.info("%s: deleted %s of weights", entry.key, strategy.expected_freed_size_str)

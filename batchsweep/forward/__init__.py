@@ -1,0 +1,1 @@
+"""A loaded model -> pooled states of every layer, and label-free metrics."""

@@ -1,0 +1,217 @@
+"""One checkpoint, from a Hub repo or a directory to a model ready for the forward pass."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from batchsweep.checkpoints.weight_files import _weight_files
+from batchsweep.errors import IndexFailed, TryAgain, Unavailable, UsageError
+from batchsweep.forward.architecture import LoadedCheckpoint, describe
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_checkpoint(
+    model: str,
+    revision: str = "main",
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> LoadedCheckpoint:
+    """Load the weights of one checkpoint, directly in the dtype that it will compute in.
+
+    Args:
+        model: Hub repo id, or a directory of revisions or of one model.
+        revision: Branch, tag or commit; for a directory the sub-directory of that name.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: as published on a GPU,
+            float32 on a CPU.
+        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: the first GPU if there is one.
+        trust_remote_code: Run Python code that the repo brings.
+
+    Raises:
+        TryAgain: the Hub can't be reached, or failed in passing.
+        Unavailable: no such checkpoint, or no weights in it.
+        IndexFailed: damaged weights, or an architecture that can't be taken apart into layers.
+        UsageError: the device isn't there.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    name = f"{model}@{revision}"
+    torch_device = _device(device)
+    folder = fetch(model, revision, trust_remote_code=trust_remote_code)
+    weights = _weight_files([p.name for p in folder.iterdir()])
+    if dtype == "auto" and torch_device.type == "cpu":
+        dtype = "float32"
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config.use_cache = False
+        config.output_hidden_states = False
+        with _quiet_transformers():
+            network, report = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                dtype=DTYPES.get(dtype, "auto"),
+                use_safetensors=weights[0].endswith(".safetensors"),
+                weights_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        # transformers lets every kind of error through, from safetensors' to KeyError.
+        if "trust_remote_code" in str(error):
+            raise IndexFailed(
+                f"{name}: the model needs Python code from its repo; if you trust it, set "
+                "trust_remote_code: true for this model"
+            ) from None
+        raise IndexFailed(
+            f"{name}: can't load the model from {folder}: {_first_line(error)}; if the files are "
+            "damaged, delete them and run again"
+        ) from error
+    # The pooler sits on top of the last layer, and checkpoints of other heads come without it.
+    missing = sorted(k for k in report["missing_keys"] if not k.startswith("pooler."))
+    if missing:
+        raise IndexFailed(
+            f"{name}: the weights in {folder} lack {len(missing)} of the model's tensors, "
+            f"such as {missing[0]}; the checkpoint is incomplete"
+        )
+    network = network.to(torch_device).eval().requires_grad_(False)
+    return describe(name, network)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No report of the head's unused weights, no progress bar beside ours."""
+    from transformers.utils import logging as verbosity
+
+    before, bar = verbosity.get_verbosity(), verbosity.is_progress_bar_enabled()
+    verbosity.set_verbosity_error()
+    verbosity.disable_progress_bar()
+    try:
+        yield
+    finally:
+        verbosity.set_verbosity(before)
+        if bar:
+            verbosity.enable_progress_bar()
+
+
+def fetch(model: str, revision: str, *, trust_remote_code: bool = False) -> Path:
+    """The local directory of a checkpoint's config and weights, downloaded if need be.
+
+    Of the weights' formats only the best is downloaded: safetensors if there is one, else
+    ``pytorch_model*.bin``. A commit that is complete in the cache costs no request.
+
+    Raises:
+        TryAgain: the Hub can't be reached, or failed in passing.
+        Unavailable: no such repo or revision, no weights in it, or no right to read it.
+        UsageError: HF_HUB_OFFLINE is set and the weights are not cached.
+    """
+    name = f"{model}@{revision}"
+    root = Path(model)
+    if root.is_dir():
+        folder = next((d for d in (root / revision, root) if (d / "config.json").is_file()), None)
+        if folder is None:
+            raise Unavailable(f"{name}: neither {root / revision} nor {root} has a config.json")
+        if not _weight_files([p.name for p in folder.iterdir()]):
+            raise Unavailable(f"{name}: no model*.safetensors or pytorch_model*.bin in {folder}")
+        return folder
+    cached = None if trust_remote_code else _cached(model, revision)
+    return cached or _download(model, revision, trust_remote_code=trust_remote_code)
+
+
+def _cached(model: str, commit: str) -> Path | None:
+    """The cached snapshot of a commit, if config and all weights are in it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if re.fullmatch("[0-9a-f]{40}", commit) is None:
+        return None  # a branch or tag may have moved since
+    config = try_to_load_from_cache(model, "config.json", revision=commit)
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    weights = _weight_files([p.name for p in folder.iterdir()])
+    if weights in (["model.safetensors"], ["pytorch_model.bin"]):
+        return folder
+    # Shards: the index names them all.
+    kind = "model.safetensors" if weights and "safetensors" in weights[0] else "pytorch_model.bin"
+    index = folder / f"{kind}.index.json"
+    if not index.is_file():
+        return None
+    shards = set(json.loads(index.read_text())["weight_map"].values())
+    return folder if shards <= set(weights) else None
+
+
+def _download(model: str, revision: str, *, trust_remote_code: bool) -> Path:
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,  # of whichever HTTP client huggingface_hub is built on
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name = f"{model}@{revision}"
+    if constants.HF_HUB_OFFLINE:
+        raise UsageError(
+            f"{name}: HF_HUB_OFFLINE is set and the weights are not in the cache "
+            f"{constants.HF_HUB_CACHE}; unset it, or mount a cache that has them (HF_HOME)"
+        )
+    try:
+        files = HfApi().list_repo_files(model, revision=revision)
+        wanted = _weight_files(files)
+        if not wanted:
+            raise Unavailable(f"{name}: no model*.safetensors or pytorch_model*.bin in the repo")
+        wanted += [f for f in files if f.endswith(".json") and "/" not in f]
+        if trust_remote_code:
+            wanted += [f for f in files if f.endswith(".py")]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted))
+    except HFValidationError:
+        raise Unavailable(f"{name}: neither a directory nor a Hub repo id (owner/name)") from None
+    except GatedRepoError:
+        raise Unavailable(
+            f"{name}: the repo is gated: accept its terms on the Hub and set HF_TOKEN"
+        ) from None
+    except RepositoryNotFoundError:
+        raise Unavailable(f"{name}: no such repo on the Hub (or private: set HF_TOKEN)") from None
+    except RevisionNotFoundError:
+        raise Unavailable(f"{name}: the repo has no such revision") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            raise Unavailable(
+                f"{name}: the Hub refuses access: set HF_TOKEN to a token that may read it"
+            ) from None
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise TryAgain(
+                f"{name}: no space left for the weights in {constants.HF_HUB_CACHE}; free some, "
+                "set HF_HOME elsewhere, or use 'extract --delete-weights'"
+            ) from None
+        raise TryAgain(f"{name}: the Hub failed: {_first_line(error)}; try again") from error
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device '{device}': PyTorch sees no GPU here; use 'cpu' or 'auto'")
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"no device '{device}'; use 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -1,0 +1,1 @@
+"""Index -> checkpoint, frozen; what it will cost; prepare."""

@@ -1,0 +1,301 @@
+"""What a planned sweep will cost: storage, download, compute, time, pulls; and what would save.
+
+An estimate to decide from, not a measurement: within a factor of two or three for time on a GPU,
+within a few per cent for storage once the corpus is counted.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from batchsweep.config import Config, EveryLayers
+from batchsweep.corpus.size import CorpusSize, corpus_size
+from batchsweep.errors import UsageError
+from batchsweep.plan.plan import Plan, PlanEntry, layers_of
+from batchsweep.store import Store
+
+#: GPU -> dense 16-bit peak, in FLOP/s, from the makers' data sheets.
+GPUS = {
+    "t4": 65e12,
+    "v100": 125e12,
+    "l4": 121e12,
+    "a10g": 70e12,
+    "rtx4090": 165e12,
+    "l40s": 362e12,
+    "a100": 312e12,
+    "h100": 989e12,
+    "h200": 989e12,
+    "b200": 2250e12,
+}
+DEFAULT_GPU = "h100"
+
+#: Bytes a second of a weight download, and of writing embeddings.
+DOWNLOAD_RATE = 50e6
+WRITE_RATE = 500e6
+#: Seconds to start a process, load libraries and weights, once an index.
+START_SECONDS = 20.0
+
+_ITEM_BYTES = {"float16": 2, "float32": 4, "int8": 1}
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class EntryEstimate:
+    """The cost of one index."""
+
+    key: str
+    store_bytes: int
+    download_bytes: int
+    flops: float
+    gpu_seconds: float
+    """On the chosen GPU: the slower of computing and writing, with start and download."""
+    machine_seconds: float | None
+    """The same on the machine that was calibrated."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A change of the config that makes the sweep cheaper, and what is left of it."""
+
+    change: str
+    store_bytes: int
+    flops: float
+    gpu_seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of a sweep."""
+
+    entries: tuple[EntryEstimate, ...]
+    size: CorpusSize
+    corpus_bytes: int
+    gpu: str
+    machine: str | None
+    """What was calibrated: its name and speed; None: nothing was."""
+    arms: int
+    exhaustive_pulls: int
+    budget: str
+    """The bandit's budget, in words."""
+    budget_pulls: int | None
+    """None where the budget is in seconds."""
+    download_exact: bool
+    savings: tuple[Saving, ...] = ()
+
+    @property
+    def store_bytes(self) -> int:
+        """All embeddings and the corpus."""
+        return self.corpus_bytes + sum(e.store_bytes for e in self.entries)
+
+    @property
+    def download_bytes(self) -> int:
+        return sum(e.download_bytes for e in self.entries)
+
+    @property
+    def flops(self) -> float:
+        return sum(e.flops for e in self.entries)
+
+    @property
+    def gpu_seconds(self) -> float:
+        return sum(e.gpu_seconds for e in self.entries)
+
+    @property
+    def machine_seconds(self) -> float | None:
+        seconds = [e.machine_seconds for e in self.entries]
+        return None if None in seconds else float(sum(s for s in seconds if s is not None))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            **asdict(self),
+            "store_bytes": self.store_bytes,
+            "download_bytes": self.download_bytes,
+            "flops": self.flops,
+            "gpu_seconds": self.gpu_seconds,
+            "machine_seconds": self.machine_seconds,
+        }
+
+
+def estimate(
+    plan: Plan,
+    config: Config,
+    size: CorpusSize,
+    *,
+    gpu: str | None = None,
+    speeds: Mapping[int, float] | None = None,
+    machine: str | None = None,
+) -> Estimate:
+    """Add up what a plan costs.
+
+    Args:
+        plan: frozen or not.
+        config: the one that the plan was made from.
+        size: texts and tokens, from :func:`~batchsweep.corpus.size.corpus_size`.
+        gpu: a name of :data:`GPUS`.
+        speeds: hidden size -> measured FLOP/s of this machine (see ``calibrate``).
+        machine: what ``speeds`` were measured on.
+
+    Raises:
+        UsageError: an unknown GPU.
+    """
+    gpu = (gpu or DEFAULT_GPU).lower()
+    if gpu not in GPUS:
+        raise UsageError(f"unknown GPU '{gpu}'; valid: {', '.join(GPUS)}")
+    entries = tuple(_entry(e, config, size, GPUS[gpu], speeds) for e in plan.entries)
+    arms = len(plan.arms())
+    tasks = len(size.tasks) + len(size.unknown)
+    budget = config.bandit.budget_text(tasks)
+    pulls, _ = config.bandit.budget_for(arms, tasks)
+    tokenizers = max(len(plan.tokenizers()), 1)
+    characters = sum(t.characters for t in size.tasks)
+    return Estimate(
+        entries=entries,
+        size=size,
+        # Text, 24 bytes of digest and offset a row, int32 ids and an offset for each tokenizer.
+        corpus_bytes=int(
+            characters + 24 * size.texts + tokenizers * 4 * (size.tokens + size.texts)
+        ),
+        gpu=gpu,
+        machine=machine,
+        arms=arms,
+        exhaustive_pulls=arms * tasks,
+        budget=budget,
+        budget_pulls=pulls,
+        download_exact=all(e.checkpoint.weights for e in plan.entries),
+        savings=_savings(plan, config, size, gpu),
+    )
+
+
+def _entry(
+    entry: PlanEntry,
+    config: Config,
+    size: CorpusSize,
+    peak: float,
+    speeds: Mapping[int, float] | None,
+) -> EntryEstimate:
+    checkpoint, shape = entry.checkpoint, entry.shape
+    vectors = len(entry.layers) * size.texts * len(config.embedding.pooling)
+    scale = 4 if config.store.dtype == "int8" else 0
+    stored = vectors * (entry.hidden * _ITEM_BYTES[config.store.dtype] + scale)
+    # Without an audit: two bytes a parameter, as most suites publish.
+    download = 0 if checkpoint.local else checkpoint.size or 2 * shape.parameters
+    flops = shape.flops(size.tokens, size.mean_length)
+    start = START_SECONDS + download / DOWNLOAD_RATE
+
+    def seconds(speed: float) -> float:
+        return start + max(flops / speed, stored / WRITE_RATE)
+
+    return EntryEstimate(
+        key=entry.key,
+        store_bytes=stored,
+        download_bytes=download,
+        flops=flops,
+        gpu_seconds=seconds(peak * utilisation(entry.hidden)),
+        machine_seconds=seconds(speeds[entry.hidden]) if speeds else None,
+    )
+
+
+def utilisation(hidden: int) -> float:
+    """The part of a GPU's peak that a forward pass of this width is taken to reach.
+
+    A rule of thumb, not a measurement: 40 % for wide models, and the less the narrower their
+    matrices are (4 % for 128).
+    """
+    return 0.4 * hidden / (hidden + 1024)
+
+
+def _savings(plan: Plan, config: Config, size: CorpusSize, gpu: str) -> tuple[Saving, ...]:
+    """Changes that would make the sweep cheaper, one at a time, the largest first.
+
+    None for a sweep that is small anyway.
+    """
+    found: list[Saving] = []
+    now = sum(_entry(e, config, size, GPUS[gpu], None).store_bytes for e in plan.entries)
+    if now < _GIB:
+        return ()
+
+    def consider(change: str, other: Config, other_size: CorpusSize) -> None:
+        entries = [
+            _entry(_relayered(e, other), other, other_size, GPUS[gpu], None) for e in plan.entries
+        ]
+        stored = sum(e.store_bytes for e in entries)
+        if stored < 0.9 * now:
+            flops = sum(e.flops for e in entries)
+            found.append(Saving(change, stored, flops, sum(e.gpu_seconds for e in entries)))
+
+    def with_section(name: str, **values: Any) -> Config:
+        section = getattr(config, name).model_copy(update=values)
+        return config.model_copy(update={name: section})
+
+    if "layer_by_layer_32" in config.tasks and config.corpus.max_texts_per_task is None:
+        tasks = tuple(f"{t}_fast" if t == "layer_by_layer_32" else t for t in config.tasks)
+        other = config.model_copy(update={"tasks": tasks})
+        consider("tasks: layer_by_layer_32_fast", other, corpus_size(other))
+    largest = max((t.texts for t in size.tasks), default=0)
+    cap = next((c for c in (20_000, 5000, 1000) if largest > 2 * c), None)
+    if cap is not None:
+        other = with_section("corpus", max_texts_per_task=cap)
+        consider(f"corpus.max_texts_per_task: {cap}", other, size.capped(cap))
+    smaller = {"float32": "float16", "float16": "int8"}.get(config.store.dtype)
+    if smaller is not None:
+        consider(f"store.dtype: {smaller}", with_section("store", dtype=smaller), size)
+    if config.embedding.layers == "all":
+        other = with_section("embedding", layers=EveryLayers(every=2))
+        consider("embedding.layers: {every: 2}", other, size)
+    if len(config.embedding.pooling) > 1:
+        first = config.embedding.pooling[:1]
+        consider(f"embedding.pooling: {first[0]}", with_section("embedding", pooling=first), size)
+    return tuple(sorted(found, key=lambda s: s.store_bytes))
+
+
+def _relayered(entry: PlanEntry, config: Config) -> PlanEntry:
+    layers = layers_of(config, entry.checkpoint.model, entry.shape.num_layers)
+    return PlanEntry(entry.index, entry.checkpoint, layers, entry.shape, entry.tokenizer)
+
+
+def check_space(costs: Estimate, url: str, store: Store | None = None) -> None:
+    """Refuse a sweep that the disk under the store can't take.
+
+    As long as the corpus is an estimate, a fifth of it is given the benefit of the doubt.
+
+    Args:
+        costs: of the whole plan.
+        url: where the store is or will be; a URL of an object store is not checked.
+        store: the store, if it is there: what is extracted already needs no space.
+
+    Raises:
+        UsageError: with what is needed and what is free.
+    """
+    if "://" in url and not url.startswith("file://"):
+        return
+    folder = Path(url.removeprefix("file://")).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    there = {s.key: s.sealed / max(s.blocks, 1) for s in store.status()} if store else {}
+    needed = sum(e.store_bytes * (1 - there.get(e.key, 0.0)) for e in costs.entries)
+    if store is None or store.corpus() is None:
+        needed += costs.corpus_bytes
+    free = shutil.disk_usage(folder).free
+    if needed * (1.0 if costs.size.exact else 0.8) > free:
+        savings = " or ".join(s.change for s in costs.savings[:2])
+        raise UsageError(
+            f"the sweep needs {gib(needed)} for {url}, and {gib(free)} are free on {folder}; "
+            f"use another store.path{', or make it smaller: ' + savings if savings else ''} "
+            "('batchsweep plan' lists more)"
+        )
+
+
+def gib(size: float) -> str:
+    """Bytes as people read them: ``64.5 GiB``, ``310 MiB``."""
+    for unit, width in (("TiB", 2**40), ("GiB", _GIB), ("MiB", 2**20)):
+        if size >= width:
+            return (
+                f"{size / width:.3g} {unit}"
+                if size < 1000 * width
+                else f"{size / width:,.0f} {unit}"
+            )
+    return f"{size / 1024:.3g} KiB"

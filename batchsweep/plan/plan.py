@@ -1,0 +1,434 @@
+"""The plan: index -> checkpoint and layers, frozen in the store before the first index runs.
+
+Every process of a sweep obeys the frozen plan, whatever the Hub says by then. A plan only grows:
+an index never changes its checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from batchsweep.checkpoints.audit import Audit, Skipped
+from batchsweep.checkpoints.checkpoint import Checkpoint, normalise_revision
+from batchsweep.checkpoints.same_weights import Duplicates, SharedFiles
+from batchsweep.checkpoints.shape import Shape
+from batchsweep.config import Config, EveryLayers
+from batchsweep.errors import ConfigError, IndexFailed, StoreCorrupt, StoreMismatch, UsageError
+from batchsweep.plan.differences import differences
+from batchsweep.store import Store
+
+logger = logging.getLogger(__name__)
+
+#: Where the plan is in the store.
+PLAN_PATH = "plan.json"
+#: Version of the document; readers refuse a newer one.
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """One index of the indexed job."""
+
+    index: int
+    checkpoint: Checkpoint
+    layers: tuple[int, ...]
+    """Ascending indexes of ``hidden_states`` that are stored."""
+    shape: Shape
+    tokenizer: str = ""
+    """Names the tokenizer by its content; checkpoints that share one share the corpus's tokens."""
+
+    @property
+    def hidden(self) -> int:
+        return self.shape.hidden
+
+    @property
+    def key(self) -> str:
+        """The checkpoint's key in the store."""
+        return self.checkpoint.key
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The frozen list of indexes, and what was left out of it and why."""
+
+    entries: tuple[PlanEntry, ...]
+    poolings: tuple[str, ...]
+    config: Mapping[str, Any]
+    """The part of the config that decides indexes and embeddings, as JSON values."""
+    skipped: tuple[Skipped, ...] = ()
+    duplicates: tuple[Duplicates, ...] = ()
+    shared: tuple[SharedFiles, ...] = ()
+    audited: bool = True
+    """False: Hub models are taken at their word; such a plan can't be frozen."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models in order of their first index."""
+        return tuple(dict.fromkeys(e.checkpoint.model for e in self.entries))
+
+    def entry(self, index: int) -> PlanEntry:
+        """The entry of an index.
+
+        Raises:
+            IndexFailed: there is no such index.
+        """
+        if not 0 <= index < len(self.entries):
+            raise IndexFailed(
+                f"index {index}: the plan has {len(self.entries)} indexes, 0 to "
+                f"{len(self.entries) - 1}; set the job's completions to {len(self.entries)}"
+            )
+        return self.entries[index]
+
+    def find(self, model: str, revision: str) -> PlanEntry | None:
+        """The entry of a (model, revision), which may be an alias; None if there is none."""
+        revision = normalise_revision(revision)
+        mine = [e for e in self.entries if e.checkpoint.model == model]
+        exact = (e for e in mine if e.checkpoint.revision == revision)
+        return next(exact, None) or next((e for e in mine if revision in e.checkpoint.names), None)
+
+    def arms(self) -> list[str]:
+        """Keys of all arms, ``<checkpoint key>#<layer>``, then ``#<pooling>`` if several."""
+        poolings = [f"#{p}" for p in self.poolings] if len(self.poolings) > 1 else [""]
+        return [f"{e.key}#{n}{p}" for e in self.entries for n in e.layers for p in poolings]
+
+    def arms_per_model(self) -> dict[str, int]:
+        """Model -> number of its arms."""
+        counts = dict.fromkeys(self.models, 0)
+        for entry in self.entries:
+            counts[entry.checkpoint.model] += len(entry.layers) * len(self.poolings)
+        return counts
+
+    def tokenizers(self) -> dict[str, Checkpoint]:
+        """Tokenizer key -> the first checkpoint that has it."""
+        found: dict[str, Checkpoint] = {}
+        for entry in self.entries:
+            found.setdefault(entry.tokenizer, entry.checkpoint)
+        return found
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line each: skipped checkpoints, identical weights, shared files."""
+        facts = Audit((), {}, {}, self.skipped, self.duplicates, self.shared)
+        return facts.warnings
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the plan; changes when it grows."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; :meth:`from_json` is the inverse."""
+        return {
+            "version": PLAN_VERSION,
+            "config": dict(self.config),
+            "poolings": list(self.poolings),
+            "entries": [
+                {
+                    "index": e.index,
+                    "key": e.key,
+                    "checkpoint": e.checkpoint.to_json(),
+                    "weights_digest": e.checkpoint.weights_digest,
+                    "layers": list(e.layers),
+                    "shape": asdict(e.shape),
+                    "tokenizer": e.tokenizer,
+                }
+                for e in self.entries
+            ],
+            "skipped": [asdict(s) for s in self.skipped],
+            "duplicates": [asdict(d) for d in self.duplicates],
+            "shared": [asdict(s) for s in self.shared],
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, *, source: str) -> Plan:
+        """Read a frozen plan.
+
+        Raises:
+            StoreMismatch: a newer batchsweep wrote it.
+            StoreCorrupt: it is damaged.
+        """
+        try:
+            if value["version"] > PLAN_VERSION:
+                raise StoreMismatch(
+                    f"{source}: plan version {value['version']} is newer than this batchsweep "
+                    f"(version {PLAN_VERSION}); upgrade batchsweep"
+                )
+            plan = cls(
+                entries=tuple(
+                    PlanEntry(
+                        index=int(e["index"]),
+                        checkpoint=Checkpoint.from_json(e["checkpoint"]),
+                        layers=tuple(int(n) for n in e["layers"]),
+                        shape=Shape(**e["shape"]),
+                        tokenizer=str(e["tokenizer"]),
+                    )
+                    for e in value["entries"]
+                ),
+                poolings=tuple(value["poolings"]),
+                config=value["config"],
+                skipped=tuple(Skipped(**s) for s in value["skipped"]),
+                duplicates=tuple(
+                    Duplicates(**{**d, "others": tuple(d["others"])}) for d in value["duplicates"]
+                ),
+                shared=tuple(
+                    SharedFiles(s["model"], tuple(s["revisions"]), tuple(s["files"]))
+                    for s in value["shared"]
+                ),
+            )
+            broken = [e.index for i, e in enumerate(plan.entries) if e.index != i or not e.layers]
+            if broken or not plan.entries:
+                raise ValueError(f"indexes {broken} are out of order or empty")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreCorrupt(
+                f"{source} is damaged ({error!r}); put it back from a backup, or delete it and run "
+                "'batchsweep prepare' with the same config"
+            ) from None
+        return plan
+
+
+def make_plan(config: Config, audit: Audit) -> Plan:
+    """Number the usable checkpoints and choose their layers.
+
+    Raises:
+        ConfigError: a layer that a model doesn't have.
+    """
+    entries = []
+    for index, checkpoint in enumerate(audit.checkpoints):
+        shape = audit.shapes[checkpoint.key]
+        entries.append(
+            PlanEntry(
+                index=index,
+                checkpoint=checkpoint,
+                layers=layers_of(config, checkpoint.model, shape.num_layers),
+                shape=shape,
+                tokenizer=audit.tokenizers.get(checkpoint.key, ""),
+            )
+        )
+    return Plan(
+        entries=tuple(entries),
+        poolings=config.embedding.pooling,
+        config=deciding(config),
+        skipped=audit.skipped,
+        duplicates=audit.duplicates,
+        shared=audit.shared,
+        audited=audit.asked,
+    )
+
+
+def layers_of(config: Config, model: str, num_layers: int) -> tuple[int, ...]:
+    """The layers that the config asks of a model with L layers, ascending.
+
+    Raises:
+        ConfigError: a listed layer isn't between 0 and L.
+    """
+    wanted = config.embedding.layers
+    if wanted == "all":
+        return tuple(range(1, num_layers + 1))
+    if isinstance(wanted, EveryLayers):
+        return tuple(sorted(range(num_layers, 0, -wanted.every)))
+    outside = [n for n in wanted if not 0 <= n <= num_layers]
+    if outside or not wanted:
+        raise ConfigError(
+            f"embedding.layers: {model} has no layer {', '.join(map(str, outside)) or '(none)'}; "
+            f"valid: 0 (the embedding output) to {num_layers}, 'all' or {{every: n}}"
+        )
+    return tuple(sorted(set(wanted)))
+
+
+def deciding(config: Config) -> dict[str, Any]:
+    """The sections of the config that decide indexes, texts and embeddings, as JSON values."""
+    sections = config.model_dump(
+        mode="json",
+        include={
+            "models": True,
+            "revisions": True,
+            "tasks": True,
+            "corpus": True,
+            "embedding": True,
+            "store": {"dtype", "block_texts"},
+        },
+    )
+    # Where it runs and in what portions decides nothing.
+    sections["embedding"] = {
+        k: v for k, v in sections["embedding"].items() if k not in ("device", "batch_tokens")
+    }
+    # Through JSON, so that what was read back from a store compares equal.
+    value: dict[str, Any] = json.loads(json.dumps(sections))
+    return value
+
+
+# Frozen in a store
+
+
+def load_plan(store: Store) -> Plan:
+    """The frozen plan.
+
+    Raises:
+        UsageError: there is none yet.
+        StoreCorrupt: it is damaged.
+    """
+    value = store.read_json(PLAN_PATH)
+    if value is None:
+        raise UsageError(f"{store.url}: no plan there yet; run 'batchsweep prepare' first")
+    return Plan.from_json(value, source=f"{store.url}: {PLAN_PATH}")
+
+
+def frozen_plan(store: Store, config: Config, *, scoring: bool = False) -> Plan:
+    """The frozen plan, if the config is still the one that it was made from.
+
+    Args:
+        store: holds the plan.
+        config: now.
+        scoring: for reading embeddings that are there: other tasks (whose texts the corpus has),
+            models and revisions are no difference then.
+
+    Raises:
+        UsageError: there is none yet, or models or revisions changed, which ``prepare`` can add.
+        StoreMismatch: something changed that the store can't follow.
+    """
+    plan = load_plan(store)
+    if scoring:
+        _check_same(plan, config, store.url, sections=("embedding", "store", "corpus"))
+        return plan
+    _check_same(plan, config, store.url)
+    now = deciding(config)
+    for section in ("models", "revisions"):
+        if plan.config[section] != now[section]:
+            change = "; ".join(differences(plan.config[section], now[section], section))
+            raise UsageError(
+                f"{store.url}: the plan was frozen from another config: {change}; "
+                "run 'batchsweep prepare' to add indexes (those there stay), or change it back"
+            )
+    return plan
+
+
+def merged(plan: Plan, store: Store, config: Config) -> Plan:
+    """What :func:`freeze` would put into the store: the plan, or the one there grown by it.
+
+    Raises:
+        StoreMismatch: the config changed in something that the store can't follow.
+    """
+    if store.read_json(PLAN_PATH) is None:
+        return plan
+    there = load_plan(store)
+    _check_same(there, config, store.url)
+    return grow(there, plan, where=store.url)
+
+
+def freeze(plan: Plan, store: Store, config: Config) -> Plan:
+    """Put the plan into the store, or grow the one that is there; what is in the store then.
+
+    Raises:
+        StoreMismatch: the config changed in something that the store can't follow.
+    """
+    if not plan.audited:
+        raise ValueError("a plan without an audit can't be frozen")
+    before = store.read_json(PLAN_PATH)
+    plan = merged(plan, store, config)
+    if before is not None:
+        if plan.to_json() == before:
+            return plan
+        added = len(plan.entries) - len(before["entries"])
+        logger.info("plan: %d indexes there, %d added", len(before["entries"]), added)
+    store.write_json(PLAN_PATH, plan.to_json())
+    return plan
+
+
+def grow(there: Plan, new: Plan, *, where: str = "the store") -> Plan:
+    """Append what ``new`` has and ``there`` lacks; the old indexes stay as they are.
+
+    New names of weights that have an index become its aliases: nothing is extracted twice.
+
+    Raises:
+        StoreMismatch: a model was removed, a local checkpoint's weights changed, or a model's
+            shape did.
+    """
+    gone = [m for m in there.models if m not in {c["name"] for c in new.config["models"]}]
+    if gone:
+        raise StoreMismatch(
+            f"{where}: models: {', '.join(gone)} has indexes there but is not in the config any "
+            "more; a plan only grows: put it back, or use another store.path"
+        )
+    entries = list(there.entries)
+    for entry in new.entries:
+        known = _known(entries, entry)
+        if known is None:
+            entries.append(replace(entry, index=len(entries)))
+            continue
+        old = known.checkpoint
+        if old.weights_digest != entry.checkpoint.weights_digest:
+            if old.local:
+                raise StoreMismatch(
+                    f"{where}: {old.model}@{old.revision}: the weights changed since the plan was "
+                    "frozen; put the old ones back, or use another store.path"
+                )
+            logger.warning(
+                "%s@%s moved on the Hub; index %d stays at commit %s",
+                old.model,
+                old.revision,
+                known.index,
+                old.commit[:12],
+            )
+            continue
+        added = [n for n in entry.checkpoint.names if n not in old.names]
+        entries[known.index] = replace(
+            known, checkpoint=replace(old, aliases=(*old.aliases, *added))
+        )
+    names = {(e.checkpoint.model, n) for e in entries for n in e.checkpoint.names}
+    skipped = {(s.model, s.revision): s for s in (*there.skipped, *new.skipped)}
+    return replace(
+        there,
+        entries=tuple(entries),
+        config=new.config,
+        skipped=tuple(s for place, s in skipped.items() if place not in names),
+        duplicates=_newest(there.duplicates, new.duplicates),
+        shared=tuple(dict.fromkeys((*there.shared, *new.shared))),
+    )
+
+
+def _known(entries: list[PlanEntry], entry: PlanEntry) -> PlanEntry | None:
+    """The entry that has this checkpoint's name or weights already."""
+    checkpoint = entry.checkpoint
+    mine = [e for e in entries if e.checkpoint.model == checkpoint.model]
+    named = next((e for e in mine if e.checkpoint.revision == checkpoint.revision), None)
+    if named is not None:
+        return named
+    digest = checkpoint.weights_digest
+    return next((e for e in mine if digest and e.checkpoint.weights_digest == digest), None)
+
+
+def _newest(old: tuple[Duplicates, ...], new: tuple[Duplicates, ...]) -> tuple[Duplicates, ...]:
+    """All groups, without those that a larger one repeats."""
+    found: list[Duplicates] = []
+    for group in (*new, *old):
+        names = set(group.revisions)
+        covered = (g for g in found if g.model == group.model and names <= set(g.revisions))
+        if next(covered, None) is None:
+            found.append(group)
+    return tuple(found)
+
+
+def _check_same(
+    plan: Plan,
+    config: Config,
+    where: str,
+    *,
+    sections: tuple[str, ...] = ("embedding", "store", "tasks", "corpus"),
+) -> None:
+    """Refuse a config that differs in what decides the bytes of every index."""
+    now = deciding(config)
+    changes = [
+        line
+        for section in sections
+        for line in differences(plan.config[section], now[section], section)
+    ]
+    if changes:
+        raise StoreMismatch(
+            f"{where}: the config changed since its plan was frozen: {'; '.join(changes)}; "
+            "change it back, or use another store.path"
+        )

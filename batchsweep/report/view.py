@@ -1,0 +1,88 @@
+"""The time-layer plane as one search sees it: measured where measured, else what it believes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchsweep.plan.plan import PlanEntry
+from batchsweep.report.findings import Findings, Search, short_name
+from batchsweep.report.svg import Bools, Floats, Limits
+
+Ints = NDArray[np.int64]
+
+
+class View:
+    """Findings as the page shows them: the plane of one search, gaps filled by what it believes.
+
+    Attributes:
+        search: the search that the page is about, or None.
+        tasks: positions of the tasks that count in it.
+        plane_AT: [arm, task] measured score, else the believed one, else NaN.
+        measured_AT: [arm, task] whether it is measured.
+        mean_A: [arm] mean over the tasks that count; NaN if any of them is NaN.
+        best: position of the best arm, or None.
+    """
+
+    def __init__(self, findings: Findings, search: str | None = None) -> None:
+        self.findings = findings
+        answered = [s for s in findings.searches if s.answer is not None]
+        named = [s for s in answered if s.name == search]
+        chosen = named or answered
+        self.search: Search | None = chosen[-1] if chosen else None
+        self.answer: dict[str, Any] = (self.search.answer or {}) if self.search else {}
+        column = {task: i for i, task in enumerate(findings.tasks)}
+        counting = self.answer["scale"]["tasks"] if self.answer else list(findings.tasks)
+        self.tasks = [column[t] for t in counting if t in column]
+        self.measured_AT: Bools = np.isfinite(findings.score_AT)
+        self.plane_AT: Floats = np.where(self.measured_AT, findings.score_AT, self._believed())
+        counted = self.plane_AT[:, self.tasks]
+        self.mean_A: Floats = counted.mean(axis=1) if self.tasks else np.full(len(counted), np.nan)
+        self.best = self._best()
+
+    def _believed(self) -> Floats:
+        believed = np.full(self.findings.score_AT.shape, np.nan)
+        position = {a.arm: i for i, a in enumerate(self.findings.arms)}
+        if "plane" in self.answer:
+            for arm, row in zip(self.answer["arms"], self.answer["plane"], strict=True):
+                if arm["arm"] in position:
+                    values = [np.nan if value is None else value for value in row]
+                    believed[position[arm["arm"]], self.tasks] = values
+        return believed
+
+    def _best(self) -> int | None:
+        if self.answer:
+            arm = self.answer["best"]["arm"]
+            return next((i for i, a in enumerate(self.findings.arms) if a.arm == arm), None)
+        complete = np.where(self.measured_AT[:, self.tasks].all(axis=1), self.mean_A, np.nan)
+        return int(np.nanargmax(complete)) if np.isfinite(complete).any() else None
+
+    @property
+    def limits(self) -> Limits:
+        return Limits.of(self.mean_A)
+
+    def measured_tasks(self, arm: int) -> int:
+        return int(self.measured_AT[arm, self.tasks].sum())
+
+    def planes(self) -> Iterator[tuple[str, str, list[PlanEntry], list[int], Ints]]:
+        """For each model and pooling: names, checkpoints, layers, and arms [layer, checkpoint]
+        (-1 where there is none)."""
+        findings = self.findings
+        place = {(a.entry.index, a.layer, a.pooling): i for i, a in enumerate(findings.arms)}
+        for model in findings.plan.models:
+            entries = findings.entries_of(model)
+            layers = sorted({n for e in entries for n in e.layers})
+            for pooling in findings.plan.poolings:
+                arms_LC = np.array(
+                    [[place.get((e.index, n, pooling), -1) for e in entries] for n in layers]
+                )
+                yield model, pooling, entries, layers, arms_LC
+
+    def name(self, arm: int) -> str:
+        """An arm in words."""
+        facts = self.findings.arms[arm]
+        pooling = f", {facts.pooling} pooling" if len(self.findings.plan.poolings) > 1 else ""
+        return f"{short_name(facts.model)} {facts.revision}, layer {facts.layer}{pooling}"

@@ -1,0 +1,1 @@
+"""(arm, task) -> main score, by MTEB's own evaluators."""

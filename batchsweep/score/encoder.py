@@ -1,0 +1,63 @@
+# mypy: disallow-subclassing-any=False
+"""A stored layer as an MTEB encoder: ``mteb.evaluate(StoreEncoder(store, key, layer), task)``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from mteb.models import ModelMeta
+from mteb.models.abs_encoder import AbsEncoder
+
+from batchsweep.arm import arm_name
+from batchsweep.corpus.lookup import TextIndex, prefix_of
+
+if TYPE_CHECKING:
+    from batchsweep.store import Store
+
+
+def model_meta(name: str, revision: str) -> ModelMeta:
+    """mteb's description of an encoder."""
+    return ModelMeta.create_empty(overwrites={"name": name, "revision": revision})
+
+
+class StoreEncoder(AbsEncoder):
+    """Answers ``encode`` with the stored vectors of one layer of one checkpoint.
+
+    Texts are looked up by the digest of what ``encode`` receives (with the configured prefix in
+    front), so that any mteb task whose texts are in the store can be evaluated.
+
+    Example:
+        >>> store = open_store("runs/quick/store.zarr")
+        >>> encoder = StoreEncoder(store, "EleutherAI--pythia-14m/main", layer=4)
+        >>> mteb.evaluate(encoder, mteb.get_task("BIOSSES"), co2_tracker=False)
+    """
+
+    def __init__(self, store: Store, key: str, layer: int, pooling: str = "mean") -> None:
+        """``key``: one of ``store.keys()``; ``layer`` and ``pooling``: stored for it.
+
+        Raises:
+            StoreError: no corpus, or no such checkpoint.
+        """
+        self._index = TextIndex.of(store)
+        self._reader = store.reader(key)
+        self._layer, self._pooling = layer, pooling
+        commit = self._reader.provenance.get("commit")
+        self.mteb_model_meta = model_meta(
+            arm_name(key, layer, pooling), str(commit or "no_revision_available")
+        )
+
+    def encode(
+        self, inputs: Any, *, task_metadata: Any, prompt_type: Any = None, **kwargs: Any
+    ) -> npt.NDArray[np.float32]:
+        """Vectors [text, hidden] of the texts of ``inputs``.
+
+        Raises:
+            StoreError: a text is not in the store; names the task and the remedy.
+        """
+        prefix = prefix_of(self._index.prefix, None if prompt_type is None else prompt_type.value)
+        texts = [prefix + text for text in inputs.dataset[:]["text"]]
+        rows = self._index.rows(texts, task=task_metadata.name)
+        different, which = np.unique(rows, return_inverse=True)
+        return self._reader.read(self._pooling, self._layer, different)[which]

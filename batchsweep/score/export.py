@@ -1,0 +1,134 @@
+"""The scores of a store for other tools: MTEB's result folders, and one tidy table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchsweep.errors import StoreError
+from batchsweep.progress import progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from batchsweep.store import Store
+
+#: Columns of the tidy table, one row a pull.
+COLUMNS = (
+    "model",
+    "revision",
+    "step",
+    "layer",
+    "pooling",
+    "task",
+    "score",
+    "seconds",
+    "mteb_version",
+    "dataset_revision",
+    "max_texts",
+)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    pulls: int
+    table: Path
+    """``scores.csv``; ``scores.parquet`` is beside it."""
+    results: Path
+    """The folder for ``mteb.ResultCache``."""
+
+
+def records(store: Store) -> Iterator[dict[str, Any]]:
+    """The record of each pull that the store keeps (see ``score.Scorer``)."""
+    for path in store.list_json("scores"):
+        record = store.read_json(path)
+        if record is not None:
+            yield record
+
+
+def table(store: Store) -> pd.DataFrame:
+    """One row a pull, with :data:`COLUMNS`; sorted by checkpoint, layer and task.
+
+    ``score`` is missing where mteb gives not-a-number, ``step`` where none is known, ``max_texts``
+    where the task was not capped.
+    """
+    import pandas as pd
+
+    rows = [
+        {
+            **{name: record.get(name) for name in COLUMNS},
+            "score": record["main_score"],
+            "max_texts": (record["cap"] or {}).get("max_texts_per_task"),
+        }
+        for record in records(store)
+    ]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame = frame.astype(
+        {"step": "Int64", "max_texts": "Int64", "score": "float64", "seconds": "float64"}
+    )
+    return frame.sort_values(
+        ["model", "step", "revision", "layer", "pooling", "task"], ignore_index=True
+    )
+
+
+def export(store: Store, out: Path) -> Exported:
+    """Write all pulls to a folder.
+
+    ``out/scores.csv`` and ``out/scores.parquet`` hold the tidy table. ``out/mteb`` is a folder
+    that mteb reads: ``mteb.ResultCache("out/mteb").load_results()``. Each arm is a model of its own
+    there (``EleutherAI/pythia-14m-step1000-layer3-mean``), because mteb's tables take the mean over
+    what they believe to be one model.
+
+    Raises:
+        StoreError: the store has no scores, or the folder can't be written.
+    """
+    from mteb.cache import ResultCache
+    from mteb.results import TaskResult
+
+    from batchsweep.arm import arm_name
+    from batchsweep.score.encoder import model_meta
+
+    found = list(records(store))
+    if not found:
+        raise StoreError(f"{store.url}: no scores yet; run 'batchsweep bandit'")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        frame = table(store)
+        frame.to_csv(out / "scores.csv", index=False)
+        frame.to_parquet(out / "scores.parquet", index=False)
+        cache = ResultCache(out / "mteb")
+        with progress("export", total=len(found), unit="pulls") as bar:
+            for record in found:
+                name = arm_name(record["key"], record["layer"], record["pooling"])
+                meta = model_meta(name, str(record["commit"] or "no_revision_available"))
+                result = TaskResult.from_dict(_with_nan(record["result"]))
+                cache.save_to_cache(result, meta)
+                bar.advance()
+    except OSError as error:
+        raise StoreError(f"{out}: can't be written: {error.strerror or error}") from None
+    return Exported(len(found), out / "scores.csv", out / "mteb")
+
+
+def _with_nan(result: dict[str, Any]) -> dict[str, Any]:
+    """The record's result as mteb has it: null scores are nan."""
+    scores = {
+        split: [
+            {
+                name: math.nan if value is None and _is_mean(name) else value
+                for name, value in subset.items()
+            }
+            for subset in subsets
+        ]
+        for split, subsets in result["scores"].items()
+    }
+    return {**result, "scores": scores}
+
+
+def _is_mean(name: str) -> bool:
+    # Everything that mteb leaves None is text about the evaluation, not a score.
+    return name not in ("languages", "hf_subset", "mteb_version")

@@ -1,0 +1,292 @@
+"""(arm, task) -> MTEB main score and full result, from the store."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+import torch
+from mteb.results import TaskResult
+from threadpoolctl import ThreadpoolController
+
+from batchsweep.arm import Arm
+from batchsweep.config import CorpusConfig
+from batchsweep.corpus.lookup import CHUNK, TextIndex, prefix_of
+from batchsweep.errors import StoreError, StoreMismatch, UsageError
+from batchsweep.score.vectors import _Vectors
+from batchsweep.store import GroupReader, Store
+from batchsweep.tasks.evaluators import Halves, PreparedTask, prepare, prepare_halves
+from batchsweep.tasks.evaluators.base import Rows, keep
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+
+#: Version of the records below ``scores/``; a record of another version is scored again.
+RECORD_VERSION = 1
+
+#: Memory for vectors that a task asks for several times, as float32.
+KEPT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """One pull.
+
+    Attributes:
+        main_score: MTEB's main score, the mean over splits and subsets; nan where mteb gives nan.
+            Of a pull on a subset, the mean of both halves.
+        seconds: what scoring took, reading the vectors included.
+        record: what the store keeps of it: plain JSON values, null for nan.
+    """
+
+    main_score: float
+    seconds: float
+    record: dict[str, Any]
+
+
+class Scorer:
+    """Scores arms on tasks. Tasks are prepared at their first use and kept for all arms.
+
+    A pull's record is kept in the store, and taken from there when the same pull is asked again.
+    Any order of pulls, in any process, gives the same numbers: tasks start each pull from the same
+    random state, and each pull computes on one thread.
+
+    Example:
+        >>> scorer = Scorer(open_store("runs/quick/store.zarr"), resolve(["BIOSSES"]))
+        >>> scorer.score("EleutherAI--pythia-14m/main#4", "BIOSSES").main_score
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        tasks: Sequence[AbsTask],
+        *,
+        corpus: CorpusConfig | None = None,
+        keep: bool = True,
+    ) -> None:
+        """``corpus``: the caps, as at ``prepare``. ``keep``: keep records in the store.
+
+        Raises:
+            StoreError: the store has no corpus, or not that of a task; names the task.
+        """
+        self.store = store
+        self.tasks = {task.metadata.name: task for task in tasks}
+        self._corpus_config = corpus
+        self._keep = keep
+        self._index: TextIndex | None = None
+        self._prepared: dict[str, PreparedTask] = {}
+        self._halves: dict[tuple[str, Halves], tuple[PreparedTask, ...]] = {}
+        self._kept_for: dict[int, int] = {}
+        self._readers: dict[str, GroupReader] = {}
+        # Once the numerical libraries are loaded, which the imports above see to.
+        self._threads = ThreadpoolController()
+        there = store.corpus()
+        if there is None:
+            raise StoreError(f"{store.url}: no corpus; run 'batchsweep prepare'")
+        self._corpus_digest = there.digest
+        if missing := [name for name in self.tasks if name not in there.tasks()]:
+            raise StoreError(
+                f"{store.url}: the corpus has no task '{missing[0]}'; it has "
+                f"{', '.join(there.tasks())}. A new task needs 'batchsweep prepare' with a new "
+                "store.path"
+            )
+
+    def score(self, arm: str | Arm, task: str, halves: Halves | None = None) -> ScoreResult:
+        """Score one arm on one task, or on two subsets of it.
+
+        Args:
+            halves: what is scored instead of the whole task, if that is larger. The record is
+                then kept apart from those of whole tasks, and has the score of each half.
+
+        Raises:
+            UsageError: no such task, or the arm is not of the right form.
+            StoreError: the arm, or a text of the task, is not in the store.
+        """
+        if task not in self.tasks:
+            raise UsageError(f"no task '{task}'; valid: {', '.join(self.tasks)}")
+        arm = Arm.parse(arm) if isinstance(arm, str) else arm
+        reader = self._reader(arm.key)
+        if arm.pooling is None and len(reader.poolings) > 1:
+            raise UsageError(
+                f"{arm.key}#{arm.layer}: which pooling? Add one of "
+                + ", ".join(f"#{p}" for p in reader.poolings)
+            )
+        pooling = arm.pooling or reader.poolings[0]
+        path = f"{arm.key}/{arm.layer}-{pooling}/{quote(task, safe='')}.json"
+        if halves is None:
+            path = f"scores/{path}"
+        else:
+            path = f"subsets/{halves.texts}-{halves.seed}/{path}"
+        if self._keep:
+            record = self.store.read_json(path)
+            if record is not None and record.get("origin") == self._origin(reader, task, halves):
+                return _from_record(record)
+        parts = (self._whole(task),) if halves is None else self._parts(task, halves)
+        if halves is not None and len(parts) == 1:
+            return self.score(arm, task)
+        kept = self._kept_rows(parts, reader)
+        start = time.perf_counter()
+        with self._one_thread():
+            vectors = _Vectors(reader, arm.layer, pooling, kept)
+            scores = [part.evaluate(vectors) for part in parts]
+        seconds = time.perf_counter() - start
+        record = self._record(reader, arm.layer, pooling, parts, scores, seconds)
+        record["origin"] = self._origin(reader, task, halves)
+        if self._keep:
+            self.store.write_json(path, record)
+        return _from_record(record)
+
+    def _reader(self, key: str) -> GroupReader:
+        reader = self._readers.get(key)
+        if reader is None or not reader.complete:
+            reader = self.store.reader(key)
+            made_of = reader.provenance.get("corpus_digest", self._corpus_digest)
+            if made_of != self._corpus_digest:
+                raise StoreMismatch(
+                    f"{self.store.url}: the embeddings of {key} are of another corpus than the "
+                    "store's; delete that group and run 'batchsweep extract' for it"
+                )
+            self._readers[key] = reader
+        return reader
+
+    def _whole(self, name: str) -> PreparedTask:
+        if name not in self._prepared:
+            self._bind(prepared := prepare(self.tasks[name], self._corpus_config))
+            self._prepared[name] = prepared
+        return self._prepared[name]
+
+    def _parts(self, name: str, halves: Halves) -> tuple[PreparedTask, ...]:
+        """Both halves, or the whole task if it is small."""
+        if (name, halves) not in self._halves:
+            parts = prepare_halves(self.tasks[name], self._corpus_config, halves)
+            for part in parts:
+                self._bind(part)
+            if len(parts) == 1:
+                [self._prepared[name]] = parts
+            self._halves[name, halves] = parts
+        return self._halves[name, halves]
+
+    def _bind(self, prepared: PreparedTask) -> None:
+        if self._index is None:
+            self._index = TextIndex.of(self.store)
+        for request in prepared.requests:
+            prefix = prefix_of(self._index.prefix, request.prompt_type)
+            chunks = request.chunks(prefix, CHUNK)
+            rows = [self._index.rows(texts, task=prepared.name) for texts in chunks]
+            request.bind(np.concatenate(rows) if rows else np.empty(0, np.int64))
+
+    def _kept_rows(self, parts: tuple[PreparedTask, ...], reader: GroupReader) -> Rows:
+        """The rows to read once for all requests; what fits depends on the model."""
+        hidden = reader.hidden
+        if self._kept_for.get(id(parts[0])) != hidden:
+            keep(parts, KEPT_BYTES // (4 * hidden))
+            self._kept_for[id(parts[0])] = hidden
+        return parts[0].kept
+
+    @contextmanager
+    def _one_thread(self) -> Iterator[None]:
+        """One BLAS, OpenMP and torch thread: faster at these sizes, and always the same sums."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with self._threads.limit(limits=1):
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+    def _origin(self, reader: GroupReader, task: str, halves: Halves | None) -> dict[str, Any]:
+        """What decides a score; a record of another origin is not used."""
+        cap = self._corpus_config.max_texts_per_task if self._corpus_config else None
+        seed = self._corpus_config.seed if self._corpus_config and cap else None
+        origin = {
+            "record": RECORD_VERSION,
+            "group": reader.spec.digest.hex(),
+            "mteb": _mteb_version(),
+            "dataset": str(self.tasks[task].metadata.revision),
+            "splits": list(self.tasks[task].eval_splits),
+            "subsets": list(self.tasks[task].hf_subsets),
+            "source": getattr(self.tasks[task], "source_digest", None),
+            "max_texts_per_task": cap,
+            "cap_seed": seed,
+        }
+        if halves is not None:
+            origin |= {"texts_per_pull": halves.texts, "subset_seed": halves.seed}
+        return origin
+
+    def _record(
+        self,
+        reader: GroupReader,
+        layer: int,
+        pooling: str,
+        parts: tuple[PreparedTask, ...],
+        scores: list[dict[str, dict[str, Any]]],
+        seconds: float,
+    ) -> dict[str, Any]:
+        now = datetime.now(tz=UTC)
+        results = [
+            TaskResult.from_task_results(part.task, one, evaluation_time=seconds, date=now)
+            for part, one in zip(parts, scores, strict=True)
+        ]
+        full = [result.to_dict() | {"date": now.isoformat()} for result in results]
+        main = [float(result.get_score()) for result in results]
+        task = parts[0].task
+        record = {
+            "main_score": _plain(sum(main) / len(main)),
+            "seconds": seconds,
+            "key": reader.key,
+            "task": parts[0].name,
+            "model": reader.provenance.get("model"),
+            "revision": reader.provenance.get("revision"),
+            "step": reader.provenance.get("step"),
+            "commit": reader.provenance.get("commit"),
+            "layer": layer,
+            "pooling": pooling,
+            "mteb_version": _mteb_version(),
+            "dataset_revision": str(task.metadata.revision),
+            "splits": list(task.eval_splits),
+            "subsets": list(task.hf_subsets),
+            "cap": parts[0].cap,
+        }
+        if len(parts) == 1:
+            return record | {"result": _plain(full[0])}
+        return record | {
+            "half": parts[0].half,
+            "halves": _plain(main),
+            "results": _plain(full),
+        }
+
+
+def _mteb_version() -> str:
+    from importlib.metadata import version
+
+    return version("mteb")
+
+
+def _from_record(record: dict[str, Any]) -> ScoreResult:
+    main_score = record["main_score"]
+    return ScoreResult(
+        math.nan if main_score is None else float(main_score), float(record["seconds"]), record
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Plain JSON values; JSON has no nan, which becomes null."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+# Several processes

@@ -1,0 +1,47 @@
+"""The vectors of one arm, as the evaluators ask for them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from batchsweep.store import GroupReader
+from batchsweep.tasks.evaluators import Request
+from batchsweep.tasks.evaluators.base import Float32, Rows
+
+
+class _Vectors:
+    """Gives a prepared task the vectors of one arm: reads only the rows that are asked for."""
+
+    def __init__(self, reader: GroupReader, layer: int, pooling: str, kept: Rows) -> None:
+        self._reader, self._layer, self._pooling = reader, layer, pooling
+        self._kept = reader.read(pooling, layer, kept)
+
+    def different(self, request: Request) -> Float32:
+        return self.some(request, slice(None))
+
+    def some(self, request: Request, positions: slice | Rows) -> Float32:
+        assert request.rows is not None and request.kept is not None
+        kept, rows = request.kept[positions], request.rows[positions]
+        if not len(kept):
+            return np.empty((0, self._reader.hidden), np.float32)
+        if kept[0] >= 0 and kept[-1] - kept[0] == len(kept) - 1 and (np.diff(kept) == 1).all():
+            return self._kept[kept[0] : kept[-1] + 1]
+        own = kept < 0
+        if not own.any():
+            return self._kept[kept]
+        vectors = np.empty((len(kept), self._reader.hidden), np.float32)
+        vectors[own] = self._reader.read(self._pooling, self._layer, rows[own])
+        vectors[~own] = self._kept[kept[~own]]
+        return vectors
+
+    def __call__(self, request: Request) -> Float32:
+        matrix, index = self.indexed(request)
+        # Positions count up in order of first appearance: without repeats they change nothing.
+        same = len(matrix) == len(index) and matrix is not self._kept
+        return matrix if same else matrix[index]
+
+    def indexed(self, request: Request) -> tuple[Float32, Rows]:
+        kept = request.kept
+        if kept is not None and len(kept) and kept.min() >= 0:
+            return self._kept, kept[request.which]
+        return self.different(request), request.which.astype(np.int64)

@@ -1,0 +1,1 @@
+"""Where a store's bytes lie: local directories and object stores."""

@@ -1,0 +1,1 @@
+"""The Zarr format of the store."""

@@ -1,0 +1,428 @@
+"""Groups as Zarr v3: one group per checkpoint, one shard per block and array."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from batchsweep.errors import StoreCorrupt, StoreError
+from batchsweep.store.format import FORMAT_VERSION, SEAL_BYTES, Float64, corrupt_at, piece_bytes
+from batchsweep.store.places.local import Blobs
+from batchsweep.store.spec import GroupSpec
+from batchsweep.store.values import Array, stored_dtype
+from batchsweep.store.zarr import v3
+from batchsweep.store.zarr.corpus import ZarrSink, ZarrSource, read_attributes
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_SEAL_CHUNK = (1, SEAL_BYTES)
+
+
+class ZarrFormat:
+    """See FORMAT.md, "Zarr"."""
+
+    name = "zarr"
+
+    def __init__(self, blobs: Blobs) -> None:
+        self.blobs = blobs
+
+    def create(self) -> None:
+        self._write("checkpoints/zarr.json", v3.group({}))
+        self._write("zarr.json", v3.group({"batchsweep_format": FORMAT_VERSION}))
+
+    def version(self) -> int | None:
+        attributes = self._group_attributes("zarr.json")
+        if attributes is None:
+            return None
+        if not v3.same_layout(self.blobs.read("zarr.json") or b"", v3.group({})):
+            raise corrupt_at(self.blobs, "zarr.json", "torn or changed")
+        version = attributes.get("batchsweep_format")
+        return version if isinstance(version, int) else None
+
+    def keys(self) -> list[str]:
+        models = self.blobs.folders("checkpoints")
+        revisions = self.blobs.map(lambda m: self.blobs.folders(f"checkpoints/{m}"), models)
+        return sorted(f"{m}/{r}" for m, rs in zip(models, revisions, strict=True) for r in rs)
+
+    def noted_keys(self) -> list[str]:
+        # One note a group: with one index of all, pods would have to wait for one another.
+        return [
+            f"{model}/{name}"
+            for model in self.blobs.folders("groups")
+            for name in self.blobs.files(f"groups/{model}")
+        ]
+
+    def folder(self, key: str) -> str:
+        return f"checkpoints/{key}"
+
+    def attributes(self, key: str) -> dict[str, Any] | None:
+        return self._group_attributes(f"{self.folder(key)}/zarr.json")
+
+    def start_group(self, key: str, spec: GroupSpec) -> None:
+        folder = self.folder(key)
+        parent = folder.rsplit("/", 1)[0]
+        self._write_if_absent(f"{parent}/zarr.json", v3.group({}))
+        for name, (values, _) in _coordinates(spec).items():
+            self._write_only_chunk(f"{folder}/{name}", values)
+        for name, stored in _array_documents(spec).items():
+            self._write(f"{folder}/{name}/zarr.json", stored)
+        # Last: a group is there once its own document is.
+        attributes = {**spec.to_json(), "complete": False, "metric_count": 0}
+        self._write(f"{folder}/zarr.json", v3.group(attributes))
+        self._write_if_absent(_note(key), b"")
+
+    def mark(self, key: str, spec: GroupSpec, *, complete: bool) -> None:
+        # What was recorded at the start (versions) stays as it was.
+        names = self._metric_names(key) if complete else []
+        attributes = {
+            **(self.attributes(key) or spec.to_json()),
+            "complete": complete,
+            "metric_count": len(names),
+        }
+        path = f"{self.folder(key)}/zarr.json"
+        members = _members(spec, names) if complete else None
+        self._write(path, v3.group(attributes, members))
+        if complete:
+            # A kill between making the group and noting it.
+            self._write_if_absent(_note(key), b"")
+
+    def drop_group(self, key: str) -> None:
+        self.blobs.delete(_note(key))
+        # The group's own document goes first, so that no half group is ever taken for a whole.
+        self.blobs.delete(f"{self.folder(key)}/zarr.json")
+        self.blobs.delete_tree(f"{self.folder(key)}/seals")
+        self.blobs.delete_tree(self.folder(key))
+
+    def write_array(
+        self, key: str, spec: GroupSpec, name: str, block: int, layers: Iterable[Array]
+    ) -> bytes:
+        chunk = _chunk(spec, name)
+        lengths: list[int] = []
+        checksums: list[bytes] = []
+
+        def parts() -> Iterator[Buffer]:
+            for values in layers:
+                body, checksum = v3.encode_chunk(values[None], chunk, spec.compression)
+                lengths.append(memoryview(body).nbytes + v3.CRC_BYTES)
+                checksums.append(bytes(checksum))
+                yield body
+                yield checksum
+            yield v3.shard_index(lengths)
+
+        self.blobs.write(self._shard(key, spec, name, block), parts())
+        return b"".join(checksums)
+
+    def pieces(
+        self,
+        key: str,
+        spec: GroupSpec,
+        name: str,
+        block: int,
+        layer: int,
+        space: memoryview[int] | None = None,
+    ) -> Iterator[Array]:
+        path = self._shard(key, spec, name, block)
+        chunk = _chunk(spec, name)
+        dtype = stored_dtype(spec.dtype, name)
+        where = f"{self.blobs.url}: {path}, layer {spec.layers[layer]}"
+        rows = spec.block_rows(block)
+        if spec.compression != "none":
+            start, length = map(int, self._index(path, spec)[layer])
+            stored = self.blobs.read_range(path, start, length) or b""
+            values = v3.decode_chunk(
+                stored, chunk, dtype, where=where, compression=spec.compression
+            )
+            yield values[0, : rows.stop - rows.start]
+            return
+        size = _chunk_bytes(spec, name) - v3.CRC_BYTES
+        piece = piece_bytes(size // chunk[1])
+        if space is None or len(space) != size:
+            space = np.empty(min(piece, size), np.uint8).data
+        start = layer * (size + v3.CRC_BYTES)
+        seen = checksum = 0
+        sound = False
+        for part in self.blobs.pieces(path, start, size, piece, space, v3.CRC_BYTES):
+            if seen == size:
+                sound = bytes(part) == struct.pack("<I", checksum)
+                break
+            checksum = v3.crc32c(part, checksum)
+            first = rows.start + seen * chunk[1] // size
+            seen += len(part)
+            # Not the rows that fill up the last chunk.
+            yield np.frombuffer(part, dtype).reshape(-1, *chunk[2:])[: max(rows.stop - first, 0)]
+        if seen == 0 and self.blobs.read_range(path, 0, 1) is None:
+            raise corrupt_at(self.blobs, path, "missing")
+        if not sound:
+            raise v3.damaged(where)
+
+    def chunks(
+        self, key: str, spec: GroupSpec, name: str, block: int
+    ) -> Iterator[tuple[Array, bytes]]:
+        path = self._shard(key, spec, name, block)
+        chunk, dtype = _chunk(spec, name), stored_dtype(spec.dtype, name)
+        rows = spec.block_rows(block)
+        for layer, (start, length) in enumerate(self._index(path, spec).tolist()):
+            stored = self.blobs.read_range(path, start, length)
+            if stored is None:
+                raise corrupt_at(self.blobs, path, "missing")
+            where = f"{self.blobs.url}: {path}, layer {spec.layers[layer]}"
+            values = v3.decode_chunk(
+                stored, chunk, dtype, where=where, compression=spec.compression
+            )
+            yield values[0, : rows.stop - rows.start], stored[-v3.CRC_BYTES :]
+
+    def metadata_faults(self, key: str, spec: GroupSpec) -> list[str]:
+        folder = self.folder(key)
+        wanted = {f"{folder}/{n}/zarr.json": s for n, s in _array_documents(spec).items()}
+        for group in ("checkpoints", folder.rsplit("/", 1)[0]):
+            wanted[f"{group}/zarr.json"] = v3.group({})
+        attributes = self.attributes(key) or {}
+        chunks = {f"{folder}/{n}": values for n, (values, _) in _coordinates(spec).items()}
+        # Metrics that don't read at all are another kind of fault.
+        if names := self._metric_names(key):
+            chunks[f"{folder}/metrics/layer"] = chunks[f"{folder}/layer"]
+        complete = attributes.get("complete") is True
+        members = _members(spec, names) if complete else None
+        wanted[f"{folder}/zarr.json"] = v3.group(attributes, members)
+        if complete and names:
+            arrays = _metric_arrays(spec, names)
+            wanted |= {f"{folder}/metrics/{n}/zarr.json": s for n, s in arrays.items()}
+            wanted[f"{folder}/metrics/zarr.json"] = v3.group({"names": names}, arrays)
+        paths = list(wanted)
+        stored = self.blobs.map(self.blobs.read, paths)
+        faults = [
+            f"{path} is {'missing' if there is None else 'torn or changed'}"
+            for path, there in zip(paths, stored, strict=True)
+            if there is None or not v3.same_layout(there, wanted[path])
+        ]
+        for array, values in chunks.items():
+            path = f"{array}/{v3.chunk_key(*[0] * values.ndim)}"
+            if self.blobs.read(path) != b"".join(v3.encode_chunk(values, values.shape)):
+                faults.append(f"{path} is missing or changed")
+        return faults
+
+    def restore_metadata(self, key: str, spec: GroupSpec) -> None:
+        for group in ("checkpoints", self.folder(key).rsplit("/", 1)[0]):
+            self._write(f"{group}/zarr.json", v3.group({}))
+        if names := self._metric_names(key):
+            self._write_metric_documents(key, spec, names)
+        self.start_group(key, spec)
+
+    def has_seals(self, key: str) -> bool:
+        return any(n.startswith("c.") for n in self.blobs.files(f"{self.folder(key)}/seals"))
+
+    def recover_spec(self, key: str) -> GroupSpec | None:
+        path = f"{self.folder(key)}/seals/zarr.json"
+        stored = self.blobs.read(path)
+        if stored is None:
+            return None
+        try:
+            return GroupSpec.from_json(v3.attributes_of(stored), source=path)
+        except (ValueError, StoreError):
+            return None
+
+    def drop_block(self, key: str, spec: GroupSpec, block: int) -> None:
+        self.write_seal(key, spec, block, None)
+        for name in spec.arrays:
+            self.blobs.delete(self._shard(key, spec, name, block))
+
+    def drop_metrics(self, key: str) -> None:
+        folder = f"{self.folder(key)}/metrics"
+        self.blobs.delete(f"{folder}/zarr.json")
+        self.blobs.delete_tree(folder)
+
+    def drop_corpus(self) -> None:
+        self.blobs.delete("corpus/zarr.json")
+        self.blobs.delete_tree("corpus")
+
+    def missing(self, key: str, spec: GroupSpec) -> set[int]:
+        absent = set()
+        for name in spec.arrays:
+            sizes = self.blobs.files(f"{self.folder(key)}/{name}")
+            whole = len(spec.layers) * _chunk_bytes(spec, name)
+            whole += v3.shard_index_bytes(len(spec.layers))
+            for block in range(spec.blocks):
+                size = sizes.get(_shard_key(spec, name, block))
+                if size is None or (spec.compression == "none" and size != whole):
+                    absent.add(block)
+        return absent
+
+    def write_seal(self, key: str, spec: GroupSpec, block: int, seal: bytes | None) -> None:
+        path = f"{self.folder(key)}/seals/{v3.chunk_key(block, 0)}"
+        if seal is None:
+            self.blobs.delete(path)
+            return
+        values = np.frombuffer(seal, np.uint8)[None]
+        self.blobs.write(path, v3.encode_chunk(values, _SEAL_CHUNK))
+
+    def seals(self, key: str, spec: GroupSpec) -> dict[int, bytes]:
+        folder = f"{self.folder(key)}/seals"
+        names = self.blobs.files(folder)
+        blocks = [b for b in range(spec.blocks) if v3.chunk_key(b, 0) in names]
+
+        def one(block: int) -> bytes:
+            path = f"{folder}/{v3.chunk_key(block, 0)}"
+            try:
+                stored = self.blobs.read(path) or b""
+                return v3.decode_chunk(stored, _SEAL_CHUNK, np.dtype("u1"), where=path).tobytes()
+            except StoreCorrupt:
+                return b""
+
+        return dict(zip(blocks, self.blobs.map(one, blocks), strict=True))
+
+    def count_sealed(self, key: str, spec: GroupSpec) -> int:
+        return sum(name.startswith("c.") for name in self.blobs.files(f"{self.folder(key)}/seals"))
+
+    def write_metrics(self, key: str, spec: GroupSpec, metrics: Mapping[str, Float64]) -> None:
+        self.drop_metrics(key)
+        for name, values in metrics.items():
+            self._write_only_chunk(f"{self.folder(key)}/metrics/{name}", values)
+        self._write_metric_documents(key, spec, sorted(metrics))
+
+    def metrics(self, key: str, spec: GroupSpec) -> dict[str, Float64]:
+        names = self._metric_names(key)
+
+        def one(name: str) -> Float64:
+            path = f"{self.folder(key)}/metrics/{name}/{v3.chunk_key(0)}"
+            stored = self.blobs.read(path)
+            if stored is None:
+                raise corrupt_at(self.blobs, path, "missing")
+            shape = (len(spec.layers),)
+            return v3.decode_chunk(stored, shape, np.dtype("<f8"), where=path).astype(np.float64)
+
+        return dict(zip(names, self.blobs.map(one, names), strict=True))
+
+    def _write_metric_documents(self, key: str, spec: GroupSpec, names: list[str]) -> None:
+        folder = f"{self.folder(key)}/metrics"
+        self._write_only_chunk(f"{folder}/layer", np.asarray(spec.layers, np.int64))
+        arrays = _metric_arrays(spec, names)
+        for name, stored in arrays.items():
+            self._write(f"{folder}/{name}/zarr.json", stored)
+        self._write(f"{folder}/zarr.json", v3.group({"names": names}, arrays))
+
+    def _metric_names(self, key: str) -> list[str]:
+        attributes = self._group_attributes(f"{self.folder(key)}/metrics/zarr.json") or {}
+        return list(attributes.get("names", []))
+
+    def corpus_sink(self) -> ZarrSink:
+        return ZarrSink(self.blobs)
+
+    def corpus_source(self) -> ZarrSource | None:
+        attributes = read_attributes(self.blobs)
+        return None if attributes is None else ZarrSource(self.blobs, attributes)
+
+    def _index(self, path: str, spec: GroupSpec) -> Any:
+        size = v3.shard_index_bytes(len(spec.layers))
+        whole = self.blobs.files(path.rsplit("/", 1)[0]).get(path.rsplit("/", 1)[1])
+        stored = None if whole is None else self.blobs.read_range(path, max(whole - size, 0), size)
+        if stored is None:
+            raise corrupt_at(self.blobs, path, "missing")
+        where = f"{self.blobs.url}: {path}"
+        return v3.parse_shard_index(stored, len(spec.layers), where=where)
+
+    def _shard(self, key: str, spec: GroupSpec, name: str, block: int) -> str:
+        return f"{self.folder(key)}/{name}/{_shard_key(spec, name, block)}"
+
+    def _group_attributes(self, path: str) -> dict[str, Any] | None:
+        stored = self.blobs.read(path)
+        if stored is None:
+            return None
+        try:
+            return v3.attributes_of(stored)
+        except ValueError as error:
+            raise corrupt_at(self.blobs, path, f"torn or changed ({error})") from None
+
+    def _write(self, path: str, stored: bytes) -> None:
+        self.blobs.write(path, [stored])
+
+    def _write_if_absent(self, path: str, stored: bytes) -> None:
+        if self.blobs.read(path) is None:
+            self._write(path, stored)
+
+    def _write_only_chunk(self, path: str, values: Array) -> None:
+        key = v3.chunk_key(*[0] * values.ndim)
+        self.blobs.write(f"{path}/{key}", v3.encode_chunk(values, values.shape))
+
+
+def _note(key: str) -> str:
+    """What tells a group that is gone from one that was never begun."""
+    return f"groups/{key}"
+
+
+def _array_documents(spec: GroupSpec) -> dict[str, bytes]:
+    """``zarr.json`` of each array of a group, by name."""
+    coordinates = _coordinates(spec)
+    arrays = {
+        name: v3.array(values.shape, values.dtype, values.shape, dimensions=dimensions)
+        for name, (values, dimensions) in coordinates.items()
+    }
+    for name in spec.arrays:
+        chunk = _chunk(spec, name)
+        # The convention by which xarray takes an array for a coordinate.
+        attributes = {"coordinates": "step"} if "step" in coordinates else {}
+        if spec.dtype == "int8" and name in spec.poolings:
+            attributes["scale"] = f"{name}_scale"
+        arrays[name] = v3.array(
+            (len(spec.layers), spec.texts, *chunk[2:]),
+            stored_dtype(spec.dtype, name),
+            chunk,
+            shard=(len(spec.layers), *chunk[1:]),
+            dimensions=("layer", "text", "hidden")[: len(chunk)],
+            compression=spec.compression,
+            attributes=attributes,
+        )
+    # With a copy of the group's attributes, from which repair restores them.
+    arrays["seals"] = v3.array(
+        (spec.blocks, SEAL_BYTES),
+        np.dtype("u1"),
+        _SEAL_CHUNK,
+        dimensions=("block", "byte"),
+        attributes=spec.to_json(),
+    )
+    return arrays
+
+
+def _members(spec: GroupSpec, metrics: list[str]) -> dict[str, bytes]:
+    """``zarr.json`` of all nodes of a complete group, by path."""
+    members = _array_documents(spec)
+    if metrics:
+        members["metrics"] = v3.group({"names": metrics})
+        arrays = _metric_arrays(spec, metrics)
+        members |= {f"metrics/{name}": stored for name, stored in arrays.items()}
+    return members
+
+
+def _metric_arrays(spec: GroupSpec, names: list[str]) -> dict[str, bytes]:
+    shape = (len(spec.layers),)
+    types = {"layer": np.dtype("i8"), **dict.fromkeys(names, np.dtype("f8"))}
+    return {n: v3.array(shape, t, shape, dimensions=("layer",)) for n, t in types.items()}
+
+
+def _coordinates(spec: GroupSpec) -> dict[str, tuple[Array, tuple[str, ...]]]:
+    """xarray's coordinates: the layers' numbers, the corpus rows, and the step where known."""
+    coordinates: dict[str, tuple[Array, tuple[str, ...]]] = {
+        "layer": (np.asarray(spec.layers, np.int64), ("layer",)),
+        "text": (np.arange(spec.texts, dtype=np.int32), ("text",)),
+    }
+    step = spec.provenance.get("step")
+    if isinstance(step, int):
+        coordinates["step"] = (np.asarray(step, np.int64), ())
+    return coordinates
+
+
+def _chunk(spec: GroupSpec, name: str) -> tuple[int, ...]:
+    return (1, spec.chunk_texts, spec.hidden) if name in spec.poolings else (1, spec.chunk_texts)
+
+
+def _chunk_bytes(spec: GroupSpec, name: str) -> int:
+    """Stored size of a chunk that isn't compressed."""
+    values = int(np.prod(_chunk(spec, name)))
+    return values * stored_dtype(spec.dtype, name).itemsize + v3.CRC_BYTES
+
+
+def _shard_key(spec: GroupSpec, name: str, block: int) -> str:
+    return v3.chunk_key(0, block, *([0] if name in spec.poolings else []))

@@ -1,0 +1,1 @@
+"""Task names -> MTEB tasks, and tasks of one's own."""

@@ -1,0 +1,287 @@
+"""The Gaussian process: the incremental posterior against textbook algebra, and what it is for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from simulated import play, problem_of, surface
+
+from batchsweep.bandit.policies import make_policy
+from batchsweep.bandit.policies.gp.kernel import NAMES, OFFSET_SD, Hyper
+from batchsweep.bandit.policies.gp.posterior import JITTER, Surface
+
+
+@pytest.fixture
+def problem():
+    return problem_of(steps=4, layers=5, tasks=3, models=2)
+
+
+@pytest.fixture
+def filled(problem):
+    scores = surface(problem)
+    rng = np.random.default_rng(0)
+    model = Surface(problem)
+    hyper = Hyper.prior(3)
+    model.hyper = Hyper(
+        hyper.log + 0.2 * rng.normal(size=len(NAMES)),
+        0.3 * rng.normal(size=3),
+        0.3 * rng.normal(size=3),
+    )
+    model.spread[:] = (0.1, 0.2, 0.05)
+    model.centre[:] = (0.3, 0.5, 0.4)
+    model.rebuild()
+    cells = rng.choice(scores.size, 30, replace=False)
+    for cell in cells:
+        arm, task = divmod(int(cell), 3)
+        model.observe(arm, task, float(scores[arm, task]), noise=0.01 * (task == 1))
+    return model, scores, cells
+
+
+def textbook(model, scores, cells):
+    """Posterior mean [arm] and covariance [arm, arm] of rewards, by one dense solve."""
+    arms, tasks = scores.shape
+    every = np.arange(arms)
+    shared, own = model.kernel.between(every, every)
+    load, ratio = np.exp(model.hyper.loading), np.exp(model.hyper.residual)
+    cell_term = np.exp(2 * model.hyper.log[NAMES.index("own_cell")]) * np.eye(arms)
+    a, t = np.divmod(np.arange(arms * tasks), tasks)
+    own_full = (own + cell_term)[np.ix_(a, a)] * (t[:, None] == t[None, :]) * ratio[t] ** 2
+    unit = np.outer(load[t], load[t]) * (shared[np.ix_(a, a)] + own_full)
+    unit += OFFSET_SD**2 * (t[:, None] == t[None, :])
+    cov = unit * np.outer(model.spread[t], model.spread[t])
+    mean = model.centre[t] + model.spread[t] * load[t] * model.kernel.mean[a]
+    noise = JITTER * model.spread[t[cells]] ** 2 + (0.01 * (t[cells] == 1)) ** 2
+    gain = np.linalg.solve(cov[np.ix_(cells, cells)] + np.diag(noise), cov[cells]).T
+    post_mean = mean + gain @ (scores.ravel()[cells] - mean[cells])
+    post = cov - gain @ cov[cells]
+    average = np.kron(np.eye(arms), np.full((1, tasks), 1 / tasks))
+    return average @ post_mean, average @ post @ average.T, post_mean, post
+
+
+def test_incremental_posterior_is_the_textbook_posterior(filled):
+    model, scores, cells = filled
+    mean, cov, cell_mean, cell_cov = textbook(model, scores, cells)
+    every = np.arange(len(mean))
+    np.testing.assert_allclose(model.mean, mean, atol=1e-8)
+    np.testing.assert_allclose(model.var, np.diag(cov), atol=1e-8)
+    np.testing.assert_allclose(model.covariance(every, every), cov, atol=1e-8)
+    np.testing.assert_allclose(model.covariance_row(4), cov[4], atol=1e-8)
+    np.testing.assert_allclose(model.plane().ravel(), cell_mean, atol=1e-8)
+    contrast = model.gains({3: 1.0, 11: -1.0}, every)
+    average = np.full(3, 1 / 3)
+    by_arm = cell_cov.reshape(len(mean), 3, -1).transpose(0, 2, 1) @ average
+    expected = (by_arm[3] - by_arm[11]).reshape(len(mean), 3) / model.spread
+    np.testing.assert_allclose(contrast, expected, atol=1e-7)
+    arm, task = np.array([0, 5, 9]), np.array([0, 1, 2])
+    np.testing.assert_allclose(
+        model.cell_variance(arm, task),
+        np.maximum(np.diag(cell_cov)[arm * 3 + task] / model.spread[task] ** 2, JITTER),
+        atol=1e-6,
+    )
+
+
+def test_rebuilding_changes_nothing(filled):
+    model, _, _ = filled
+    mean, var = model.mean.copy(), model.var.copy()
+    model.rebuild()
+    np.testing.assert_allclose(model.mean, mean, atol=1e-10)
+    np.testing.assert_allclose(model.var, var, atol=1e-10)
+
+
+def test_pending_cells_shrink_variance_only_and_may_be_told_in_any_order(problem):
+    scores = surface(problem)
+    straight, batched = Surface(problem), Surface(problem)
+    cells = [(0, 0), (3, 1), (7, 2), (12, 0), (20, 1)]
+    for a, t in cells:
+        straight.observe(a, t, float(scores[a, t]))
+    before = batched.mean.copy()
+    for a, t in cells:
+        batched.observe(a, t, None)
+    np.testing.assert_array_equal(batched.mean, before)
+    np.testing.assert_allclose(batched.var, straight.var, atol=1e-12)
+    assert batched.pending == 5
+    for a, t in reversed(cells):
+        batched.observe(a, t, float(scores[a, t]))
+    np.testing.assert_allclose(batched.mean, straight.mean, atol=1e-12)
+    assert batched.pending == 0
+
+
+def fitted(model, centre, spread):
+    """The model with hyperparameters fitted to its cells."""
+    fit = model.start_fit(centre, spread)
+    while fit.step():
+        pass
+    model.take(fit)
+
+
+def test_gradient_of_the_likelihood(filled):
+    model, _, _ = filled
+    objective = model.start_fit(model.centre, model.spread).objective
+    at = 0.3 * np.random.default_rng(1).normal(size=len(model.hyper.flat()))
+    gradient = objective(at)[1]
+    step = 1e-5 * np.eye(len(at))
+    numeric = [(objective(at + s)[0] - objective(at - s)[0]) / 2e-5 for s in step]
+    np.testing.assert_allclose(gradient, numeric, atol=1e-5)
+
+
+def test_likelihood_is_the_textbook_likelihood(filled):
+    """With the prior's part taken off: of a normal distribution with the model's own covariance."""
+    from scipy.stats import multivariate_normal
+
+    model, scores, cells = filled
+    fit = model.start_fit(model.centre, model.spread)
+    x = (model.hyper.flat() - fit._prior) / fit._width
+    arm, task = np.divmod(cells, scores.shape[1])
+    every = np.arange(scores.shape[0])
+    shared, own = model.kernel.between(every, every)
+    same = task[:, None] == task[None, :]
+    unit = np.outer(model.load[task], model.load[task]) * shared[np.ix_(arm, arm)]
+    cell = model.kernel.var["own_cell"] * (arm[:, None] == arm[None, :])
+    own_part = np.outer(model.own[task], model.own[task]) * (own[np.ix_(arm, arm)] + cell)
+    unit += same * (own_part + OFFSET_SD**2)
+    noise = JITTER + (0.01 * (task == 1) / model.spread[task]) ** 2
+    value = (scores.ravel()[cells] - model.centre[task]) / model.spread[task]
+    normal = multivariate_normal(model.load[task] * model.kernel.mean[arm], unit + np.diag(noise))
+    expected = -normal.logpdf(value) - len(cells) / 2 * np.log(2 * np.pi) + 0.5 * x @ x
+    np.testing.assert_allclose(fit.objective(x)[0], expected, rtol=1e-8)
+
+
+def test_fit_learns_that_a_task_goes_its_own_way(problem):
+    """A task of pure noise gets a smaller loading or a larger residual than the others."""
+    rng = np.random.default_rng(0)
+    scores = surface(problem_of(6, 8, 4), noise=0.001)
+    scores[:, 2] = 0.5 + 0.05 * rng.normal(size=len(scores))
+    big = problem_of(6, 8, 4)
+    model = Surface(big)
+    for cell in rng.choice(scores.size, 100, replace=False):
+        arm, task = divmod(int(cell), 4)
+        model.observe(arm, task, float(scores[arm, task]))
+    fitted(model, scores.mean(axis=0), scores.std(axis=0))
+    assert np.argmax(model.hyper.residual) == 2
+
+
+def test_useless_metrics_are_shrunk():
+    """Metrics of pure noise end with a smaller amplitude than metrics that tell the quality."""
+    fits = {}
+    for kind in ("noise", "quality"):
+        base = problem_of(6, 8, 4)
+        rng = np.random.default_rng(0)
+        noise = rng.normal(size=48)
+        # Quality that steps and depths can't explain: only the metric does.
+        scores = surface(base, noise=0.001) + 0.05 * noise[:, None]
+        base.metrics.clear()
+        base.metrics["m"] = noise if kind == "quality" else rng.normal(size=48)
+        model = Surface(base)
+        for cell in rng.choice(scores.size, 120, replace=False):
+            model.observe(*divmod(int(cell), 4), float(scores.ravel()[cell]))
+        fitted(model, scores.mean(axis=0), scores.std(axis=0))
+        fits[kind] = np.exp(model.hyper.log[NAMES.index("metrics")])
+    assert fits["quality"] > 2 * fits["noise"]
+
+
+def test_top_two_finds_the_best_with_a_tenth_of_the_cells():
+    problem = problem_of(steps=8, layers=12, tasks=10)
+    for seed in range(3):
+        scores = surface(problem, seed, noise=0.003)
+        policy = make_policy("toptwo_gp", problem, seed=seed, budget=96)
+        play(policy, scores, 96)
+        truth = scores.mean(axis=1)
+        assert truth.max() - truth[policy.leader()] < 0.003
+
+
+def test_never_leaves_the_usual_arm_without_evidence():
+    problem = problem_of(steps=8, layers=12, tasks=10)
+    scores = surface(problem)
+    policy = make_policy("toptwo_gp", problem, budget=100)
+    usual = problem.usual_arm()
+    assert policy.leader() == usual
+    play(policy, scores, 10)
+    assert policy.leader() == usual
+
+
+def test_says_when_it_is_sure():
+    problem = problem_of(steps=6, layers=8, tasks=6)
+    scores = surface(problem, noise=0.002)
+    policy = make_policy("toptwo_gp", problem, budget=288)
+    assert not policy.sure(0.001)
+    pulls = 0
+    while not policy.sure(0.001):
+        pulls += len(play(policy, scores, 1))
+    assert pulls < 144
+    truth = scores.mean(axis=1)
+    assert truth.max() - truth[policy.leader()] < 0.003
+    assert policy.best().expected_regret < 0.001
+
+
+def test_a_budget_in_seconds_prefers_cheap_tasks():
+    """Tasks cost 1 to 10 000 seconds and tell about the same: the dear ones are asked less."""
+    problem = problem_of(steps=6, layers=8, tasks=5)
+    scores = surface(problem, noise=0.002)
+    counts = {}
+    for budget in (None, 200):
+        policy = make_policy("toptwo_gp", problem, budget=budget)
+        made = 0
+        while made < 80:
+            for pull in policy.ask(1):
+                a, t = problem.arms.index(pull.arm), problem.tasks.index(pull.task)
+                policy.tell(pull.arm, pull.task, scores[a, t], seconds=10.0**t)
+                made += 1
+        counts[budget] = (~np.isnan(policy.told)).sum(axis=0)
+    assert counts[None][4] < counts[200][4]
+    assert counts[None][0] > 2 * counts[None][4]
+
+
+def test_a_batch_spreads():
+    problem = problem_of(steps=8, layers=12, tasks=10)
+    policy = make_policy("toptwo_gp", problem, budget=200)
+    scores = surface(problem)
+    play(policy, scores, 90)
+    batch = policy.ask(8)
+    assert len({(p.arm, p.task) for p in batch}) == 8
+    assert len({p.task for p in batch}) >= 4
+
+
+def test_no_decision_waits_for_a_whole_fit(monkeypatch):
+    """After the first fit, a decision makes as many steps as pulls were told, and refits go on."""
+    from batchsweep.bandit.policies.gp.fit import Fit
+
+    made = []
+    step = Fit.step
+    monkeypatch.setattr(Fit, "step", lambda self: made.append(None) or step(self))
+    problem = problem_of(steps=8, layers=12, tasks=10)
+    scores = surface(problem)
+    policy = make_policy("toptwo_gp", problem, budget=160)
+    steps, fits = [], set()
+    for _ in range(160):
+        before = len(made)
+        play(policy, scores, 1)
+        steps.append(len(made) - before)
+        fits.add(policy._fitted_at)
+    first = next(k for k, n in enumerate(steps) if n)
+    assert max(steps[first + 1 :]) == 1
+    assert len(fits) > 5
+
+
+def test_noise_may_turn_out_otherwise_than_was_guessed(problem):
+    scores = surface(problem)
+    known, guessed = Surface(problem), Surface(problem)
+    for a, t, noise in [(0, 0, 0.1), (3, 1, 0.0), (7, 2, 0.3)]:
+        known.observe(a, t, float(scores[a, t]), noise)
+        guessed.observe(a, t, None, 0.05)
+        guessed.observe(a, t, float(scores[a, t]), noise)
+    np.testing.assert_allclose(guessed.mean, known.mean, atol=1e-10)
+    np.testing.assert_allclose(guessed.var, known.var, atol=1e-10)
+
+
+@pytest.mark.parametrize("jump", [0.0, 0.04])
+def test_doubt_is_learned_from_surprises(jump):
+    """Cells that lie further from their predictions than stated widen what is stated."""
+    problem = problem_of(steps=8, layers=12, tasks=10)
+    rng = np.random.default_rng(0)
+    scores = surface(problem, noise=0.002)
+    policy = make_policy("toptwo_gp", problem, budget=300)
+    play(policy, scores, 100)
+    before = policy._doubt()
+    # From here on, every task jumps about by itself.
+    play(policy, scores + jump * rng.normal(size=scores.shape), 60)
+    assert (policy._doubt() > 1.5 * before) == (jump > 0)

@@ -1,0 +1,225 @@
+"""Replay: reading tables, the same loop as live, curves, figure."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from batchsweep.bandit import replay
+from batchsweep.bandit.loop import run
+from batchsweep.bandit.score_table import read_scores, table_of
+from batchsweep.cli import replay_text
+from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
+from batchsweep.errors import UsageError
+from batchsweep.report import regret_figure
+
+STEPS, LAYERS, TASKS = (1, 100, 1000), 4, ("A", "B", "C")
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = []
+    for step in STEPS:
+        for layer in range(LAYERS + 1):
+            for k, task in enumerate(TASKS):
+                quality = np.log1p(step) / 20 - 0.1 * (layer / LAYERS - 0.5) ** 2
+                score = 0.2 * k + quality + 0.003 * rng.normal()
+                revision = "main" if step == 1000 else f"step{step}"
+                rows.append((revision, step, layer, task, score, 10.0**k))
+    columns = ["revision", "step", "layer", "task", "main_score", "eval_seconds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def check(table, frame):
+    assert table.problem.shape == (15, 3)
+    assert table.problem.tasks == TASKS
+    for arm in (0, 7, 14):
+        revision, layer = table.problem.arms[arm].rsplit("/", 1)[1].split("#")
+        mine = frame[(frame.revision == revision) & (frame.layer == int(layer))]
+        np.testing.assert_allclose(table.scores[arm], mine.main_score.to_numpy())
+    assert table.problem.depth[:5].tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert [
+        table.problem.arms[i].rsplit("/", 1)[1] for i in np.flatnonzero(table.problem.baseline)
+    ] == [f"main#{k}" for k in range(5)]
+
+
+def test_reads_csv_and_parquet_alike_in_any_row_order(frame, tmp_path):
+    frame.sample(frac=1, random_state=1).to_csv(tmp_path / "s.csv", index=False)
+    renamed = frame.rename(columns={"main_score": "score", "eval_seconds": "seconds"})
+    renamed.to_parquet(tmp_path / "s.parquet")
+    for name in ("s.csv", "s.parquet"):
+        table = read_scores(tmp_path / name)
+        check(table, frame)
+        assert table.seconds[3].tolist() == [1, 10, 100]
+        assert table.problem.step[[0, 5, 10]].tolist() == [1, 100, 1000]
+
+
+def test_steps_come_from_revisions_and_main_is_last(frame):
+    table = table_of(frame.drop(columns="step"))
+    check(table, frame)
+    # The step of main isn't known; it comes after the last one that is.
+    assert table.problem.step[10] == 101
+
+
+def test_reads_a_folder_of_mteb_results(frame, tmp_path):
+    for row in frame.itertuples():
+        folder = tmp_path / "org__model" / f"{row.revision}" / f"layer_{row.layer}"
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "task_name": row.task,
+            "evaluation_time": row.eval_seconds,
+            "scores": {"test": [{"main_score": row.main_score, "languages": ["eng-Latn"]}]},
+        }
+        (folder / f"{row.task}.json").write_text(json.dumps(content))
+        (folder / "model_meta.json").write_text("{}")
+    table = read_scores(tmp_path)
+    check(table, frame)
+    assert table.problem.models == ("org__model",)
+    assert table.seconds[0].tolist() == [1, 10, 100]
+
+
+def test_reads_an_exhaustively_scored_store(frame, tmp_path):
+    from batchsweep.store import create_store
+
+    store = create_store(str(tmp_path / "store.zarr"))
+    for row in frame.itertuples():
+        record = {
+            "model": "org/model",
+            "revision": row.revision,
+            "step": row.step,
+            "layer": row.layer,
+            "pooling": "mean",
+            "task": row.task,
+            "main_score": row.main_score,
+            "seconds": row.eval_seconds,
+        }
+        store.write_json(f"scores/m/{row.revision}/{row.layer}-mean/{row.task}.json", record)
+    check(read_scores(tmp_path / "store.zarr"), frame)
+
+
+def test_metrics_become_features(frame, tmp_path):
+    metrics = pd.DataFrame(
+        [("main", k, "lidar", "raw", float(k)) for k in range(5)],
+        columns=["revision", "layer", "metric", "key", "value"],
+    )
+    table = table_of(frame, metrics=metrics)
+    column = table.problem.metrics["lidar_raw"]
+    assert column[10:].tolist() == [0, 1, 2, 3, 4]
+    assert np.isnan(column[:10]).all()
+
+
+def test_incomplete_and_malformed_tables_are_refused(frame, tmp_path):
+    with pytest.raises(UsageError, match="1 of 45 cells"):
+        table_of(frame.iloc[1:])
+    with pytest.raises(UsageError, match="step1 layer 0 on A is there twice"):
+        table_of(pd.concat([frame, frame.iloc[:1]]))
+    with pytest.raises(UsageError, match="no column layer; needed: revision, layer"):
+        table_of(frame.drop(columns="layer"))
+    with pytest.raises(UsageError, match="no such file"):
+        read_scores(tmp_path / "none.csv")
+    (tmp_path / "s.txt").write_text("x")
+    with pytest.raises(UsageError, match=r"valid: \.csv, \.parquet"):
+        read_scores(tmp_path / "s.txt")
+
+
+def test_replay_is_the_live_loop(frame):
+    table = table_of(frame)
+    arms, tasks = table.problem.arms, table.problem.tasks
+
+    def score(arm, task):
+        return float(table.scores[arms.index(arm), tasks.index(task)]), 1.0, None
+
+    config = BanditConfig(
+        policy="toptwo_gp", budget=PullBudget(pulls=25), seed=4, final_check=0, stop_at_regret=0
+    )
+    live = run(table.problem, score, config, quiet=True)
+    curves = replay.replay(table, ["toptwo_gp"], config=config, seeds=[4])
+    truth = table.scores.mean(axis=1)
+    regret = truth.max() - truth[arms.index(live.answer.arm)]
+    assert curves["pulls"].max() == live.pulls == 25
+    assert curves["regret"].iloc[-1] == pytest.approx(regret, abs=1e-12)
+    assert curves["p_best"].iloc[-1] == pytest.approx(live.answer.p_best)
+
+
+def test_curves_and_summary(frame):
+    table = table_of(frame)
+    policies = ["exhaustive", "random", "heuristic"]
+    config = BanditConfig(budget=1e9, final_check=0, stop_at_regret=0)
+    curves = replay.replay(table, policies, config=config, seeds=range(3))
+    last = replay.summary(curves, [45]).set_index("policy")
+    assert last.loc["exhaustive", "regret"] == 0
+    assert last.loc["random", "best"] == 1
+    assert last.loc["heuristic", "regret"] > 0
+    assert (last["seeds"] == 3).all()
+    assert curves[curves.policy == "exhaustive"]["seconds"].max() == 15 * 111
+    early = replay.summary(curves, [5]).set_index("policy")
+    # Nothing but the first rows of the table is known: the policy can't have the answer.
+    assert early.loc["exhaustive", "best"] == 0
+
+
+def test_z_rewards_are_judged_by_the_true_z_scale(frame):
+    table = table_of(frame)
+    truth, unit = table.truth(RewardsConfig(scale="z"))
+    last = table.scores[-5:]
+    np.testing.assert_allclose(
+        truth, ((table.scores - last.mean(axis=0)) / last.std(axis=0)).mean(axis=1)
+    )
+    assert unit == pytest.approx((1 / last.std(axis=0)).mean())
+    config = BanditConfig(budget=1e9, final_check=0, stop_at_regret=0)
+    curves = replay.replay(
+        table, ["exhaustive"], config=config, rewards=RewardsConfig(scale="z"), seeds=[0]
+    )
+    assert curves["regret"].iloc[-1] == 0
+
+
+def test_seeds_draw_parts_of_the_table(frame):
+    table = table_of(frame)
+    one, two = table.subset(1, arms=0.5, tasks=0.7), table.subset(2, arms=0.5, tasks=0.7)
+    assert one.problem.shape[1] == two.problem.shape[1] == 2
+    assert one.problem.shape[0] in (8, 9)
+    assert one.problem.arms != two.problem.arms
+    assert one.problem.baseline.any()
+    assert table.subset(1, arms=0.5, tasks=0.7).problem.arms == one.problem.arms
+    for i, arm in enumerate(one.problem.arms):
+        row = table.problem.arms.index(arm)
+        columns = [table.problem.tasks.index(t) for t in one.problem.tasks]
+        np.testing.assert_array_equal(one.scores[i], table.scores[row, columns])
+
+
+def test_intervals_by_hand():
+    low, high = replay.wilson(38, 40)
+    assert (round(low, 3), round(high, 3)) == (0.835, 0.986)
+    assert replay.wilson(0, 0) == (0.0, 1.0)
+    stated = pd.DataFrame({"p_best": [0.9, 0.9, 0.2, np.nan], "best": [True, False, False, True]})
+    table = replay.calibration(stated, (0, 0.5, 1))
+    assert table["statements"].tolist() == [1, 2]
+    assert table["happened"].tolist() == [0, 0.5]
+
+
+def test_figure_shows_every_policy(frame, tmp_path):
+    config = BanditConfig(budget=5, final_check=0, stop_at_regret=0)
+    curves = replay.replay(
+        table_of(frame), ["random", "ucb", "heuristic"], config=config, seeds=[0]
+    )
+    regret_figure.figure(curves, tmp_path / "f.svg", title="t")
+    text = (tmp_path / "f.svg").read_text()
+    assert "<svg" in text
+    assert len(text) > 10_000
+
+
+def test_seeds_and_text(frame):
+    assert list(replay_text.seeds_of("2:5")) == [2, 3, 4]
+    assert list(replay_text.seeds_of("7")) == [7]
+    for wrong in ("5:2", "x", "", "-1"):
+        with pytest.raises(UsageError, match="0:40"):
+            replay_text.seeds_of(wrong)
+    config = BanditConfig(budget=15, final_check=0, stop_at_regret=0)
+    curves = replay.replay(table_of(frame), ["exhaustive"], config=config, seeds=range(2))
+    lines = replay_text.text(curves, [45]).splitlines()
+    assert len(lines) == 2
+    assert lines[1].split()[:4] == ["exhaustive", "45", "2", "0.000"]
+    assert "100%" in lines[1]

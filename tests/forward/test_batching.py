@@ -1,0 +1,61 @@
+"""Batches: every text once, within the budget, hardly any padding, always the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchsweep.forward.batching import make_batches, pad, split
+
+
+def padding_of(lengths, batches):
+    padded = sum(len(b) * lengths[b].max() for b in batches)
+    return 1 - lengths.sum() / padded
+
+
+#: Tokens of a text in the kinds of corpora that MTEB has: sentences, questions, passages, posts.
+DISTRIBUTIONS = {
+    "sentences": lambda rng: rng.lognormal(np.log(14), 0.5, 4096),
+    "passages": lambda rng: rng.lognormal(np.log(130), 0.6, 4096),
+    "posts": lambda rng: rng.lognormal(np.log(200), 1.0, 4096),
+    "titles and bodies": lambda rng: np.concatenate(
+        [rng.lognormal(np.log(12), 0.4, 2048), rng.lognormal(np.log(300), 0.8, 2048)]
+    ),
+    "a small block": lambda rng: rng.lognormal(np.log(25), 0.8, 256),
+}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("batch_tokens", [2048, 16384])
+def test_padding_is_under_three_per_cent(name, batch_tokens):
+    lengths = np.clip(DISTRIBUTIONS[name](np.random.default_rng(0)).astype(int), 1, 512)
+    assert padding_of(lengths, make_batches(lengths, batch_tokens)) < 0.03
+
+
+@given(st.lists(st.integers(0, 60), max_size=200), st.integers(1, 500))
+def test_every_text_once_within_the_budget_longest_first(lengths, batch_tokens):
+    lengths = np.array(lengths, dtype=np.int64)
+    batches = make_batches(lengths, batch_tokens)
+    rows = np.concatenate(batches) if batches else np.array([], dtype=np.int64)
+    assert sorted(rows) == list(range(len(lengths)))
+    assert (np.diff(lengths[rows]) <= 0).all()
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= batch_tokens
+
+
+def test_composition_depends_on_lengths_alone():
+    lengths = np.random.default_rng(0).integers(1, 50, 500)
+    for first, second in zip(make_batches(lengths, 512), make_batches(lengths, 512), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_split_is_even_and_stops_at_single_texts():
+    lengths = np.full(10, 8)
+    assert [len(b) for b in split(np.arange(10), lengths, 40)] == [5, 5]
+    assert [len(b) for b in split(np.arange(3), lengths, 1)] == [1, 1, 1]
+
+
+def test_pad_repeats_the_last_token_on_the_right():
+    assert pad([[1, 2, 3], [4]], 3).tolist() == [[1, 2, 3], [4, 4, 4]]

@@ -1,0 +1,200 @@
+"""Loading a checkpoint: formats, dtypes, and a clear error for whatever is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import random_model
+from hub_server import Fault, HubServer, Repo, repo_from_directory
+from safetensors.torch import load_file, save_file
+
+from batchsweep.errors import IndexFailed, TryAgain, Unavailable, UsageError
+from batchsweep.forward.loading import fetch, load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A suite's directory with one revision."""
+    root = tmp_path_factory.mktemp("suite")
+    random_model("gpt_neox").save_pretrained(root / "step1")
+    return root
+
+
+@pytest.fixture
+def suite(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "suite"))
+
+
+def weights_of(loaded):
+    return loaded.model.state_dict()["layers.0.mlp.dense_4h_to_h.weight"]
+
+
+def to_bin(folder: Path) -> None:
+    """Turn a directory's safetensors into the older pickled format."""
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def test_a_revision_is_a_subdirectory_and_a_plain_model_its_own(suite):
+    by_revision = load_checkpoint(str(suite), "step1", device="cpu")
+    plain = load_checkpoint(str(suite / "step1"), device="cpu")
+    assert by_revision.num_layers == 3 and by_revision.hidden == 16
+    assert torch.equal(weights_of(by_revision), weights_of(plain))
+    with pytest.raises(IndexFailed, match=r"neither .*step2 nor .* has a config.json"):
+        load_checkpoint(str(suite), "step2", device="cpu")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "auto"])
+def test_dtype(suite, dtype):
+    folder = suite / "step1"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+    loaded = load_checkpoint(str(folder), device="cpu", dtype=dtype)
+    want = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    assert loaded.dtype == weights_of(loaded).dtype == want
+
+
+def test_old_checkpoints_have_pickled_weights_only(suite):
+    want = weights_of(load_checkpoint(str(suite), "step1", device="cpu"))
+    to_bin(suite / "step1")
+    got = weights_of(load_checkpoint(str(suite), "step1", device="cpu"))
+    assert torch.equal(got, want)
+
+
+def test_a_pickle_that_runs_code_is_refused(suite, tmp_path):
+    class Exploit:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    to_bin(suite / "step1")
+    torch.save({"weight": Exploit()}, suite / "step1" / "pytorch_model.bin")
+    with pytest.raises(IndexFailed, match="can't load the model"):
+        load_checkpoint(str(suite), "step1", device="cpu")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_remote_code_is_refused_unless_asked_for(suite):
+    folder = suite / "step1"
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "home_made",
+        "auto_map": {"AutoConfig": "home_made.C", "AutoModel": "home_made.M"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "home_made.py").write_text(
+        "from transformers import GPTNeoXConfig, GPTNeoXModel\n"
+        "class C(GPTNeoXConfig):\n    model_type = 'home_made'\n"
+        "class M(GPTNeoXModel):\n    config_class = C\n"
+    )
+    with pytest.raises(IndexFailed, match="trust_remote_code"):
+        load_checkpoint(str(folder), device="cpu")
+    loaded = load_checkpoint(str(folder), device="cpu", trust_remote_code=True)
+    assert type(loaded.model).__name__ == "M"
+
+
+def test_missing_tensors_are_an_error_not_random_weights(suite):
+    path = suite / "step1" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["layers.1.mlp.dense_4h_to_h.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(IndexFailed, match=r"lack 1 of .* layers\.1\.mlp\.dense_4h_to_h\.weight"):
+        load_checkpoint(str(suite), "step1", device="cpu")
+
+
+def test_a_cut_off_file_and_no_file(suite):
+    path = suite / "step1" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:10_000])
+    with pytest.raises(IndexFailed, match=r"step1.*can't load the model.*delete them"):
+        load_checkpoint(str(suite), "step1", device="cpu")
+    path.unlink()
+    with pytest.raises(IndexFailed, match=r"no model\*.safetensors or pytorch_model\*.bin"):
+        load_checkpoint(str(suite), "step1", device="cpu")
+
+
+def test_unknown_devices(suite):
+    with pytest.raises(UsageError, match="no device 'gpu'"):
+        load_checkpoint(str(suite), "step1", device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="sees no GPU"):
+            load_checkpoint(str(suite), "step1", device="cuda")
+
+
+NAME = "EleutherAI/pythia-14m"
+
+
+@pytest.fixture
+def served(hub: HubServer, suite: Path) -> HubServer:
+    hub.repos[NAME] = repo_from_directory(suite)
+    return hub
+
+
+def test_a_hub_repo_at_a_commit_is_downloaded_once(served, suite):
+    commit = served.repos[NAME].commit("step1")
+    want = weights_of(load_checkpoint(str(suite), "step1", device="cpu"))
+    assert torch.equal(weights_of(load_checkpoint(NAME, commit, device="cpu")), want)
+    served.faults.append(Fault("status", status=500, times=10_000))
+    assert torch.equal(weights_of(load_checkpoint(NAME, commit, device="cpu")), want)
+
+
+def test_of_two_formats_only_safetensors_is_downloaded(served, suite):
+    files = served.repos[NAME].branches["step1"]
+    files["pytorch_model.bin"] = b"never to be read"
+    names = {p.name for p in fetch(NAME, "step1").iterdir()}
+    assert names == {"config.json", "model.safetensors"}
+
+
+def test_what_the_hub_does_not_have(served):
+    with pytest.raises(IndexFailed, match="no such revision"):
+        fetch(NAME, "step7")
+    with pytest.raises(IndexFailed, match="no such repo"):
+        fetch("EleutherAI/pythia-15m", "step1")
+    with pytest.raises(IndexFailed, match="neither a directory nor a Hub repo id"):
+        fetch("a/b/c", "step1")
+    served.repos[NAME].branches["empty"] = {"config.json": b"{}"}
+    with pytest.raises(IndexFailed, match=r"no model\*.safetensors"):
+        fetch(NAME, "empty")
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """The client's pauses between its own retries, half a minute in all, pass at once."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+def test_a_hub_that_fails_is_a_case_for_trying_again(served, no_waiting):
+    served.faults.append(Fault("status", status=500, times=10_000))
+    with pytest.raises(TryAgain, match=r"EleutherAI/pythia-14m@step1.*try again"):
+        fetch(NAME, "step1")
+
+
+def test_no_network_is_a_case_for_trying_again(monkeypatch, tmp_path, no_waiting):
+    server = HubServer()
+    with server:
+        server.use(monkeypatch, tmp_path / "hf")
+    # The server is gone now.
+    with pytest.raises(TryAgain, match="try again"):
+        fetch(NAME, "step1")
+
+
+def test_a_gated_repo_says_what_to_do(served):
+    served.repos[NAME] = Repo(served.repos[NAME].branches, gated=True)
+    with pytest.raises(IndexFailed, match="HF_TOKEN"):
+        fetch(NAME, "step1")
+
+
+def test_offline_without_the_weights_is_wrong_usage(served, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set and the weights are not in the"):
+        fetch(NAME, served.repos[NAME].commit("step1"))
+
+
+def test_no_right_to_read_names_the_token(served):
+    served.faults.append(Fault("status", "/api/models/", status=403, times=99))
+    with pytest.raises(Unavailable, match="HF_TOKEN"):
+        fetch(NAME, served.repos[NAME].commit("step1"))

@@ -1,0 +1,267 @@
+"""What a hostile user does: every failure is one line with the remedy and the right exit code."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file, save_file
+from tiny import extracted_store, make_suite, make_tasks, write_config
+
+from batchsweep import config
+from batchsweep.cli.main import main
+from batchsweep.store import open_store
+from batchsweep.tasks.resolve import resolve as all_tasks
+
+REVISIONS = ("step0", "main")
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    return make_suite(tmp_path_factory.mktemp("suite") / "tiny", REVISIONS)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    return make_tasks(tmp_path_factory.mktemp("tasks"), n=30)
+
+
+@pytest.fixture
+def sweep(tmp_path, suite, tasks):
+    """Writes a config into ``tmp_path``; keyword arguments replace whole sections."""
+
+    def write(name="sweep", **sections):
+        defaults = {
+            "models": [str(suite)],
+            "revisions": list(REVISIONS),
+            "tasks": tasks,
+            "store": {"path": str(tmp_path / "store.zarr"), "block_texts": 16},
+            "metrics": {"sample": 8},
+            "bandit": {"budget": {"pulls": 6}, "policy": "random"},
+        }
+        return str(write_config(tmp_path / f"{name}.yaml", **{**defaults, **sections}))
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory, suite, tasks):
+    folder = tmp_path_factory.mktemp("extracted")
+    return extracted_store(folder, suite, REVISIONS, tasks, sample=8)
+
+
+@pytest.fixture
+def copied(sweep, extracted, tmp_path):
+    """Like ``sweep``, with a copy of the extracted store in its place."""
+
+    def write(**sections):
+        shutil.copytree(extracted, tmp_path / "store.zarr")
+        return sweep(**sections)
+
+    return write
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command that must fail with this exit code and one line; the line."""
+
+    def run(code, *argv):
+        capsys.readouterr()
+        assert main(list(argv)) == code
+        lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("batchsweep ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "text", ["models: !!python/object:os.system [x]", "{[a]: 2}", "? {a: 1}\n: 2"]
+)
+def test_yaml_that_can_not_be_constructed(text):
+    with pytest.raises(config.ConfigError, match=r"sweep.yaml:1: not valid YAML"):
+        config.parse(text, source="sweep.yaml")
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"bandit": {"policy": "foo"}}, "bandit.policy: should be 'toptwo_gp', 'gp_ucb'"),
+        ({"embedding": {"pooling": ["mean", "mean"]}}, "pooling: should name each only once"),
+        ({"embedding": {"device": "gpu"}}, "embedding.device: "),
+        ({"models": []}, "models: should not be empty"),
+        ({"rewards": {"target": "foo"}}, "rewards.target 'foo'"),
+        ({"rewards": {"baseline": "foo"}}, "valid: step0, main"),
+    ],
+)
+def test_a_wrong_value_is_found_before_anything_expensive(sweep, fails, tmp_path, sections, says):
+    assert says in fails(2, "prepare", "--config", sweep(**sections))
+    assert not (tmp_path / "store.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    "given", [("--policy", "foo"), ("--budget", "-1"), ("--workers", "0"), ("--budget", "nan")]
+)
+def test_a_wrong_option_of_bandit(sweep, fails, given):
+    assert " ".join(given[:1]) in fails(2, "bandit", "--config", sweep(), *given)
+
+
+def test_with_json_logs_the_failure_is_json_too(sweep, capsys):
+    capsys.readouterr()
+    assert main(["extract", "--config", sweep(), "--index", "0", "--log-format", "json"]) == 4
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert lines[-1]["level"] == "error"
+    assert "batchsweep prepare" in lines[-1]["message"]
+
+
+def test_verify_with_a_changed_config_says_so_and_drops_nothing(copied, sweep, fails):
+    right = copied()
+    changed = sweep("changed", embedding={"pooling": "last"})
+    for repair in ([], ["--repair"]):
+        assert "embedding.pooling" in fails(4, "verify", "--config", changed, *repair)
+    assert main(["verify", "--config", right]) == 0
+
+
+def test_a_file_where_the_store_should_be(sweep, fails, tmp_path):
+    (tmp_path / "store.zarr").write_text("mine")
+    assert "there is a file in its way" in fails(4, "prepare", "--config", sweep())
+    assert (tmp_path / "store.zarr").read_text() == "mine"
+
+
+@pytest.mark.parametrize("path", ["plan.json", "corpus/zarr.json"])
+def test_damage_that_other_commands_need_is_repaired_too(copied, fails, capsys, tmp_path, path):
+    given = ("--config", copied())
+    damaged = tmp_path / "store.zarr" / path
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert "run 'batchsweep verify --repair'" in fails(4, "bandit", *given)
+    assert "1 faults" in fails(4, "verify", *given)
+    capsys.readouterr()
+    assert main(["verify", *given, "--repair"]) == 0
+    assert capsys.readouterr().out.count("--repair") == 0
+    assert main(["prepare", *given]) == 0
+    capsys.readouterr()
+    assert main(["extract", *given, "--all"]) == 0
+    assert capsys.readouterr().err.count("already sealed") == 2
+    assert main(["verify", *given]) == 0
+
+
+def test_a_folder_that_can_not_be_written(copied, fails, tmp_path):
+    given = ("--config", copied())
+    assert main(["bandit", *given]) == 0
+    (tmp_path / "mine").write_text("mine")
+    says = fails(4, "report", *given, "--out", str(tmp_path / "mine"))
+    assert "mine: can't be written" in says and "--out" in says
+    says = fails(2, "demo", "--out", str(tmp_path / "mine" / "demo"))
+    assert "a bug" not in says
+
+
+def test_a_reader_that_leaves_is_no_error(copied):
+    given = ("status", "--config", copied())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batchsweep", *given],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 0
+
+
+def test_a_disk_that_is_full_when_a_lease_is_taken(tmp_path):
+    # A limit on the size of files stands for a full disk: the same error from the same call.
+    code = (
+        "import pathlib, resource, sys\n"
+        "from batchsweep.errors import StoreError\n"
+        "from batchsweep.store.places.local import LocalBlobs\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "try:\n"
+        "    with LocalBlobs(pathlib.Path(sys.argv[1])).lease('bandit/x'): pass\n"
+        "except StoreError as error:\n"
+        "    print(error, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    assert "no space left for leases/" in done.stderr
+
+
+def test_workers_end_with_a_search_that_was_killed(tmp_path):
+    code = (
+        "import os, time\n"
+        "from batchsweep.score.scorer import score_processes\n"
+        "if __name__ == '__main__':\n"
+        "    pool = score_processes(1)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    (tmp_path / "search.py").write_text(code)
+    killed = subprocess.run(
+        [sys.executable, str(tmp_path / "search.py")], stdout=subprocess.PIPE, text=True, timeout=60
+    )
+    # The pipe is at its end once the worker, which has it too, is gone.
+    assert killed.returncode == -9 and killed.stdout.strip().isdigit()
+
+
+def test_an_index_that_fails_does_not_keep_the_others_from_running(sweep, fails, tmp_path):
+    root = make_suite(tmp_path / "suite", ("step0", "step1", "main"))
+    for revision, name, change in (
+        ("step0", "layers.1.mlp.dense_h_to_4h.weight", float("nan")),
+        ("step1", "final_layer_norm.weight", 1e6),
+    ):
+        file = root / revision / "model.safetensors"
+        weights = load_file(file)
+        weights[name].mul_(change)
+        save_file(weights, file, metadata={"format": "pt"})
+    given = ("--config", sweep(models=[str(root)], revisions=["step0", "step1", "main"]))
+    assert main(["prepare", *given]) == 0
+    assert "layer 2, row" in fails(3, "extract", *given, "--index", "0")
+    assert "layer 1, row 0" in fails(4, "extract", *given, "--index", "1")
+    assert "2 of 3 indexes failed: suite/step0, suite/step1" in fails(3, "extract", *given, "--all")
+    assert [s.key for s in open_store(tmp_path / "store.zarr").status() if s.complete] == [
+        "suite/main"
+    ]
+
+
+def test_other_metrics_are_named(copied, fails):
+    changed = copied(metrics={"sample": 9})
+    says = fails(4, "extract", "--config", changed, "--index", "0")
+    assert "metrics.sample is 8 in the store, 9 now" in says
+    # prepare, which only adds indexes, would add some that can't be extracted.
+    says = fails(4, "prepare", "--config", changed)
+    assert "metrics.sample was 8 and is now 9" in says
+
+
+def test_a_task_without_its_data_is_named_before_the_first_pull(
+    copied, fails, monkeypatch, tmp_path
+):
+    class Gone:
+        """A task whose data set is neither here nor to be had."""
+
+        def __init__(self, task):
+            self.metadata, self.data_loaded = task.metadata, False
+
+        def load_data(self):
+            raise ConnectionError("no such data set")
+
+    def resolve(entries):
+        first, *others = all_tasks(entries)
+        return [first, *(Gone(task) for task in others)]
+
+    given = copied(bandit={"budget": {"pulls": 6}, "policy": "random", "final_check": 0})
+    monkeypatch.setattr("batchsweep.bandit.search.resolve", resolve)
+    monkeypatch.setattr("batchsweep.tasks.evaluators.large_reranking.is_large", lambda task: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    says = fails(2, "bandit", "--config", given)
+    assert "tasks: data set not cached and HF_HUB_OFFLINE is set: TinyClustering" in says
+    assert open_store(tmp_path / "store.zarr").list_json("bandit") == []
+    # What scores nothing needs no data.
+    assert main(["bandit", "--config", given, "--policy", "heuristic"]) == 0
+
+
+def test_a_damaged_tokenizer_is_one_line(sweep, fails, tmp_path):
+    root = make_suite(tmp_path / "suite", ("main",))
+    (root / "main" / "tokenizer.json").write_text('{"version": ')
+    given = ("--config", sweep(models=[str(root)], revisions=["main"]))
+    assert "tokenizer.json" in fails(3, "prepare", *given)

@@ -1,0 +1,193 @@
+"""kill -9 at random moments over the real commands, and damage at random places in between."""
+
+import contextlib
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import pytest
+from tiny import answer_and_pulls, make_suite, make_tasks, write_config
+
+#: Of the long campaign, for each format.
+KILLS = int(os.environ.get("TORTURE_KILLS", "300"))
+REVISIONS = ("step0", "main")
+COMMANDS = (("prepare",), ("extract", "--all"), ("bandit",))
+
+
+class Commands:
+    """batchsweep's commands, each in a process of its own that can be killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._output = folder / "output"
+        self._server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parents[1] / "fork_server.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert self._server.stdout is not None
+        assert self._server.stdout.readline() == "ready\n"
+
+    def run(self, config: Path, *arguments: str, kill_after: float | None = None) -> int:
+        """The exit status; -9 if the process was killed, that many seconds after its start."""
+        assert self._server.stdin is not None and self._server.stdout is not None
+        line = json.dumps([str(self._output), *arguments, "--config", str(config)])
+        self._server.stdin.write(line + "\n")
+        self._server.stdin.flush()
+        pid = int(self._server.stdout.readline())
+        if kill_after is not None:
+            select.select([self._server.stdout], [], [], kill_after)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return int(self._server.stdout.readline())
+
+    def succeed(self, config: Path, *arguments: str) -> float:
+        """Run to the end; how long it took."""
+        start = time.monotonic()
+        assert self.run(config, *arguments) == 0, f"{arguments}: {self.output}"
+        return time.monotonic() - start
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    server = Commands(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def sections(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("suite")
+    return {
+        "models": [str(make_suite(folder / "tiny", REVISIONS))],
+        "revisions": list(REVISIONS),
+        "tasks": make_tasks(folder / "tasks"),
+        "metrics": {"sample": 16},
+        "bandit": {"budget": {"pulls": 6}, "policy": "random", "seed": 3},
+    }
+
+
+def made(folder: Path, sections: dict, format: str) -> tuple[Path, Path]:
+    """A config and the place of its store."""
+    folder.mkdir()
+    store = folder / "store"
+    section = {"path": str(store), "format": format, "block_texts": 16}
+    return write_config(folder / "sweep.yaml", **sections, store=section), store
+
+
+def stored(store: Path) -> dict[str, bytes]:
+    """The bytes of every array of the corpus, the embeddings and the metrics, and of documents.
+
+    Of an HDF5 file, its arrays: where they lie is no promise.
+    """
+    roots = [store / name for name in ("corpus", "checkpoints", "metrics")]
+    found = {}
+    for path in (p for root in roots for p in sorted(root.rglob("*")) if p.is_file()):
+        name = path.relative_to(store).as_posix()
+        if path.suffix != ".h5":
+            found[name] = path.read_bytes()
+            continue
+        with h5py.File(path) as file:
+            arrays: list[tuple[str, h5py.Dataset]] = []
+            file.visititems(lambda n, item, to=arrays: to.append((n, item)))
+            for inside, item in arrays:
+                if isinstance(item, h5py.Dataset):
+                    value = item[()]
+                    body = value if isinstance(value, bytes) else value.tobytes()
+                    found[f"{name}/{inside}"] = body
+    return found
+
+
+def damage(store: Path, chance: random.Random) -> str:
+    """Harm one file at random; says what was done."""
+    left = ("tmp", "leases")
+    files = [p for p in sorted(store.rglob("*")) if p.is_file()]
+    files = [p for p in files if p.relative_to(store).parts[0] not in left and p.stat().st_size]
+    if not files:
+        return "nothing there"
+    path = chance.choice(files)
+    body = bytearray(path.read_bytes())
+    place = chance.randrange(len(body))
+    how = chance.choice(["flip", "cut", "delete"])
+    if how == "flip":
+        body[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(body)
+    elif how == "cut":
+        path.write_bytes(body[:place])
+    else:
+        path.unlink()
+    return f"{how} {path.relative_to(store)} at {place} of {len(body)}"
+
+
+def campaign(commands: Commands, folder: Path, sections: dict, format: str, kills: int) -> None:
+    """Kill the commands ``kills`` times; then the same commands end as if nothing had been."""
+    chance = random.Random(kills)
+    config, store = made(folder / "undisturbed", sections, format)
+    took = {command: commands.succeed(config, *command) for command in COMMANDS}
+    whole, found = stored(store), answer_and_pulls(store)
+
+    config, store = made(folder / "disturbed", sections, format)
+    log: list[str] = []
+    killed = 0
+    while killed < kills:
+        finished = True
+        for command in COMMANDS:
+            status = commands.run(
+                config, *command, kill_after=chance.uniform(0, 1.1) * took[command]
+            )
+            log.append(f"{command[0]}: {status}")
+            assert status in (0, -signal.SIGKILL), f"{log[-8:]}: {commands.output}"
+            if status != 0:
+                killed += 1
+                finished = False
+                break
+        if finished:
+            assert stored(store) == whole and answer_and_pulls(store) == found, log[-8:]
+            shutil.rmtree(store)
+        elif (store / "plan.json").exists():
+            # What was killed has left nothing behind that is wrong.
+            assert commands.run(config, "verify") == 0, f"{log[-8:]}: {commands.output}"
+            if chance.random() < 0.3:
+                log.append(damage(store, chance))
+                # What checks against the plan waits for the plan, where that is what is gone.
+                if (store / "plan.json").exists():
+                    assert commands.run(config, "verify", "--repair") in (0, 4), commands.output
+                if (store / "plan.json").exists():
+                    assert commands.run(config, "verify") == 0, f"{log[-8:]}: {commands.output}"
+    for command in COMMANDS:
+        commands.succeed(config, *command)
+    commands.succeed(config, "verify")
+    assert stored(store) == whole, log
+    assert answer_and_pulls(store) == found, log
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_killed_commands_end_with_the_same_bytes_and_answer(
+    format: str, commands: Commands, sections: dict, tmp_path: Path
+) -> None:
+    campaign(commands, tmp_path, sections, format, kills=10)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_hundreds_of_kills(format: str, commands: Commands, sections: dict, tmp_path: Path) -> None:
+    campaign(commands, tmp_path, sections, format, kills=KILLS)

@@ -1,0 +1,489 @@
+"""Damage is found and named; repair takes away no more than it must; what is killed goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from store_data import KEY, OTHER, block, make_again, spec, states, tree, write_corpus, write_group
+
+from batchsweep.errors import StoreCorrupt, StoreError
+from batchsweep.store import Store, create_store, open_store, repair, verify
+
+GROUP = f"checkpoints/{KEY}"
+
+#: Of the long campaign, for each format.
+KILLS = int(os.environ.get("TORTURE_KILLS", "300"))
+
+
+def made(path: Path, format: str = "zarr") -> Store:
+    """A store with a corpus, two complete groups and some documents."""
+    store = create_store(path, format=format)
+    digest = write_corpus(store)
+    for key in (KEY, OTHER):
+        of = spec()
+        write_group(store, key, spec(provenance={**of.provenance, "corpus_digest": digest}))
+    store.write_json("plan.json", {"entries": [1, 2]})
+    store.write_json("scores/a.json", {"score": 0.71})
+    return store
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One store of each format that no test changes."""
+    folder = tmp_path_factory.mktemp("pristine")
+    paths = {"zarr": folder / "s.zarr", "hdf5": folder / "s.h5"}
+    for format, path in paths.items():
+        made(path, format)
+    return paths
+
+
+@pytest.fixture(params=["zarr", "hdf5"])
+def path(request: pytest.FixtureRequest, pristine: dict[str, Path], tmp_path: Path) -> Path:
+    source = pristine[request.param]
+    return Path(shutil.copytree(source, tmp_path / source.name))
+
+
+def format_of(path: Path) -> str:
+    return "hdf5" if path.suffix == ".h5" else "zarr"
+
+
+def flip(path: Path, at: int) -> None:
+    stored = bytearray(path.read_bytes())
+    stored[at] ^= 0x10
+    path.write_bytes(stored)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+# What is done to a Zarr store, what verify must say, and how many faults it is.
+ZARR_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "flipped bit in a chunk": (
+        lambda p: flip(p / GROUP / "mean/c.0.1.0", 3300),
+        r"step1000: block 1: .*mean/c\.0\.1\.0, layer 2: checksum differs",
+    ),
+    "flipped bit in a shard's index": (
+        lambda p: flip(p / GROUP / "mean/c.0.1.0", -10),
+        r"block 1: .*mean/c\.0\.1\.0: index: checksum differs",
+    ),
+    "torn shard": (lambda p: cut(p / GROUP / "last/c.0.0.0"), "block 0: its bytes are missing or"),
+    "deleted shard": (lambda p: (p / GROUP / "last/c.0.2.0").unlink(), "block 2: its bytes are mi"),
+    "shard of another block": (
+        lambda p: shutil.copy(p / GROUP / "mean/c.0.0.0", p / GROUP / "mean/c.0.1.0"),
+        "block 1: its bytes are not the ones that were sealed",
+    ),
+    "flipped bit in a seal": (
+        lambda p: flip(p / GROUP / "seals/c.1.0", 40),
+        "block 1: its seal is",
+    ),
+    "deleted seal": (
+        lambda p: (p / GROUP / "seals/c.1.0").unlink(),
+        "block 1: its seal is missing",
+    ),
+    "half-written group document": (
+        lambda p: cut(p / GROUP / "zarr.json"),
+        r"step1000/zarr\.json: torn or changed",
+    ),
+    "changed provenance": (
+        lambda p: (p / GROUP / "zarr.json").write_text(
+            (p / GROUP / "zarr.json").read_text().replace('"w"', '"v"', 1)
+        ),
+        r"step1000/zarr\.json: torn or changed \(its crc32c differs\)",
+    ),
+    "deleted group document": (
+        lambda p: (p / GROUP / "zarr.json").unlink(),
+        "step1000 has no attr",
+    ),
+    "half-written array document": (
+        lambda p: cut(p / GROUP / "mean/zarr.json"),
+        r"mean/zarr\.json is torn or changed",
+    ),
+    "changed chunk shape": (
+        lambda p: (p / GROUP / "mean/zarr.json").write_text(
+            (p / GROUP / "mean/zarr.json").read_text().replace("100", "50")
+        ),
+        r"mean/zarr\.json is torn or changed",
+    ),
+    "deleted model document": (
+        lambda p: (p / "checkpoints/EleutherAI--pythia-14m/zarr.json").unlink(),
+        r"EleutherAI--pythia-14m/zarr\.json is missing",
+    ),
+    "changed coordinate": (lambda p: flip(p / GROUP / "layer/c.0", 0), r"layer/c\.0 is missing or"),
+    "changed metric": (
+        lambda p: flip(p / GROUP / "metrics/entropy/c.0", 5),
+        "entropy/c.0: checksum",
+    ),
+    "deleted metric": (lambda p: (p / GROUP / "metrics/lidar/c.0").unlink(), "lidar/c.0: missing"),
+    "changed text": (
+        lambda p: flip(p / "corpus/text_bytes/c.0", 3),
+        "corpus/text_bytes: .*checksum",
+    ),
+    "deleted tokens": (
+        lambda p: shutil.rmtree(p / "corpus/tokens"),
+        r"corpus/tokens/gpt-neox%2F20b/ids: .* missing",
+    ),
+    "torn corpus document": (
+        lambda p: cut(p / "corpus/zarr.json"),
+        r"corpus/zarr\.json: torn or ch",
+    ),
+    "torn plan": (lambda p: cut(p / "plan.json"), r"plan\.json is torn or changed"),
+    "changed score": (
+        lambda p: (p / "scores/a.json").write_text(
+            (p / "scores/a.json").read_text().replace("0.71", "0.91")
+        ),
+        r"scores/a\.json is torn or changed \(its crc32c differs\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ZARR_DAMAGE)
+def test_zarr_damage(name: str, pristine: dict[str, Path], tmp_path: Path) -> None:
+    path = Path(shutil.copytree(pristine["zarr"], tmp_path / "s.zarr"))
+    damage, message = ZARR_DAMAGE[name]
+    damage(path)
+    store = open_store(path)
+    faults = verify(store)
+    assert any(re.search(message, f.message) for f in faults), faults
+    repair(store, faults)
+    assert verify(store) == []
+    assert tree(make_again(path).backend.blobs.root) == tree(pristine["zarr"])
+
+
+def h5_offset(path: Path, name: str) -> int:
+    import h5py
+
+    with h5py.File(path / f"{GROUP}.h5") as file:
+        return int(file[name].id.get_offset())
+
+
+HDF5_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "flipped bit in a chunk": (
+        lambda p: flip(p / f"{GROUP}.h5", h5_offset(p, "mean") + 250 * 32 + 3300),
+        "block 1: .*mean, block 1, layer 2: checksum differs",
+    ),
+    "flipped bit in a seal": (
+        lambda p: flip(p / f"{GROUP}.h5", h5_offset(p, "seals") + 70),
+        "block 1: its seal is torn",
+    ),
+    "cut file": (lambda p: cut(p / f"{GROUP}.h5"), r"step1000\.h5: can't be read as HDF5"),
+    "flipped bit in HDF5's metadata": (lambda p: flip(p / f"{GROUP}.h5", 60), "step1000.h5: "),
+    "deleted file": (
+        lambda p: (p / f"metrics/{KEY}.h5").write_bytes(b""),
+        f"metrics/{KEY}.h5: can",
+    ),
+    "cut corpus": (lambda p: cut(p / "corpus/corpus.h5"), r"corpus\.h5: can't be read"),
+    "torn plan": (lambda p: cut(p / "plan.json"), r"plan\.json is torn or changed"),
+}
+
+
+@pytest.mark.parametrize("name", HDF5_DAMAGE)
+def test_hdf5_damage(name: str, pristine: dict[str, Path], tmp_path: Path) -> None:
+    path = Path(shutil.copytree(pristine["hdf5"], tmp_path / "s.h5"))
+    damage, message = HDF5_DAMAGE[name]
+    damage(path)
+    store = open_store(path)
+    faults = verify(store)
+    assert any(re.search(message, f.message) for f in faults), faults
+    repair(store, faults)
+    assert verify(store) == []
+    assert tree(make_again(path, "hdf5").backend.blobs.root) == tree(pristine["hdf5"])
+
+
+def test_damage_at_random_places(path: Path, pristine: dict[str, Path]) -> None:
+    """Bits flipped, files cut and deleted anywhere: found, repaired, and made again as it was."""
+    format = format_of(path)
+    chance = random.Random(0)
+    whole = tree(pristine[format])
+    for _ in range(15):
+        victim = path / chance.choice(sorted(whole))
+        kind = chance.choice(["flip", "cut", "delete"])
+        if kind == "flip":
+            flip(victim, chance.randrange(victim.stat().st_size))
+        elif kind == "cut":
+            victim.write_bytes(victim.read_bytes()[: chance.randrange(victim.stat().st_size)])
+        else:
+            victim.unlink()
+        try:
+            faults = verify(open_store(path))
+        except StoreError:
+            faults = []
+        else:
+            gone = kind == "delete" and victim.suffix == ".json" and victim.name != "zarr.json"
+            unused = format == "hdf5" and kind == "flip"
+            assert faults or gone or unused or tree(path) == whole, (kind, victim)
+        store = open_store(path, repair_root=True)
+        repair(store, verify(store))
+        assert verify(store) == [], (kind, victim)
+        make_again(path, format)
+        if tree(path) != whole:
+            # A flip in bytes that nothing reads (HDF5's spare space) stays; it harms nothing.
+            assert unused, (kind, victim)
+            victim.write_bytes(whole[victim.relative_to(path).as_posix()])
+
+
+def test_repair_leaves_what_is_sound(path: Path) -> None:
+    store = open_store(path)
+    flip_at = path / (f"{GROUP}/mean/c.0.1.0" if path.suffix == ".zarr" else f"{GROUP}.h5")
+    flip(flip_at, 3300 if path.suffix == ".zarr" else h5_offset(path, "mean") + 250 * 32 + 3300)
+    faults = verify(store)
+    assert [(f.kind, f.key, f.block) for f in faults] == [("block", KEY, 1)]
+    with pytest.raises(StoreCorrupt, match="checksum differs"):
+        store.reader(KEY).read("mean", 2)
+    store.reader(KEY).read("mean", 2, slice(0, 100))
+    repair(store, faults)
+    assert store.reader(KEY).sealed == {0, 2} and store.reader(OTHER).complete
+
+
+def test_another_sweep_is_found(path: Path) -> None:
+    store = open_store(path)
+    wanted = {"config_digest": "d"}
+    messages = [f.message for f in verify(store, expected={KEY: wanted})]
+    assert len(messages) == 1 and "config_digest is c, not d" in messages[0]
+    with store.corpus_writer() as writer:
+        writer.add_texts(["other"] * 250)
+        writer.finish()
+    assert [f.kind for f in verify(store)] == ["group", "group"]
+
+
+def test_stale_seals_are_found_and_not_used(tmp_path: Path) -> None:
+    store = made(tmp_path / "s")
+    write_group(store, "m/other", spec(provenance={"weights_digest": "v"}))
+    shutil.copy(tmp_path / "s/checkpoints/m/other/seals/c.0.0", tmp_path / "s" / GROUP / "seals")
+    assert "block 0: its seal is stale" in verify(store)[0].message
+    corpus = store.corpus()
+    assert corpus is not None
+    of = spec(provenance={**spec().provenance, "corpus_digest": corpus.digest})
+    with store.writer(KEY, of) as writer:
+        assert writer.sealed == {1, 2}
+
+
+def test_nan_by_another_writer_is_found(tmp_path: Path) -> None:
+    from batchsweep.store.group import seal_of
+
+    store = create_store(tmp_path / "s")
+    of = spec(poolings=("mean",), texts=100)
+    values = np.full((100, 16), np.nan, np.float16)
+    with store.writer(KEY, of):
+        checksums = store.backend.write_array(KEY, of, "mean", 0, [values] * 3)
+        store.backend.write_seal(KEY, of, 0, seal_of(of, [checksums]))
+    assert "block 0: mean, layer 1: NaN or infinite" in verify(store)[0].message
+
+
+def test_a_group_that_is_gone_is_told_from_one_never_begun(path: Path) -> None:
+    whole = tree(path)
+    folder = path / GROUP
+    shutil.rmtree(folder) if folder.is_dir() else folder.with_suffix(".h5").unlink()
+    store = open_store(path)
+    faults = verify(store)
+    assert [(f.kind, f.key) for f in faults] == [("group", KEY)]
+    assert "is missing" in faults[0].message
+    repair(store, faults)
+    assert verify(store) == []
+    make_again(path, format_of(path))
+    assert tree(path) == whole
+
+
+def content(path: Path) -> dict[str, object]:
+    """What readers see of all files: arrays and values, whatever lies between them."""
+    found: dict[str, object] = {}
+    for name, body in tree(path).items():
+        if name.endswith(".json"):
+            found[name] = json.loads(body)
+        elif name.endswith(".h5"):
+            with h5py.File(io.BytesIO(body)) as file:
+                arrays = [item for item in file.values() if isinstance(item, h5py.Dataset)]
+                found |= {f"{name}{a.name}": np.asarray(a[()]).tobytes() for a in arrays}
+                found |= {f"{name}@{n}": str(v) for n, v in file.attrs.items()}
+        else:
+            found[name] = body
+    return found
+
+
+def flips(path: Path, times: int, seed: int) -> None:
+    """Whatever bit of a store flips, verify finds it, or no reader can see a difference."""
+    chance = random.Random(seed)
+    whole = content(path)
+    files = [path / name for name, body in tree(path).items() if body]
+    for _ in range(times):
+        file = chance.choice(files)
+        stored = file.read_bytes()
+        at, bit = chance.randrange(len(stored)), chance.randrange(8)
+        file.write_bytes(stored[:at] + bytes([stored[at] ^ 1 << bit]) + stored[at + 1 :])
+        try:
+            found: object = verify(open_store(path))
+        except StoreError as error:
+            found = error
+        assert found or content(path) == whole, f"{file}: bit {bit} of byte {at}"
+        file.write_bytes(stored)
+
+
+def test_a_flipped_bit_anywhere_is_found(path: Path) -> None:
+    flips(path, 60, seed=0)
+
+
+@pytest.mark.torture
+def test_thousands_of_flipped_bits_are_found(path: Path) -> None:
+    flips(path, 10 * KILLS, seed=1)
+
+
+def test_a_group_of_all_blocks_is_not_taken_for_complete(tmp_path: Path) -> None:
+    # One flipped bit of HDF5's flag, after the last block and before the metrics.
+    store = create_store(tmp_path / "s", format="hdf5")
+    of = spec()
+    with store.writer(KEY, of) as writer:
+        for number in range(of.blocks):
+            writer.write_block(number, block(states(of), of.block_rows(number)))
+    file = tmp_path / "s" / f"{GROUP}.h5"
+    with h5py.File(file) as there:
+        at = there["complete"].id.get_offset()
+    stored = bytearray(file.read_bytes())
+    stored[at] ^= 1
+    file.write_bytes(stored)
+    assert not store.reader(KEY).complete
+    write_group(store, KEY, of)
+    assert store.reader(KEY).complete and verify(store) == []
+
+
+def test_a_damaged_root_is_named_and_written_again(path: Path) -> None:
+    root = path / ("zarr.json" if path.suffix == ".zarr" else "sweep.h5")
+    whole = root.read_bytes()
+    cut(root)
+    with pytest.raises(StoreCorrupt, match=root.name):
+        open_store(path)
+    assert verify(open_store(path, repair_root=True)) == [] and root.read_bytes() == whole
+    root.unlink()
+    with pytest.raises(StoreError, match="no store there"):
+        open_store(path)
+    open_store(path, repair_root=True)
+    assert root.read_bytes() == whole
+
+
+def test_a_newer_store_is_refused(tmp_path: Path) -> None:
+    create_store(tmp_path / "s")
+    from batchsweep.store import zarr3
+
+    (tmp_path / "s/zarr.json").write_bytes(zarr3.group({"batchsweep_format": 2}))
+    with pytest.raises(StoreError, match=r"version 2 is newer than this batchsweep \(version 1\)"):
+        open_store(tmp_path / "s")
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_bytes_depend_on_content_alone(format: str, tmp_path: Path) -> None:
+    made(tmp_path / "a", format)
+    second = create_store(tmp_path / "b", format=format)
+    second.write_json("scores/a.json", {"score": 0.71})
+    digest = write_corpus(second)
+    of = spec(provenance={**spec().provenance, "corpus_digest": digest})
+    for key in (OTHER, KEY):
+        with second.writer(key, of) as writer:
+            writer.write_block(2, block(states(of), of.block_rows(2)))
+        write_group(second, key, of, order=[1, 0])
+    second.write_json("plan.json", {"entries": [1, 2]})
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_a_full_disk_is_said_and_sealed_blocks_stay(format: str, tmp_path: Path) -> None:
+    # A limit on the size of files stands for a full disk: the same error from the same call.
+    code = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from store_data import KEY, block, spec, states
+from batchsweep.store import create_store
+from batchsweep.errors import StoreError
+store = create_store({str(tmp_path / "s")!r}, format={format!r})
+of = spec()
+with store.writer(KEY, of) as writer:
+    writer.write_block(0, block(states(of), of.block_rows(0)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+    try:
+        writer.write_block(1, block(states(of), of.block_rows(1)))
+    except StoreError as error:
+        print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "no space left for" in run.stdout and "everything sealed is safe" in run.stdout
+    store = open_store(tmp_path / "s")
+    assert store.reader(KEY).sealed == {0} and verify(store) == []
+    write_group(store, KEY, spec())
+    assert verify(store) == []
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+WRITER = f"""
+import pathlib, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from store_data import make_again
+print("ready", flush=True)
+make_again(pathlib.Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+def campaign(path: Path, whole: dict[str, bytes], format: str, kills: int, seed: int) -> int:
+    """Kill the writer at random moments until it was killed ``kills`` times; then let it end.
+
+    Returns how often it was started. Afterwards, and after each kill, nothing sealed is damaged.
+    """
+    chance = random.Random(seed)
+    # How long an undisturbed run takes, counted from "ready", to choose moments from.
+    killed = starts = 0
+    took = 0.5
+    while killed < kills:
+        if starts % 8 == 0:
+            shutil.rmtree(path, ignore_errors=True)
+        starts += 1
+        command = [sys.executable, "-c", WRITER, str(path), format]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+            begun = time.monotonic()
+            try:
+                process.wait(chance.uniform(0, took))
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+                killed += 1
+            else:
+                assert process.returncode == 0
+                took = time.monotonic() - begun
+                shutil.rmtree(path)
+                continue
+        if path.exists():
+            try:
+                store = open_store(path)
+            except StoreError as error:
+                # Killed before the root was there.
+                assert "no store there" in str(error)
+                continue
+            assert verify(store) == []
+    make_again(path, format)
+    store = open_store(path)
+    assert verify(store) == []
+    left = {n for n in tree(path) if n.startswith("tmp/")}
+    assert {n: b for n, b in tree(path).items() if n not in left} == whole
+    return starts
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_kill_9_at_random_moments(format: str, pristine: dict[str, Path], tmp_path: Path) -> None:
+    campaign(tmp_path / "s", tree(pristine[format]), format, kills=5, seed=0)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_kill_9_hundreds_of_times(format: str, pristine: dict[str, Path], tmp_path: Path) -> None:
+    campaign(tmp_path / "s", tree(pristine[format]), format, kills=KILLS, seed=1)

@@ -1,0 +1,38 @@
+"""Stores that older versions wrote stay readable: tests/data is never written again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from batchsweep.store import open_store, verify
+
+DATA = Path(__file__).parents[1] / "data"
+KEY = "EleutherAI--pythia-14m/step1000"
+
+
+@pytest.mark.parametrize("name", ["store-v1.zarr", "store-v1.h5"])
+def test_version_1(name: str, tmp_path: Path) -> None:
+    store = open_store(shutil.copytree(DATA / name, tmp_path / name))
+    assert verify(store) == []
+    reader = store.reader(KEY)
+    assert reader.complete and reader.provenance["step"] == 1000
+    values = np.arange(12).reshape(2, 3, 2) / 4
+    np.testing.assert_array_equal(reader.read("mean", 2), values[1])
+    assert {n: v.tolist() for n, v in reader.metrics().items()} == {"entropy": [0.5, 0.25]}
+    corpus = store.corpus()
+    assert corpus is not None and corpus.texts() == ["one", "zwei ☃", ""]
+    assert corpus.rows_of("STS").tolist() == [0, 2] and corpus.attributes == {"seed": 42}
+    assert corpus.tokens("t/1")[0].tolist() == [1, 2, 3]
+    assert store.read_json("plan.json") == {"entries": [1]}
+    # An extraction that an older version began goes on.
+    begun = store.reader("EleutherAI--pythia-14m/int8")
+    with store.writer(begun.key, begun.spec) as writer:
+        assert writer.sealed == {0}
+        writer.write_block(1, {"mean": np.ones((2, 1, 2), np.float32)})
+        writer.finish()
+    assert verify(store) == []
+    np.testing.assert_array_equal(begun.read("mean", 1, [0, 1]), np.full((2, 2), 127))

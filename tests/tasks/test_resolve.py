@@ -1,0 +1,313 @@
+"""Task names, presets, and tasks of one's own from files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from batchsweep.config import LocalTask
+from batchsweep.errors import ConfigError, TryAgain, UsageError
+from batchsweep.tasks import resolve as tasks
+from batchsweep.tasks.local import KINDS, from_columns
+from batchsweep.tasks.resolve import LAYER_BY_LAYER_32, check_data, resolve
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+PAIRS = [{"sentence1": f"a{i}", "sentence2": f"b{i}", "score": i} for i in range(4)]
+
+
+def local(path: Path, type: str = "sts", **more: Any) -> LocalTask:
+    return LocalTask(name="mine", type=type, path=path, **more)
+
+
+# Names
+
+
+def test_the_32_tasks_are_english_and_test_only() -> None:
+    found = resolve(["layer_by_layer_32"])
+    assert [task.metadata.name for task in found] == list(LAYER_BY_LAYER_32)
+    assert len(found) == 32
+    for task in found:
+        assert list(task.eval_splits) == ["test"]
+        assert len(task.hf_subsets) == 1
+        assert task.hf_subsets[0] in ("default", "en", "en-en")
+
+
+def test_the_fast_preset_takes_what_supersedes() -> None:
+    names = {task.metadata.name for task in resolve(["layer_by_layer_32_fast"])}
+    assert len(names) == 32
+    replaced = set(LAYER_BY_LAYER_32) - names
+    assert len(replaced) == 11
+    assert {"Banking77Classification.v2", "RedditClustering.v2", "STSBenchmark.v2"} <= names
+    assert "ArXivHierarchicalClusteringS2S" in names
+    for task in resolve(["layer_by_layer_32_fast"]):
+        assert task.superseded_by is None
+        assert list(task.eval_splits) == ["test"] and len(task.hf_subsets) == 1
+
+
+def test_a_name_means_the_same_alone_and_in_the_preset() -> None:
+    [alone] = resolve(["STS17"])
+    assert alone.hf_subsets == ["en-en"] and list(alone.eval_splits) == ["test"]
+    assert resolve(["STS17", "layer_by_layer_32"])[0].metadata.name == "STS17"
+    assert len(resolve(["STS17", "layer_by_layer_32"])) == 32
+
+
+def test_tasks_are_our_own_objects() -> None:
+    assert resolve(["BIOSSES"])[0] is not resolve(["BIOSSES"])[0]
+
+
+def test_benchmarks_and_aggregates_stand_for_their_tasks() -> None:
+    names = [task.metadata.name for task in resolve(["MTEB(eng, v1)"])]
+    assert "CQADupstackRetrieval" not in names and "CQADupstackAndroidRetrieval" in names
+    assert len(resolve(["CQADupstackRetrieval"])) == 12
+
+
+@pytest.mark.parametrize(
+    ("wrong", "close"),
+    [
+        ("sts13", "STS13"),
+        ("Banking77", "Banking77Classification"),
+        ("layer_by_layer_23", "layer_by_layer_32"),
+        ("MTEB(eng,v1)", "MTEB(eng, v1)"),
+    ],
+)
+def test_an_unknown_name_tells_the_closest(wrong: str, close: str) -> None:
+    with pytest.raises(ConfigError, match="unknown task") as error:
+        resolve([wrong])
+    assert re.search(rf"did you mean .*{re.escape(close)}", str(error.value))
+    assert "\n" not in str(error.value)
+
+
+def test_images_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"'CIFAR10' needs image; .*text only"):
+        resolve(["STS12", "CIFAR10"])
+
+
+def test_no_network_and_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import datasets
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    mine = from_columns("mine", "sts", {k: [r[k] for r in PAIRS] for k in PAIRS[0]})
+    with pytest.raises(TryAgain, match=r"not cached .*out of reach: STS12, BIOSSES"):
+        check_data([mine, *resolve(["STS12", "BIOSSES"])])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set: STS12"):
+        check_data(resolve(["STS12"]))
+    check_data([mine])
+
+
+# Tasks from files
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"pairs{suffix}"
+    if suffix == ".jsonl":
+        write(path, PAIRS)
+    else:
+        pd.DataFrame(PAIRS).to_parquet(path)
+    [task] = resolve([local(path)])
+    assert task.metadata.name == "mine"
+    assert task.dataset["test"]["sentence2"][:2] == ["b0", "b1"]
+    assert len(task.metadata.revision) == 40
+    changed = write(tmp_path / "changed.jsonl", [*PAIRS[:3], {**PAIRS[3], "score": 9}])
+    assert resolve([local(changed)])[0].metadata.revision != task.metadata.revision
+
+
+def test_other_column_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{"q": "a", "b": "c", "score": i} for i in range(3)])
+    columns = {"sentence1": "q", "sentence2": "b"}
+    [task] = resolve([local(path, columns=columns)])
+    assert task.dataset["test"]["sentence1"][:] == ["a", "a", "a"]
+    with pytest.raises(ConfigError, match=r"no column 'x' \(for 'sentence1'\); it has q, b, score"):
+        resolve([local(path, columns={"sentence1": "x"})])
+
+
+def test_a_folder_of_parts(tmp_path: Path) -> None:
+    for part, n in (("train", 8), ("test", 4)):
+        rows = [{"text": f"{part} {i}", "label": "ab"[i % 2]} for i in range(n)]
+        write(tmp_path / "c" / f"{part}.jsonl", rows)
+    [task] = resolve([local(tmp_path / "c", "classification")])
+    assert task.dataset["train"]["label"][:] == [0, 1] * 4
+    (tmp_path / "c" / "train.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"has no train.jsonl or train.parquet"):
+        resolve([local(tmp_path / "c", "classification")])
+
+
+def test_retrieval_from_files(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    write(folder / "corpus.jsonl", [{"id": i, "text": f"d{i}"} for i in range(3)])
+    write(folder / "queries.jsonl", [{"id": "q", "text": "ask"}])
+    write(folder / "qrels.jsonl", [{"query-id": "q", "corpus-id": 2, "score": 2}])
+    [task] = resolve([local(folder, "retrieval")])
+    assert task.dataset["default"]["test"]["relevant_docs"] == {"q": {"2": 2}}
+    write(folder / "qrels.jsonl", [{"query-id": "q", "corpus-id": 9}])
+    with pytest.raises(ConfigError, match="qrels row 0: corpus-id '9' is nowhere defined"):
+        resolve([local(folder, "retrieval")])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "has no rows|needs a column"),
+        ([{"sentence1": "a", "score": 1}], "needs a column 'sentence2'; there is sentence1, score"),
+        ([*PAIRS, {"sentence1": "a", "score": 1}], "row 4, column 'sentence2': must be a text"),
+        ([{**PAIRS[0], "sentence1": 7}], "row 0, column 'sentence1': must be a text, not 7"),
+        ([{**PAIRS[0], "score": "high"}], "column 'score': must be a finite number, not 'high'"),
+        ([{**PAIRS[0], "score": float("nan")}], "column 'score': must be a finite number"),
+        ([PAIRS[1], PAIRS[1]], "all scores are equal"),
+        ([{**PAIRS[0], "sentence1": "half \ud83d"}], "column 'sentence1': must be a text"),
+    ],
+)
+def test_a_wrong_file(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
+    path = write(tmp_path / "x.jsonl", rows)
+    with pytest.raises(ConfigError, match=message) as error:
+        resolve([local(path)])
+    assert "x.jsonl" in str(error.value) and "mine" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_broken_lines_and_missing_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"sentence1": "a"}\n{"sentence1": \n')
+    with pytest.raises(ConfigError, match=r"x.jsonl:2: not valid JSON"):
+        resolve([local(path)])
+    path.write_text("[1]\n")
+    with pytest.raises(ConfigError, match=r"x.jsonl:1: a line is one JSON object"):
+        resolve([local(path)])
+    path.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(ConfigError, match="can't be read"):
+        resolve([local(path)])
+    path.write_bytes(b"\xef\xbb\xbf" + "".join(json.dumps(r) + "\r\n" for r in PAIRS).encode())
+    assert len(resolve([local(path)])[0].dataset["test"]) == 4
+    for absent, message in (
+        (tmp_path / "no.jsonl", "no such file"),
+        (tmp_path, "needs a file, not a folder"),
+        (tmp_path / "no.csv", "ends in .jsonl or .parquet"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            resolve([local(absent)])
+    (tmp_path / "x.parquet").write_text("this is no Parquet")
+    with pytest.raises(ConfigError, match=r"x.parquet: can't be read \(task 'mine'\)"):
+        resolve([local(tmp_path / "x.parquet")])
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "message"),
+    [
+        ("pair_classification", {"sentence1": ["a"], "sentence2": ["b"], "label": [1]}, "0 .*1"),
+        ("clustering", {"text": ["a", "b"], "label": ["x", "x"]}, "two different labels"),
+        ("reranking", {"query": ["a"], "positive": [["b"]], "negative": [[]]}, "row 0: needs"),
+        ("reranking", {"query": ["a"], "positive": ["b"], "negative": [["c"]]}, "a list of texts"),
+        ("bitext_mining", {"sentence1": ["a", "b"], "sentence2": ["c"]}, "unequal length"),
+        (
+            "summarization",
+            {
+                "text": ["a"],
+                "human_summaries": [["b"]],
+                "machine_summaries": [["c", "d"]],
+                "relevance": [[1.0]],
+            },
+            "row 0: 2 machine_summaries, 1 relevance",
+        ),
+        (
+            "classification",
+            {"train": {"text": ["a"], "label": [["x"]]}, "test": {"text": ["a"], "label": ["x"]}},
+            r"\(train\).*a name or a whole number",
+        ),
+        (
+            "multilabel_classification",
+            {"train": {"text": ["a"], "label": ["x"]}, "test": {"text": ["a"], "label": [["x"]]}},
+            "a list of labels",
+        ),
+        ("retrieval", {"corpus": {"id": [1], "text": ["a"]}}, "no part 'queries'"),
+        (
+            "retrieval",
+            {
+                "corpus": {"id": [1, "1"], "text": ["a", "b"]},
+                "queries": {"id": ["q"], "text": ["c"]},
+                "qrels": {"query-id": ["q"], "corpus-id": [1]},
+            },
+            "corpus: the id '1' is there twice",
+        ),
+        ("sorting", {}, "unknown type 'sorting'; valid: sts"),
+    ],
+)
+def test_wrong_columns(kind: str, columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_columns("mine", kind, columns)
+
+
+def test_two_tasks_of_one_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", PAIRS)
+    mine = LocalTask(name="STS12", type="sts", path=path)
+    with pytest.raises(ConfigError, match="'STS12' names two tasks"):
+        resolve(["STS12", mine])
+
+
+def test_every_type_of_the_config_has_a_class() -> None:
+    from typing import get_args
+
+    from batchsweep.config import TaskType
+
+    assert set(KINDS) | {"python"} == set(get_args(TaskType))
+
+
+PYTHON = """
+from datasets import Dataset, DatasetDict
+from mteb import TaskMetadata
+from mteb.abstasks import AbsTaskSTS
+
+class Mine(AbsTaskSTS):
+    metadata = TaskMetadata(
+        name="mine", description="", type="STS", eval_langs=["eng-Latn"],
+        main_score="cosine_spearman", dataset={"path": "x/y", "revision": "1"},
+    )
+    def load_data(self, **kwargs):
+        rows = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "score": [0.0, 1.0]}
+        self.dataset = DatasetDict({"test": Dataset.from_dict(rows)})
+        self.data_loaded = True
+"""
+
+
+def test_a_python_file(tmp_path: Path) -> None:
+    path = tmp_path / "my_tasks.py"
+    path.write_text(PYTHON)
+    [task] = resolve([local(path, "python")])
+    assert type(task).__name__ == "Mine" and len(task.source_digest) == 64
+    with pytest.raises(ConfigError, match="defines no mteb task named 'other'; it has mine"):
+        resolve([LocalTask(name="other", type="python", path=path)])
+    broken = tmp_path / "broken.py"
+    broken.write_text("1 / 0")
+    with pytest.raises(ConfigError, match=r"broken.py: ZeroDivisionError while it was run"):
+        resolve([local(broken, "python")])
+    with pytest.raises(ConfigError, match="no such file"):
+        resolve([local(tmp_path / "none.py", "python")])
+
+
+def test_a_python_file_is_run_only_for_type_python(tmp_path: Path) -> None:
+    path = tmp_path / "evil.py"
+    path.write_text("raise SystemExit('ran')")
+    with pytest.raises(ConfigError, match=r"ends in .jsonl or .parquet"):
+        resolve([local(path, "sts")])
+
+
+def test_presets_are_what_the_errors_list() -> None:
+    assert set(tasks.PRESETS) == {"layer_by_layer_32", "layer_by_layer_32_fast"}

@@ -52,6 +52,6 @@ def play(
         assert len(asked) <= batch
         for pull in asked:
             a, t = arms[pull.arm], tasks[pull.task]
-            policy.tell(pull.arm, pull.task, float(scores[a, t]), seconds=1.0 + t)
+            policy.observe(pull.arm, pull.task, float(scores[a, t]), seconds=1.0 + t)
             made.append((a, t, pull.reason))
     return made

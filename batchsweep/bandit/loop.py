@@ -23,7 +23,7 @@ from batchsweep.bandit.final_check import after_full_check, by_aggregate
 from batchsweep.bandit.ledger import Ledger, MemoryLedger, Record, StoreLedger
 from batchsweep.bandit.outcome import VERSION, Outcome
 from batchsweep.bandit.policies import Answer, Policy, Problem, Pull, make_policy
-from batchsweep.bandit.pull_noise import HalvesNoise
+from batchsweep.bandit.pull_noise import SplitHalvesNoise
 from batchsweep.bandit.pulls import Pulls, ScoreFn
 from batchsweep.bandit.rewards import Floats, describe, raw_scale, z_scale
 from batchsweep.config import BanditConfig, RewardsConfig
@@ -57,7 +57,7 @@ def run(
     executor: Executor | None = None,
     options: dict[str, Any] | None = None,
     full_fn: ScoreFn | None = None,
-    on_tell: Callable[[Policy, int, float], None] | None = None,
+    on_observe: Callable[[Policy, int, float], None] | None = None,
     quiet: bool = False,
 ) -> Outcome:
     """Spend the budget; give the best arm.
@@ -72,7 +72,7 @@ def run(
             The outcome depends on ``workers`` but not on which pull finishes first.
         options: options of the policy.
         full_fn: scores a cell in full, where ``score_fn`` scores subsets: for the final check.
-        on_tell: called as (policy, pulls, seconds) each time the policy has heard all it was to.
+        on_observe: called as (policy, pulls, seconds) each time the policy has heard all it was to.
 
     Raises:
         UsageError: unknown policy or option.
@@ -85,7 +85,7 @@ def run(
         header = _header(problem, config, rewards) | {"options": options or {}}
         made = Pulls(ledger or MemoryLedger(), header, score_fn, full_fn or score_fn, executor)
         loop = _Loop(problem, config, rewards, made, options or {})
-        loop.on_tell = on_tell
+        loop.on_observe = on_observe
         return loop.run(quiet=quiet)
 
 
@@ -109,10 +109,10 @@ class _Loop:
             budget=min(self.budget_pulls, cells) if self.budget_pulls is not None else None,
             **options,
         )
-        self.on_tell: Callable[[Policy, int, float], None] | None = None
+        self.on_observe: Callable[[Policy, int, float], None] | None = None
         self.scale = raw_scale(problem.shape[1])
-        self.told: list[Record] = []
-        self.noise = HalvesNoise(problem.tasks)
+        self.observed: list[Record] = []
+        self.noise = SplitHalvesNoise(problem.tasks)
         #: Tasks that pulls score subsets of.
         self._divided: set[str] = set()
         #: Arms that were scored in full after a search on subsets: [task] main scores.
@@ -142,7 +142,7 @@ class _Loop:
             ),
             scale=self.scale,
             plane=self.scale.score(plane),
-            records=tuple(self.told),
+            records=tuple(self.observed),
             texts_per_pull=self.config.texts_per_pull,
             noise=np.array([self.noise.of(t) if t in self._divided else 0.0 for t in tasks]),
             checked=tuple(self.problem.arms[arm] for arm in self.checked),
@@ -192,7 +192,7 @@ class _Loop:
         for record in records:
             scores[index[record["arm"]], self._task_index[record["task"]]] = record["score"]
         self.scale = z_scale(scores)
-        self._tell(records)
+        self._observe(records)
 
     def _search(self, advance: Callable[[int], None]) -> str:
         regret = self.config.stop_at_regret * self.scale.unit
@@ -207,7 +207,7 @@ class _Loop:
             pulls = self.policy.ask(min(self.config.workers, room))
             if not pulls:
                 return "exhausted"
-            self._tell(self._score(pulls, "search", advance))
+            self._observe(self._score(pulls, "search", advance))
 
     def _check(self, advance: Callable[[int], None]) -> None:
         """Score the top arms on the tasks they lack, as far as the budget goes."""
@@ -218,7 +218,7 @@ class _Loop:
                 if not batch:
                     logger.info("the final check is cut short: the budget is spent")
                     return
-                self._tell(self._score(batch, "check", advance))
+                self._observe(self._score(batch, "check", advance))
 
     def _unchecked(self) -> list[Pull]:
         if not self.config.final_check or not self.policy.pulls:
@@ -227,21 +227,21 @@ class _Loop:
         return [
             Pull(self.problem.arms[arm], self.problem.tasks[task], reason)
             for arm in self.policy.leaders(self.config.final_check)
-            for task in np.flatnonzero(np.isnan(self.policy.told[arm]))
+            for task in np.flatnonzero(np.isnan(self.policy.observed[arm]))
         ]
 
     def _check_in_full(self, advance: Callable[[int], None]) -> None:
         """Score the top arms on whole tasks, arm by arm; the policy, which knows subsets, isn't
-        told: whole tasks are another scale."""
+        observed: whole tasks are another scale."""
         for arm, pulls in self._in_full(self._room() if self.budget_pulls is not None else None):
-            scores = {r["task"]: r["score"] for r in self.told if self._is_whole(r, arm)}
+            scores = {r["task"]: r["score"] for r in self.observed if self._is_whole(r, arm)}
             for batch in _batches(pulls, self.config.workers):
                 if not self._room():
                     logger.info("the final check is cut short: the budget is spent")
                     return
                 records = self._score(batch, "check", advance, full=True)
                 scores |= {r["task"]: r["score"] for r in records}
-                self.told += records
+                self.observed += records
             self.checked[arm] = np.array([scores[task] for task in self.problem.tasks])
 
     def _in_full(self, room: float | None) -> list[tuple[int, list[Pull]]]:
@@ -251,7 +251,7 @@ class _Loop:
         if not self.config.final_check or not self.policy.pulls:
             return found
         for arm in self.policy.leaders(self.config.final_check):
-            known = {r["task"] for r in self.told if self._is_whole(r, arm)}
+            known = {r["task"] for r in self.observed if self._is_whole(r, arm)}
             reason = "final check: a top arm on whole tasks"
             name = self.problem.arms[arm]
             pulls = [Pull(name, t, reason) for t in self.problem.tasks if t not in known]
@@ -305,20 +305,20 @@ class _Loop:
         self.seconds += sum(record["seconds"] for record in records)
         return records
 
-    def _tell(self, records: list[Record]) -> None:
+    def _observe(self, records: list[Record]) -> None:
         for record in records:
             task = record["task"]
             spread = self.scale.spread[self._task_index[task]]
             reward = self.scale.reward(record["score"], self._task_index[task])
             noise = record.get("noise", 0.0)
             if "halves" in record:
-                # Measured here and not where it was scored: it depends on what was told before.
-                noise = self.noise.tell(task, record["halves"])
+                # Measured here and not where it was scored: it depends on what was observed before.
+                noise = self.noise.observe(task, record["halves"])
                 self._divided.add(task)
-            self.policy.tell(record["arm"], task, reward, record["seconds"], noise / spread)
-            self.told.append(record)
-        if self.on_tell is not None:
-            self.on_tell(self.policy, self.pulls, self.seconds)
+            self.policy.observe(record["arm"], task, reward, record["seconds"], noise / spread)
+            self.observed.append(record)
+        if self.on_observe is not None:
+            self.on_observe(self.policy, self.pulls, self.seconds)
 
     def _answer(self) -> tuple[Answer, Floats]:
         """The answer and the plane of rewards [arm, task] that goes with it."""

@@ -25,7 +25,7 @@ class Outcome:
         reward: one line that says what the reward is.
         scale: per-task centre and spread of the rewards.
         plane: [arm, task] believed main scores; measured ones where measured.
-        records: every pull in the order told: kind, arm, task, score, seconds, reason.
+        records: every pull in the order observed: kind, arm, task, score, seconds, reason.
         pulls, seconds: spent. budget_pulls, budget_seconds: what might have been (or None).
         texts_per_pull: what a pull scored of a task; None: all of it.
         noise: [task] measured standard deviation of a pull; 0 where whole tasks were scored.

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 PRIOR_ARMS = 2
 
 
-class HalvesNoise:
-    """The standard deviation of a pull's score, from the arms told so far.
+class SplitHalvesNoise:
+    """The standard deviation of a pull's score, from the arms observed so far.
 
     The two halves are drawn independently of each other, so that their mean is off by half of
     what they differ by: Var(mean) = Var(difference) / 4. What all arms have in common, because all
@@ -20,13 +20,13 @@ class HalvesNoise:
 
     A task's first arms have no spread to show. There the median task's variance stands in, and
     before any task has two arms the plain square of the difference, which is too large by what
-    arms have in common. Depends on the order in which pulls are told, and on nothing else.
+    arms have in common. Depends on the order in which pulls are observed, and on nothing else.
     """
 
     def __init__(self, tasks: Iterable[str]) -> None:
         self._differences: dict[str, list[float]] = {task: [] for task in tasks}
 
-    def tell(self, task: str, halves: Sequence[float | None] | None) -> float:
+    def observe(self, task: str, halves: Sequence[float | None] | None) -> float:
         """Take in a pull; its noise, in units of the score. 0 for a task that was scored whole.
 
         Args:
@@ -47,8 +47,8 @@ class HalvesNoise:
         if variances:
             usual = statistics.median(variances)
         else:
-            told = [x for d in self._differences.values() for x in d]
-            usual = sum(x * x for x in told) / len(told) if told else 0.0
+            observed = [x for d in self._differences.values() for x in d]
+            usual = sum(x * x for x in observed) / len(observed) if observed else 0.0
         variance = (mine + PRIOR_ARMS * usual) / (arms + PRIOR_ARMS)
         return math.sqrt(variance) / 2
 

@@ -110,7 +110,9 @@ def _one(
     def heard(policy: Policy, pulls: int, seconds: float) -> None:
         row(policy, pulls, seconds, state=pulls in moments)
 
-    outcome = loop.run(problem, score, config, rewards, options=options, on_tell=heard, quiet=True)
+    outcome = loop.run(
+        problem, score, config, rewards, options=options, on_observe=heard, quiet=True
+    )
     if not rows:  # a policy that pulls nothing answers all the same
         arm = index[outcome.answer.arm]
         at = regret[arm]

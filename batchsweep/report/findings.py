@@ -98,7 +98,7 @@ class Findings:
                 return i
         raise KeyError(arm)
 
-    def usual_arm(self, model: str) -> int:
+    def default_arm(self, model: str) -> int:
         """The arm that one takes without a sweep: a model's last checkpoint, last layer."""
         entry = self.entries_of(model)[-1]
         mine = [i for i, a in enumerate(self.arms) if a.entry is entry]

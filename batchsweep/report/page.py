@@ -112,15 +112,15 @@ def _head(view: View, title: str) -> str:
             "<code>batchsweep bandit</code> searches for the best arm.</p>"
         )
         return "".join(out)
-    usual = findings.usual_arm(findings.arms[best].model)
+    default = findings.default_arm(findings.arms[best].model)
     out.append(f"<p class='verdict'>Best: <b>{escape(view.name(best))}</b></p>")
     cells = [("mean main score", _number(view.mean_A[best]), f"over {tasks} tasks")]
-    if best != usual:
+    if best != default:
         cells.append(
             (
                 "last checkpoint, last layer",
-                _number(view.mean_A[usual]),
-                f"of the same model; best is {_signed(view.mean_A[best] - view.mean_A[usual])}",
+                _number(view.mean_A[default]),
+                f"of the same model; best is {_signed(view.mean_A[best] - view.mean_A[default])}",
             )
         )
     answer = view.answer
@@ -249,7 +249,7 @@ def _best_section(view: View) -> str:
     order = [int(i) for i in np.argsort(-merit, kind="stable") if np.isfinite(merit[i])]
     if view.best is not None and view.best in order:
         order = [view.best, *(i for i in order if i != view.best)]
-    usual = [findings.usual_arm(model) for model in findings.plan.models]
+    default = [findings.default_arm(model) for model in findings.plan.models]
     names = [findings.tasks[t] for t in view.tasks]
     head = ["", "model", "revision", "layer"]
     head += ["pooling"] if len(findings.plan.poolings) > 1 else []
@@ -257,7 +257,7 @@ def _best_section(view: View) -> str:
     head += ["mean", "measured", *names]
     rows = []
     for rank, arm in enumerate(order, start=1):
-        if rank > TOP and arm not in usual:
+        if rank > TOP and arm not in default:
             continue
         facts = findings.arms[arm]
         cells = [str(rank), short_name(facts.model), facts.revision, str(facts.layer)]
@@ -268,7 +268,7 @@ def _best_section(view: View) -> str:
         for t in view.tasks:
             shown = _number(view.plane_AT[arm, t], 3)
             html.append(shown if view.measured_AT[arm, t] else f"<i>{shown}</i>")
-        style = " class='usual'" if arm in usual else ""
+        style = " class='default'" if arm in default else ""
         rows.append(f"<tr{style}>{_cells(html, names=(1, 2))}</tr>")
     interval = _interval(view)
     return (

@@ -82,13 +82,15 @@ def test_a_pull_is_in_the_ledger_before_the_policy_hears_of_it(problem):
     seen = []
 
     def heard(policy, pulls, seconds):
-        told = {(problem.arms[a], problem.tasks[t]) for a, t in np.argwhere(~np.isnan(policy.told))}
+        observed = {
+            (problem.arms[a], problem.tasks[t]) for a, t in np.argwhere(~np.isnan(policy.observed))
+        }
         written = {(r["arm"], r["task"]) for r in ledger.records()[1:]}
-        assert told == written
+        assert observed == written
         seen.append(pulls)
 
     config = BanditConfig(policy="random", budget=PullBudget(pulls=9), final_check=0)
-    run(problem, Scores(problem), config, RAW, ledger=ledger, on_tell=heard, quiet=True)
+    run(problem, Scores(problem), config, RAW, ledger=ledger, on_observe=heard, quiet=True)
     assert seen == list(range(1, 10))
 
 
@@ -182,7 +184,7 @@ def test_a_budget_in_seconds_is_spent_on_what_tells_most_per_second():
         per_pull["knows"].append(outcome.seconds / outcome.pulls)
         blind = BanditConfig(budget=PullBudget(pulls=problem.shape[0] * 12), **common)
         with pytest.raises(Spent):
-            run(problem, score, blind, RAW, on_tell=heard, quiet=True)
+            run(problem, score, blind, RAW, on_observe=heard, quiet=True)
         regrets["blind"].append(regret[last["arm"]])
         per_pull["blind"].append(last["seconds"] / last["pulls"])
     assert np.mean(per_pull["knows"]) < 0.75 * np.mean(per_pull["blind"])

@@ -18,7 +18,7 @@ from tiny import extracted_store, make_suite, make_tasks, write_config
 from batchsweep.bandit import replay
 from batchsweep.bandit.loop import StoreLedger, run, run_digest
 from batchsweep.bandit.policies import Problem
-from batchsweep.bandit.pull_noise import HalvesNoise
+from batchsweep.bandit.pull_noise import SplitHalvesNoise
 from batchsweep.bandit.score_table import ScoreTable
 from batchsweep.cli.main import main
 from batchsweep.config import BanditConfig, CorpusConfig, LocalTask, PullBudget, RewardsConfig
@@ -148,17 +148,17 @@ def test_records_of_subsets_are_kept_apart(tmp_path: Path) -> None:
 
 
 def test_noise_by_hand() -> None:
-    noise = HalvesNoise(["a", "b"])
-    assert noise.tell("whole", None) == 0.0
+    noise = SplitHalvesNoise(["a", "b"])
+    assert noise.observe("whole", None) == 0.0
     # One arm: nothing but the difference itself is known.
-    assert noise.tell("a", [0.5, 0.3]) == pytest.approx(0.1)
+    assert noise.observe("a", [0.5, 0.3]) == pytest.approx(0.1)
     # Two arms: 0.2 is common to both; variance of the differences 0, without the prior.
-    assert noise.tell("a", [0.6, 0.4]) == pytest.approx(0.0)
-    assert noise.tell("a", [0.7, 0.2]) == pytest.approx(math.sqrt(0.03) / 2)
+    assert noise.observe("a", [0.6, 0.4]) == pytest.approx(0.0)
+    assert noise.observe("a", [0.7, 0.2]) == pytest.approx(math.sqrt(0.03) / 2)
     # Another task's first arm: the median task's variance.
-    assert noise.tell("b", [0.9, 0.1]) == pytest.approx(math.sqrt(0.03) / 2)
+    assert noise.observe("b", [0.9, 0.1]) == pytest.approx(math.sqrt(0.03) / 2)
     # A half that is undefined says nothing.
-    assert noise.tell("b", [None, 0.1]) == noise.of("b")
+    assert noise.observe("b", [None, 0.1]) == noise.of("b")
 
 
 class Examples:
@@ -266,10 +266,10 @@ def test_measured_noise_of_real_evaluations(tmp_path: Path) -> None:
     for kind in columns:
         full = np.array([scorer.score(f"{KEY}#{n}", kind).main_score for n in layers])
         for seed in range(3):
-            noise = HalvesNoise(columns)
+            noise = SplitHalvesNoise(columns)
             pulls = [scorer.score(f"{KEY}#{n}", kind, Halves(200, seed)) for n in layers]
             for pull in pulls:
-                noise.tell(kind, pull.record["halves"])
+                noise.observe(kind, pull.record["halves"])
             error = np.array([pull.main_score for pull in pulls]) - full
             within.append(float(np.mean(np.abs(error - error.mean()) < 2 * noise.of(kind))))
     assert np.mean(within) > 0.9

@@ -229,7 +229,7 @@ def decisions(arms, noise, pulls=400) -> None:
         policy.sure(0.0005)
         (pull,) = policy.ask(1)
         score = float(table.scores[rows[pull.arm], columns[pull.task]])
-        policy.tell(pull.arm, pull.task, score, 1.0, noise)
+        policy.observe(pull.arm, pull.task, score, 1.0, noise)
         spent.append(1000 * (time.process_time() - start))
     print(
         f"8. {arms} arms x {len(problem.tasks)} tasks, noise {noise}, {pulls} decisions: "

@@ -135,8 +135,8 @@ def test_page_names_the_best_arm_and_what_it_beats(searched: Store) -> None:
     html = render(read(searched), title="a sweep")
     assert "tiny step64, layer 3" in html
     truth = np.mean([score_of(64, 3, t) for t in TASKS])
-    usual = np.mean([score_of(64, 4, t) for t in TASKS])
-    assert f"{truth:.3f}" in html and f"best is +{truth - usual:.3f}" in html
+    default = np.mean([score_of(64, 4, t) for t in TASKS])
+    assert f"{truth:.3f}" in html and f"best is +{truth - default:.3f}" in html
     assert "24" in html and "of 24 (100%)" in html
     for task in TASKS:
         assert f"<h3>{task} " in html

@@ -1,4 +1,4 @@
-"""Policies: who decides what to score next. All ask/tell, all deterministic per seed."""
+"""Policies: who decides what to score next. All ask/observe, all deterministic per seed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a policy is: ask for pulls, tell their scores, answer with the best arm.
+"""What a policy is: ask for pulls, observe their scores, answer with the best arm.
 
 A policy is arithmetic. It reads and writes nothing, knows arms and tasks by opaque names and a few
-named features, and is deterministic: the same seed and the same tells give the same asks and the
-same answer. :mod:`batchsweep.bandit.loop` is the loop around it.
+named features, and is deterministic: the same seed and the same observations give the same asks
+and the same answer. :mod:`batchsweep.bandit.loop` is the loop around it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Problem:
             last |= mine & (self.step == self.step[mine].max())
         return last
 
-    def usual_arm(self) -> int:
+    def default_arm(self) -> int:
         """The arm one would guess without scoring any: last checkpoint, 70 % depth.
 
         Of several models the one with most layers (the last listed of equals) is taken.
@@ -206,14 +206,14 @@ class Policy(ABC):
         arms, tasks = problem.shape
         self._arm_index = {a: i for i, a in enumerate(problem.arms)}
         self._task_index = {t: i for i, t in enumerate(problem.tasks)}
-        self._usual = problem.usual_arm()
-        self._exact = True  # no score was told with noise
-        #: [arm, task] rewards told so far, NaN elsewhere.
-        self.told = np.full((arms, tasks), np.nan)
-        #: [arm, task] cells that were asked or told: not to be asked again.
+        self._default = problem.default_arm()
+        self._exact = True  # no score was observed with noise
+        #: [arm, task] rewards observed so far, NaN elsewhere.
+        self.observed = np.full((arms, tasks), np.nan)
+        #: [arm, task] cells that were asked or observed: not to be asked again.
         self.taken = np.zeros((arms, tasks), dtype=bool)
 
-    # -- ask / tell ----------------------------------------------------------------------------
+    # -- ask / observe ----------------------------------------------------------------------------
 
     def ask(self, n: int = 1) -> list[Pull]:
         """Up to ``n`` distinct pulls that were not asked before; an empty list means none is left.
@@ -230,7 +230,7 @@ class Policy(ABC):
             pulls.append(Pull(self.problem.arms[arm], self.problem.tasks[task], reason))
         return pulls
 
-    def tell(
+    def observe(
         self, arm: str, task: str, score: float, seconds: float | None = None, noise: float = 0.0
     ) -> None:
         """The reward of one cell.
@@ -240,7 +240,8 @@ class Policy(ABC):
             noise: standard deviation of ``score``, for a pull on a subset of a task.
 
         Raises:
-            UsageError: an unknown arm or task, a cell told before, or a score that is not finite.
+            UsageError: an unknown arm or task, a cell observed before, or a score that is not
+            finite.
         """
         if arm not in self._arm_index or task not in self._task_index:
             what, name = ("arm", arm) if arm not in self._arm_index else ("task", task)
@@ -248,9 +249,9 @@ class Policy(ABC):
         a, t = self._arm_index[arm], self._task_index[task]
         if not np.isfinite(score):
             raise UsageError(f"score of {arm} on {task} is {score}; only finite scores count")
-        if not np.isnan(self.told[a, t]):
-            raise UsageError(f"{arm} on {task} was told before; a cell counts once")
-        self.told[a, t] = score
+        if not np.isnan(self.observed[a, t]):
+            raise UsageError(f"{arm} on {task} was observed before; a cell counts once")
+        self.observed[a, t] = score
         self.taken[a, t] = True
         self._exact &= noise == 0
         self._learn(a, t, float(score), seconds, noise)
@@ -259,29 +260,31 @@ class Policy(ABC):
     def _choose(self) -> tuple[int, int, str] | None:
         """The next (arm, task, reason) among cells that are not taken, or None."""
 
-    # A policy that keeps no state of its own beyond `told` has nothing to add here.
+    # A policy that keeps no state of its own beyond `observed` has nothing to add here.
     def _learn(  # noqa: B027
         self, arm: int, task: int, score: float, seconds: float | None, noise: float
     ) -> None:
-        """What a policy keeps beyond :attr:`told`."""
+        """What a policy keeps beyond :attr:`observed`."""
 
     # -- what is believed ----------------------------------------------------------------------
 
     def believed(self) -> tuple[Floats, Floats]:
         """[arm] mean and standard deviation of every arm's reward over all tasks.
 
-        The default knows no structure: the mean of an arm's told cells after the tasks' own levels
-        are taken out, shrunk by one pull's worth towards the mean arm; infinite sd where nothing
-        was told.
+        The default knows no structure: the mean of an arm's observed cells after the tasks' own
+        levels are taken out, shrunk by one pull's worth towards the mean arm; infinite sd where
+        nothing was observed.
         """
-        pulled = ~np.isnan(self.told)
+        pulled = ~np.isnan(self.observed)
         count = pulled.sum(axis=1)
         per_task = pulled.sum(axis=0)
         if not pulled.any():
             return np.zeros(len(count)), np.full(len(count), np.inf)
-        level = np.where(per_task > 0, np.nansum(self.told, axis=0) / np.maximum(per_task, 1), 0.0)
-        centred = np.where(pulled, self.told - level, 0.0)
-        tasks = self.told.shape[1]
+        level = np.where(
+            per_task > 0, np.nansum(self.observed, axis=0) / np.maximum(per_task, 1), 0.0
+        )
+        centred = np.where(pulled, self.observed - level, 0.0)
+        tasks = self.observed.shape[1]
         # A fully scored arm is known: no shrinking, no uncertainty.
         mean = centred.sum(axis=1) / np.where(count < tasks, count + 1, tasks)
         within = np.sqrt((centred**2).sum() / max(int(count.sum()) - 1, 1))
@@ -291,11 +294,11 @@ class Policy(ABC):
         return level[per_task > 0].mean() + mean, sd
 
     def leader(self) -> int:
-        """Index of the arm that is believed best; the usual arm as long as nothing is known."""
+        """Index of the arm that is believed best; the default arm as long as nothing is known."""
         mean, sd = self.believed()
         known = np.isfinite(sd)
         if not known.any():
-            return self._usual
+            return self._default
         return int(np.argmax(np.where(known, mean, -np.inf)))
 
     def leaders(self, n: int) -> list[int]:
@@ -306,14 +309,16 @@ class Policy(ABC):
         return [first, *(int(i) for i in order if i != first and np.isfinite(sd[i]))][:n]
 
     def plane(self) -> Floats:
-        """[arm, task] believed reward of every cell: told where told, else arm plus task level."""
+        """[arm, task] believed reward of every cell: as observed, else arm plus task level."""
         mean, sd = self.believed()
-        pulled = ~np.isnan(self.told)
+        pulled = ~np.isnan(self.observed)
         arm = np.where(np.isfinite(sd), mean, mean[np.isfinite(sd)].mean() if pulled.any() else 0.0)
         per_task = pulled.sum(axis=0)
-        level = np.where(per_task > 0, np.nansum(self.told, axis=0) / np.maximum(per_task, 1), 0.0)
+        level = np.where(
+            per_task > 0, np.nansum(self.observed, axis=0) / np.maximum(per_task, 1), 0.0
+        )
         offset = level - (level[per_task > 0].mean() if pulled.any() else 0.0)
-        return np.where(pulled, self.told, arm[:, None] + offset[None, :])
+        return np.where(pulled, self.observed, arm[:, None] + offset[None, :])
 
     def sure(self, regret: float) -> bool:
         """Whether the expected regret is known to be below ``regret``: time to stop."""
@@ -323,10 +328,10 @@ class Policy(ABC):
         """The best arm as far as is known now. Changes nothing and may be asked at any time."""
         mean, sd = self.believed()
         arm = self.leader()
-        complete = self._exact and not np.isnan(self.told).any()
+        complete = self._exact and not np.isnan(self.observed).any()
         if complete:
             basis = "every arm was scored on every task"
-        elif np.isnan(self.told).all():
+        elif np.isnan(self.observed).all():
             basis = "a guess: nothing was scored"
         else:
             basis = "means of the scored cells; no model of the cells that were not scored"
@@ -349,7 +354,7 @@ class Policy(ABC):
             ),
             mean_of=mean,
             sd_of=sd,
-            pulled=(~np.isnan(self.told)).sum(axis=1),
+            pulled=(~np.isnan(self.observed)).sum(axis=1),
             basis=basis,
         )
 

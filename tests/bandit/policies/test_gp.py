@@ -8,7 +8,7 @@ from simulated import play, problem_of, surface
 
 from batchsweep.bandit.policies import make_policy
 from batchsweep.bandit.policies.gp.kernel import NAMES, OFFSET_SD, Hyper
-from batchsweep.bandit.policies.gp.posterior import JITTER, Surface
+from batchsweep.bandit.policies.gp.posterior import JITTER, Posterior
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def problem():
 def filled(problem):
     scores = surface(problem)
     rng = np.random.default_rng(0)
-    model = Surface(problem)
+    model = Posterior(problem)
     hyper = Hyper.prior(3)
     model.hyper = Hyper(
         hyper.log + 0.2 * rng.normal(size=len(NAMES)),
@@ -90,7 +90,7 @@ def test_rebuilding_changes_nothing(filled):
 
 def test_pending_cells_shrink_variance_only_and_may_be_told_in_any_order(problem):
     scores = surface(problem)
-    straight, batched = Surface(problem), Surface(problem)
+    straight, batched = Posterior(problem), Posterior(problem)
     cells = [(0, 0), (3, 1), (7, 2), (12, 0), (20, 1)]
     for a, t in cells:
         straight.observe(a, t, float(scores[a, t]))
@@ -152,7 +152,7 @@ def test_fit_learns_that_a_task_goes_its_own_way(problem):
     scores = surface(problem_of(6, 8, 4), noise=0.001)
     scores[:, 2] = 0.5 + 0.05 * rng.normal(size=len(scores))
     big = problem_of(6, 8, 4)
-    model = Surface(big)
+    model = Posterior(big)
     for cell in rng.choice(scores.size, 100, replace=False):
         arm, task = divmod(int(cell), 4)
         model.observe(arm, task, float(scores[arm, task]))
@@ -171,7 +171,7 @@ def test_useless_metrics_are_shrunk():
         scores = surface(base, noise=0.001) + 0.05 * noise[:, None]
         base.metrics.clear()
         base.metrics["m"] = noise if kind == "quality" else rng.normal(size=48)
-        model = Surface(base)
+        model = Posterior(base)
         for cell in rng.choice(scores.size, 120, replace=False):
             model.observe(*divmod(int(cell), 4), float(scores.ravel()[cell]))
         fitted(model, scores.mean(axis=0), scores.std(axis=0))
@@ -189,11 +189,11 @@ def test_top_two_finds_the_best_with_a_tenth_of_the_cells():
         assert truth.max() - truth[policy.leader()] < 0.003
 
 
-def test_never_leaves_the_usual_arm_without_evidence():
+def test_never_leaves_the_default_arm_without_evidence():
     problem = problem_of(steps=8, layers=12, tasks=10)
     scores = surface(problem)
     policy = make_policy("toptwo_gp", problem, budget=100)
-    usual = problem.usual_arm()
+    usual = problem.default_arm()
     assert policy.leader() == usual
     play(policy, scores, 10)
     assert policy.leader() == usual
@@ -224,9 +224,9 @@ def test_a_budget_in_seconds_prefers_cheap_tasks():
         while made < 80:
             for pull in policy.ask(1):
                 a, t = problem.arms.index(pull.arm), problem.tasks.index(pull.task)
-                policy.tell(pull.arm, pull.task, scores[a, t], seconds=10.0**t)
+                policy.observe(pull.arm, pull.task, scores[a, t], seconds=10.0**t)
                 made += 1
-        counts[budget] = (~np.isnan(policy.told)).sum(axis=0)
+        counts[budget] = (~np.isnan(policy.observed)).sum(axis=0)
     assert counts[None][4] < counts[200][4]
     assert counts[None][0] > 2 * counts[None][4]
 
@@ -242,7 +242,7 @@ def test_a_batch_spreads():
 
 
 def test_no_decision_waits_for_a_whole_fit(monkeypatch):
-    """After the first fit, a decision makes as many steps as pulls were told, and refits go on."""
+    """After the first fit, a decision makes as many steps as there were pulls, and refits go on."""
     from batchsweep.bandit.policies.gp.fit import Fit
 
     made = []
@@ -264,7 +264,7 @@ def test_no_decision_waits_for_a_whole_fit(monkeypatch):
 
 def test_noise_may_turn_out_otherwise_than_was_guessed(problem):
     scores = surface(problem)
-    known, guessed = Surface(problem), Surface(problem)
+    known, guessed = Posterior(problem), Posterior(problem)
     for a, t, noise in [(0, 0, 0.1), (3, 1, 0.0), (7, 2, 0.3)]:
         known.observe(a, t, float(scores[a, t]), noise)
         guessed.observe(a, t, None, 0.05)

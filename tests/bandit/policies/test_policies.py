@@ -86,7 +86,7 @@ def test_cells_told_from_outside_are_not_asked(name):
     scores = surface(problem)
     policy = make_policy(name, problem, seed=0, budget=60)
     for t, task in enumerate(problem.tasks):
-        policy.tell(problem.arms[17], task, scores[17, t], 1.0)
+        policy.observe(problem.arms[17], task, scores[17, t], 1.0)
     made = play(policy, scores, 60)
     assert made
     assert all(a != 17 for a, _, _ in made)
@@ -99,7 +99,7 @@ def test_with_everything_scored_the_answer_is_the_truth(name):
     policy = make_policy(name, problem, seed=0, budget=60)
     for a, arm in enumerate(problem.arms):
         for t, task in enumerate(problem.tasks):
-            policy.tell(arm, task, scores[a, t], 1.0)
+            policy.observe(arm, task, scores[a, t], 1.0)
     answer = policy.best()
     assert problem.arms.index(answer.arm) == np.argmax(scores.mean(axis=1))
     assert answer.pulled.tolist() == [3] * 20
@@ -148,15 +148,15 @@ def test_constant_scores_break_nothing(name):
 def test_refuses_what_it_was_not_asked_to_know(name):
     problem = problem_of()
     policy = make_policy(name, problem, seed=0)
-    policy.tell(problem.arms[0], "task0", 0.5)
-    with pytest.raises(UsageError, match="told before"):
-        policy.tell(problem.arms[0], "task0", 0.5)
+    policy.observe(problem.arms[0], "task0", 0.5)
+    with pytest.raises(UsageError, match="observed before"):
+        policy.observe(problem.arms[0], "task0", 0.5)
     with pytest.raises(UsageError, match="no arm 'nobody'"):
-        policy.tell("nobody", "task0", 0.5)
+        policy.observe("nobody", "task0", 0.5)
     with pytest.raises(UsageError, match="no task 'nothing'"):
-        policy.tell(problem.arms[0], "nothing", 0.5)
+        policy.observe(problem.arms[0], "nothing", 0.5)
     with pytest.raises(UsageError, match="only finite"):
-        policy.tell(problem.arms[0], "task1", float("nan"))
+        policy.observe(problem.arms[0], "task1", float("nan"))
 
 
 @pytest.mark.parametrize("name", sorted(set(PULLING) - {"random", "linucb_disjoint", "exhaustive"}))

@@ -34,10 +34,10 @@ class LinUCB(Policy):
 
     def _solve(self) -> tuple[Floats, Floats]:
         """[arm] predicted reward and its standard deviation by ridge regression."""
-        pulled = ~np.isnan(self.told)
+        pulled = ~np.isnan(self.observed)
         count = pulled.sum(axis=1).astype(float)
-        level = np.nansum(self.told, axis=0) / np.maximum(pulled.sum(axis=0), 1)
-        centred = np.where(pulled, self.told - level, 0.0)
+        level = np.nansum(self.observed, axis=0) / np.maximum(pulled.sum(axis=0), 1)
+        centred = np.where(pulled, self.observed - level, 0.0)
         gram = (self._x * count[:, None]).T @ self._x + np.eye(self._x.shape[1])
         theta = np.linalg.solve(gram, self._x.T @ centred.sum(axis=1))
         noise = float(np.sqrt((centred[pulled] ** 2).mean())) if pulled.any() else 1.0
@@ -49,12 +49,12 @@ class LinUCB(Policy):
         return self._solve()
 
     def leader(self) -> int:
-        return self._usual if np.isnan(self.told).all() else int(np.argmax(self._solve()[0]))
+        return self._default if np.isnan(self.observed).all() else int(np.argmax(self._solve()[0]))
 
     def _choose(self) -> tuple[int, int, str] | None:
         mean, sd = self._solve()
         # Cells under way widen nothing yet; spread a batch by what is already asked of each arm.
-        asked = (self.taken & np.isnan(self.told)).sum(axis=1)
+        asked = (self.taken & np.isnan(self.observed)).sum(axis=1)
         bound = mean + self.alpha * sd / np.sqrt(1 + asked)
         bound[self.taken.all(axis=1)] = -np.inf
         arm = int(np.argmax(bound))
@@ -95,7 +95,7 @@ class LinUCBDisjoint(Policy):
         return None
 
     def leader(self) -> int:
-        whole = np.flatnonzero(~np.isnan(self.told).any(axis=1))
+        whole = np.flatnonzero(~np.isnan(self.observed).any(axis=1))
         if not len(whole):
             return super().leader()
-        return int(whole[np.argmax(self.told[whole].mean(axis=1))])
+        return int(whole[np.argmax(self.observed[whole].mean(axis=1))])

@@ -14,8 +14,8 @@ class SequentialHalving(Policy):
 
     Rounds share the budget equally; each round pulls all surviving arms on the same next tasks and
     drops the worse half. Where the budget doesn't allow one pull of every arm in the first round, a
-    random part of the arms (the usual arm among them) takes part. Pulls of one round only depend on
-    the rounds before it, so they parallelise.
+    random part of the arms (the default arm among them) takes part. Pulls of one round only depend
+    on the rounds before it, so they parallelise.
     """
 
     name = "sequential_halving"
@@ -27,7 +27,7 @@ class SequentialHalving(Policy):
         self._tasks = self.rng.permutation(tasks)
         self._per_round, entrants = _fit(arms, budget)
         chosen = self.rng.permutation(arms)
-        first = np.concatenate([[self._usual], chosen[chosen != self._usual]])
+        first = np.concatenate([[self._default], chosen[chosen != self._default]])
         self._alive: Ints = np.sort(first[:entrants]).astype(np.int64)
         self._depth = 0  # tasks that all survivors were asked on
         self._queue: list[tuple[int, int]] = []
@@ -41,13 +41,13 @@ class SequentialHalving(Policy):
         cells = [(int(a), int(t)) for t in self._tasks[self._depth : until] for a in self._alive]
         self._depth = until
         self._queue = [c for c in cells if not self.taken[c]][::-1]
-        self._waiting = {c for c in cells if np.isnan(self.told[c])}
+        self._waiting = {c for c in cells if np.isnan(self.observed[c])}
 
     def _choose(self) -> tuple[int, int, str] | None:
         while True:
             while self._queue:
                 arm, task = self._queue.pop()
-                if not self.taken[arm, task]:  # it may have been told from outside
+                if not self.taken[arm, task]:  # it may have been observed from outside
                     return arm, task, f"sequential_halving: {len(self._alive)} arms left"
             if self._waiting:  # the rest of the round is out being scored
                 return None
@@ -67,7 +67,7 @@ class SequentialHalving(Policy):
 
     def leader(self) -> int:
         # Dropped arms are out on little evidence; only one that was scored in full competes.
-        pulled = ~np.isnan(self.told)
+        pulled = ~np.isnan(self.observed)
         eligible = pulled.all(axis=1)
         eligible[self._alive] |= pulled[self._alive].any(axis=1)
         if not eligible.any():

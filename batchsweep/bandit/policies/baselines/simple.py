@@ -1,4 +1,4 @@
-"""Policies that learn nothing from what they see: everything, chance, and the usual guess."""
+"""Policies that learn nothing from what they see: everything, chance, and the default guess."""
 
 from __future__ import annotations
 
@@ -52,4 +52,4 @@ class Heuristic(Policy):
         return None
 
     def leader(self) -> int:
-        return self._usual
+        return self._default

@@ -18,7 +18,7 @@ class _IndexPolicy(Policy):
         self._order = self.rng.permutation(problem.shape[0])
 
     def _index(self) -> Floats:
-        """[arm] the optimistic value; every arm has at least one pull (asked or told)."""
+        """[arm] the optimistic value; every arm has at least one pull (asked or observed)."""
         raise NotImplementedError
 
     def _choose(self) -> tuple[int, int, str] | None:
@@ -34,12 +34,12 @@ class _IndexPolicy(Policy):
         return arm, int(self.rng.choice(self._free_tasks(arm))), f"{self.name}: {reason}"
 
     def _spread(self) -> float:
-        """Standard deviation of a single told cell around its task's level."""
-        pulled = ~np.isnan(self.told)
+        """Standard deviation of a single observed cell around its task's level."""
+        pulled = ~np.isnan(self.observed)
         if pulled.sum() < 2:
             return 1.0
-        level = np.nansum(self.told, axis=0) / np.maximum(pulled.sum(axis=0), 1)
-        return float(np.std((self.told - level)[pulled])) or 1.0
+        level = np.nansum(self.observed, axis=0) / np.maximum(pulled.sum(axis=0), 1)
+        return float(np.std((self.observed - level)[pulled])) or 1.0
 
 
 class UCB(_IndexPolicy):

@@ -13,9 +13,9 @@ class UCBELRF(Policy):
     """UCB-E-LRF: Zhou et al., "On Speeding Up Language Model Evaluation", ICLR 2025, algorithm 2.
 
     After a warm-up of random cells, an ensemble of low-rank factorisations, each fitted by
-    alternating least squares to a random part of the told cells, fills in the table. The next pull
-    is in the arm with the highest mean of told and predicted cells plus a bonus for the ensemble's
-    disagreement, at the cell on which it disagrees most.
+    alternating least squares to a random part of the observed cells, fills in the table. The next
+    pull is in the arm with the highest mean of observed and predicted cells plus a bonus for the
+    ensemble's disagreement, at the cell on which it disagrees most.
 
     Args:
         rank, members: of the factorisations and of the ensemble (the paper: 1 and 64; the default
@@ -49,23 +49,23 @@ class UCBELRF(Policy):
         self._table: tuple[Floats, Floats] | None = None
 
     def _fill(self) -> tuple[Floats, Floats]:
-        """[arm, task] mean and standard deviation over the ensemble; told cells are exact."""
-        pulled = ~np.isnan(self.told)
+        """[arm, task] mean and standard deviation over the ensemble; observed cells are exact."""
+        pulled = ~np.isnan(self.observed)
         count = int(pulled.sum())
         if self._table is not None and count == self._filled_at:
             return self._table
-        level = np.nansum(self.told, axis=0) / np.maximum(pulled.sum(axis=0), 1)
+        level = np.nansum(self.observed, axis=0) / np.maximum(pulled.sum(axis=0), 1)
         usual = float(level[pulled.any(axis=0)].mean()) if count else 0.0
         level = np.where(pulled.any(axis=0), level, usual)
-        spread = float(np.std((self.told - level)[pulled])) if count > 1 else 1.0
+        spread = float(np.std((self.observed - level)[pulled])) if count > 1 else 1.0
         spread = spread or 1.0
-        centred = np.where(pulled, (self.told - level) / spread, 0.0)
+        centred = np.where(pulled, (self.observed - level) / spread, 0.0)
         members = [
             _factorise(centred, pulled & keep, start)
             for keep, start in zip(self._keep, self._start, strict=True)
         ]
         stack = np.array(members)
-        mean = np.where(pulled, self.told, level + spread * stack.mean(axis=0))
+        mean = np.where(pulled, self.observed, level + spread * stack.mean(axis=0))
         sd = np.where(pulled, 0.0, spread * stack.std(axis=0))
         self._table, self._filled_at = (mean, sd), count
         return self._table
@@ -89,8 +89,8 @@ class UCBELRF(Policy):
         return mean.mean(axis=1), np.sqrt((sd**2).sum(axis=1)) / sd.shape[1]
 
     def leader(self) -> int:
-        if np.isnan(self.told).all():
-            return self._usual
+        if np.isnan(self.observed).all():
+            return self._default
         return int(np.argmax(self.believed()[0]))
 
     def plane(self) -> Floats:

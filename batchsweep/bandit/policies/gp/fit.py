@@ -1,4 +1,4 @@
-"""Hyperparameters of the Gaussian process from told cells, a step at a time.
+"""Hyperparameters of the Gaussian process from observed cells, a step at a time.
 
 A whole fit takes tens of milliseconds: split over the decisions that follow it, none has to wait.
 """
@@ -33,17 +33,18 @@ class Fit:
     Args:
         kernel: of the arms.
         hyper: where to start.
-        arm, task: [cell] what was told.
+        arm, task: [cell] what was observed.
         unit: [cell] rewards in units of their task's spread, centred.
         extra: [cell] variance of the noise in the same units, squared.
 
     Attributes:
-        centre, spread, told: what it was started with: [task] units, and the number of told cells.
+        centre, spread, observed: what it was started with: [task] units, and the number of
+        observed cells.
     """
 
     centre: Floats
     spread: Floats
-    told: int
+    observed: int
 
     def __init__(
         self, kernel: Kernel, hyper: Hyper, arm: Ints, task: Ints, unit: Floats, extra: Floats

@@ -17,14 +17,15 @@ from batchsweep.bandit.policies.base import (
     _interval,
 )
 from batchsweep.bandit.policies.gp.fit import STEPS, Fit
-from batchsweep.bandit.policies.gp.posterior import Surface
+from batchsweep.bandit.policies.gp.posterior import Posterior
 
 #: Layers of the baseline checkpoint, and cells per task, in the opening.
 OPENING_LAYERS = 6
 OPENING_ROUNDS = 3
 #: Largest part of the budget that the opening may take.
 OPENING_SHARE = 0.3
-#: The first fit of the hyperparameters, and how much the number of told cells grows till the next.
+#: The first fit of the hyperparameters, and how much the number of observed cells grows till the
+#: next.
 LEAST_CELLS = 4
 REFIT_GROWTH = 1.15
 #: Of a task's squared deviations, the part that is signal whatever the measured noise.
@@ -38,16 +39,17 @@ NEAR_CELLS = 16
 #: Cells per task before an early stop: young fits are too sure of themselves.
 LEAST_ROUNDS = 6
 #: Hyperparameters are fitted, not known, so that posterior variances come out too small: they are
-#: multiplied by the mean squared surprise of the cells told so far, DOUBT to begin with, which
+#: multiplied by the mean squared surprise of the cells observed so far, DOUBT to begin with, which
 #: counts as much as this many cells. A surprise is a cell's distance from its prediction of the
 #: moment before, in stated standard deviations (Dawid's prequential view, JRSS A 147, 1984).
 DOUBT = 4.0
 DOUBT_CELLS = 20
-#: The answer leaves the usual arm once another one's posterior mean is higher by this many standard
-#: deviations of their difference: a guess from published experience isn't given up on a hunch.
+#: The answer leaves the default arm once another one's posterior mean is higher by this many
+#: standard deviations of their difference: a guess from published experience isn't given up on a
+#: hunch.
 GUARD = 1.5
-#: And never before so many cells were told: as many as there are tasks, or this many.
-LEAST_TOLD = 30
+#: And never before so many cells were observed: as many as there are tasks, or this many.
+LEAST_OBSERVED = 30
 
 SQRT_2PI = float(np.sqrt(2 * np.pi))
 
@@ -57,9 +59,9 @@ class _GPPolicy(Policy):
 
     def __init__(self, problem: Problem, **common: Any) -> None:
         super().__init__(problem, **common)
-        self.surface = Surface(problem)
+        self.posterior = Posterior(problem)
         self._fit: Fit | None = None
-        self._fitted_at = self._stepped_at = 0  # told cells then
+        self._fitted_at = self._stepped_at = 0  # observed cells then
         tasks = problem.shape[1]
         self._log_cost = np.zeros(tasks)
         self._cost_count = np.zeros(tasks)
@@ -73,11 +75,11 @@ class _GPPolicy(Policy):
         """The first cells, last first: every task on a few layers of the baseline checkpoint.
 
         Tasks take turns at the layers, so that the profile over depth and the scale of every
-        task come from few pulls; the usual arm comes first.
+        task come from few pulls; the default arm comes first.
         """
         arms, tasks = self.problem.shape
         layers = [int(a) for a in self.problem.reference_arms(OPENING_LAYERS)]
-        layers = [self._usual, *(a for a in layers if a != self._usual)]
+        layers = [self._default, *(a for a in layers if a != self._default)]
         order = self.rng.permutation(tasks)
         cells: list[tuple[int, int]] = []
         # By the second round costs are known, which the opening doesn't look at.
@@ -91,8 +93,8 @@ class _GPPolicy(Policy):
         return cells[: max(1, int(OPENING_SHARE * budget))][::-1]
 
     def _scales(self) -> tuple[Floats, Floats]:
-        """[task] centre and spread of what was told; spreads are shrunk to the median."""
-        _, task, reward, noise = self.surface.cells()
+        """[task] centre and spread of what was observed; spreads are shrunk to the median."""
+        _, task, reward, noise = self.posterior.cells()
         tasks = self.problem.shape[1]
         count = np.bincount(task, minlength=tasks)
         total = np.bincount(task, reward, tasks)
@@ -110,12 +112,12 @@ class _GPPolicy(Policy):
         spread = (squares + pull * usual) / (np.maximum(count - 1, 0) + pull)
         return centre, np.sqrt(spread)
 
-    # -- ask / tell ----------------------------------------------------------------------------
+    # -- ask / observe ----------------------------------------------------------------------------
 
     def _learn(
         self, arm: int, task: int, score: float, seconds: float | None, noise: float
     ) -> None:
-        surprise = self.surface.observe(arm, task, score, noise)
+        surprise = self.posterior.observe(arm, task, score, noise)
         if self._fitted_at:
             self._surprise += surprise**2
             self._surprises += 1
@@ -125,21 +127,21 @@ class _GPPolicy(Policy):
             self._cost_count[task] += 1
 
     def _refresh(self) -> None:
-        """Keep the hyperparameters up to date: a step of a fit for each pull that was told."""
-        told = self.surface.told
-        if self.surface.pending or told < LEAST_CELLS:
+        """Keep the hyperparameters up to date: a step of a fit for each pull that was observed."""
+        observed = self.posterior.observed
+        if self.posterior.pending or observed < LEAST_CELLS:
             return
-        if self._fit is None and told >= REFIT_GROWTH * self._fitted_at:
-            self._fit = self.surface.start_fit(*self._scales())
+        if self._fit is None and observed >= REFIT_GROWTH * self._fitted_at:
+            self._fit = self.posterior.start_fit(*self._scales())
         # The first fit is to few cells and quick; nothing can be said before it.
-        steps = told - self._stepped_at if self._fitted_at else STEPS
-        self._stepped_at = told
+        steps = observed - self._stepped_at if self._fitted_at else STEPS
+        self._stepped_at = observed
         if self._fit is None:
             return
         if all(self._fit.step() for _ in range(steps)) and self._fitted_at:
             return
-        self.surface.take(self._fit)
-        self._fitted_at, self._fit = self._fit.told, None
+        self.posterior.take(self._fit)
+        self._fitted_at, self._fit = self._fit.observed, None
 
     def _choose(self) -> tuple[int, int, str] | None:
         while self._opening:
@@ -154,7 +156,7 @@ class _GPPolicy(Policy):
         return arm, task, reason
 
     def _pend(self, arm: int, task: int) -> None:
-        self.surface.observe(arm, task, None, self._noise[task])
+        self.posterior.observe(arm, task, None, self._noise[task])
 
     def _contrast(self) -> tuple[dict[int, float], str]:
         """Arms with coefficients whose sum should be known better, and why."""
@@ -162,29 +164,31 @@ class _GPPolicy(Policy):
 
     def _cell_for(self, contrast: dict[int, float]) -> tuple[int, int]:
         """The free cell that most reduces the variance of the contrast, per second if billed so."""
-        surface = self.surface
+        posterior = self.posterior
         near = self._near(contrast)
-        gain = surface.gains(contrast, near) ** 2
-        rough = surface.load**2 * (surface.var[near] / surface.total**2)[:, None]
-        rough = rough + surface.own**2 * (surface.own_diagonal + surface.kernel.var["own_cell"])
+        gain = posterior.gains(contrast, near) ** 2
+        rough = posterior.load**2 * (posterior.var[near] / posterior.total**2)[:, None]
+        rough = rough + posterior.own**2 * (
+            posterior.own_diagonal + posterior.kernel.var["own_cell"]
+        )
         worth = gain / rough / self._cost()
         worth[self.taken[near]] = -1.0
         flat = np.argsort(-worth, axis=None, kind="stable")[:NEAR_CELLS]
         flat = flat[worth.flat[flat] >= 0]
         if not len(flat):
             open_arms = self._open_arms()
-            arm = int(open_arms[np.argmax(surface.mean[open_arms])])
+            arm = int(open_arms[np.argmax(posterior.mean[open_arms])])
             return arm, int(self._free_tasks(arm)[0])
         row, task = np.unravel_index(flat, worth.shape)
-        exact = gain[row, task] / surface.cell_variance(near[row], task) / self._cost()[task]
+        exact = gain[row, task] / posterior.cell_variance(near[row], task) / self._cost()[task]
         k = int(np.argmax(exact))
         return int(near[row[k]]), int(task[k])
 
     def _near(self, contrast: dict[int, float]) -> Ints:
         """Arms whose reward says most about the contrast, its own arms first."""
-        surface = self.surface
-        covariance = sum(c * surface.covariance_row(a) for a, c in contrast.items())
-        power = np.asarray(covariance) ** 2 / np.maximum(surface.var, 1e-12)
+        posterior = self.posterior
+        covariance = sum(c * posterior.covariance_row(a) for a, c in contrast.items())
+        power = np.asarray(covariance) ** 2 / np.maximum(posterior.var, 1e-12)
         power[self.taken.all(axis=1)] = -1.0
         order = np.argsort(-power, kind="stable")[:NEAR_ARMS]
         mine = np.array(list(contrast), dtype=np.int64)
@@ -200,29 +204,29 @@ class _GPPolicy(Policy):
     # -- beliefs -------------------------------------------------------------------------------
 
     def believed(self) -> tuple[Floats, Floats]:
-        return self.surface.mean, np.sqrt(np.maximum(self._doubt() * self.surface.var, 0.0))
+        return self.posterior.mean, np.sqrt(np.maximum(self._doubt() * self.posterior.var, 0.0))
 
     def leader(self) -> int:
-        """The arm with the highest posterior mean, once it is likely better than the usual arm."""
+        """The arm with the highest posterior mean, once likely better than the default arm."""
         front = self._front()
-        gap = self.surface.mean[front] - self.surface.mean[self._usual]
-        told = self.surface.told
-        young = max(LEAST_TOLD, self.told.shape[1])
-        if gap <= 0 or told < min(young, self.told.size // 2):
-            return self._usual
-        pair = np.array([front, self._usual])
-        cov = self._doubt() * self.surface.covariance(pair, pair)
+        gap = self.posterior.mean[front] - self.posterior.mean[self._default]
+        observed = self.posterior.observed
+        young = max(LEAST_OBSERVED, self.observed.shape[1])
+        if gap <= 0 or observed < min(young, self.observed.size // 2):
+            return self._default
+        pair = np.array([front, self._default])
+        cov = self._doubt() * self.posterior.covariance(pair, pair)
         sd = np.sqrt(max(cov[0, 0] + cov[1, 1] - 2 * cov[0, 1], 0.0))
-        return front if gap >= GUARD * sd else self._usual
+        return front if gap >= GUARD * sd else self._default
 
     def _doubt(self) -> float:
         return max(1.0, self._surprise / self._surprises)
 
     def _front(self) -> int:
-        return int(np.argmax(self.surface.mean))
+        return int(np.argmax(self.posterior.mean))
 
     def plane(self) -> Floats:
-        return np.where(np.isnan(self.told), self.surface.plane(), self.told)
+        return np.where(np.isnan(self.observed), self.posterior.plane(), self.observed)
 
     def _improvement(self, leader: int, *, learnable: bool = False) -> Floats:
         """[arm] expected amount by which the arm is better than the leader.
@@ -230,9 +234,9 @@ class _GPPolicy(Policy):
         With ``learnable``, only by what pulls can still tell: not by noise that stays when both
         arms are scored in full.
         """
-        surface = self.surface
-        gap = surface.mean - surface.mean[leader]
-        var = surface.var + surface.var[leader] - 2 * surface.covariance_row(leader)
+        posterior = self.posterior
+        gap = posterior.mean - posterior.mean[leader]
+        var = posterior.var + posterior.var[leader] - 2 * posterior.covariance_row(leader)
         var = np.maximum(self._doubt() * var, 1e-18)
         stays = 2 * float((self._noise**2).mean()) / len(self._noise)
         if learnable and stays > 0:
@@ -251,16 +255,18 @@ class _GPPolicy(Policy):
         # What hardly ever beats the leader can't change a statement, only slow it.
         order = order[improvement[order] > 1e-3 * improvement[order[0]]]
         finalists = np.array([leader, *(i for i in order.tolist() if i != leader)])
-        cov = self._doubt() * self.surface.covariance(finalists, finalists)
+        cov = self._doubt() * self.posterior.covariance(finalists, finalists)
         value, vector = np.linalg.eigh(cov)
         # The same normal numbers every time: what is stated moves with the data alone.
         normal = np.random.default_rng(0).normal(size=(DRAWS, len(finalists)))
         root = vector * np.sqrt(np.maximum(value, 0.0))
-        return finalists, self.surface.mean[finalists] + normal @ root.T
+        return finalists, self.posterior.mean[finalists] + normal @ root.T
 
     def sure(self, regret: float) -> bool:
-        told = self.surface.told
-        if not self._fitted_at or told < min(LEAST_ROUNDS * self.problem.shape[1], self.told.size):
+        observed = self.posterior.observed
+        if not self._fitted_at or observed < min(
+            LEAST_ROUNDS * self.problem.shape[1], self.observed.size
+        ):
             return False
         leader = self.leader()
         # The expected regret lies between the largest of these and their sum.
@@ -278,10 +284,11 @@ class _GPPolicy(Policy):
         finalists, draws = self._draws(leader)
         p_best = np.bincount(draws.argmax(axis=1), minlength=len(finalists)) / len(draws)
         order = [k for k in np.argsort(-p_best, kind="stable").tolist() if k and p_best[k] >= 0.01]
-        told = self.surface.told
+        observed = self.posterior.observed
         # Before the first fit the scale of everything is a guess: no probabilities are stated.
         fitted = self._fitted_at > 0
-        basis = f"model-based: a Gaussian process over {told} scored cells of {self.told.size}; "
+        cells = self.observed.size
+        basis = f"model-based: a Gaussian process over {observed} scored cells of {cells}; "
         return Answer(
             arm=self.problem.arms[leader],
             mean=float(mean[leader]),
@@ -301,7 +308,7 @@ class _GPPolicy(Policy):
             else (),
             mean_of=mean.copy(),
             sd_of=sd,
-            pulled=(~np.isnan(self.told)).sum(axis=1),
+            pulled=(~np.isnan(self.observed)).sum(axis=1),
             basis=basis + "the others are predicted, not measured",
         )
 

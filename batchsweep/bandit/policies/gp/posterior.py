@@ -24,8 +24,8 @@ FIT_CELLS = 280
 PIECE = 512
 
 
-class Surface:
-    """Posterior over [arm] rewards (means over tasks) given told and pending cells.
+class Posterior:
+    """Posterior over [arm] rewards (means over tasks) given observed and pending cells.
 
     A pending cell shrinks variances but moves no mean, so that a batch spreads (Ginsbourger, Le
     Riche & Carraro, "Kriging is well-suited to parallelize optimization", 2010, with the mean as
@@ -67,21 +67,21 @@ class Surface:
         self._task: Ints = grown(get("_task"), size, dtype=np.int64)
         self._reward: Floats = grown(get("_reward"), size)
         self._noise: Floats = grown(get("_noise"), size)
-        self._told: Bools = grown(get("_told"), size, dtype=bool)
+        self._observed: Bools = grown(get("_observed"), size, dtype=bool)
         self._resid: Floats = grown(get("_resid"), size)
         self._z: Floats = grown(get("_z"), size)
         self._chol: Floats = grown(get("_chol"), size, size)
         self._white: Floats = grown(get("_white"), size, self._arms)
 
     def observe(self, arm: int, task: int, reward: float | None, noise: float = 0.0) -> float:
-        """Add a cell; ``reward`` None makes it pending. A pending cell may be told later.
+        """Add a cell; ``reward`` None makes it pending. A pending cell may be observed later.
 
         Returns:
             Its distance from what was predicted, in predicted standard deviations; 0 if pending.
         """
         at = self._pending.pop((arm, task), None)
         if at is not None and reward is not None:
-            self._reward[at], self._told[at] = reward, True
+            self._reward[at], self._observed[at] = reward, True
             if noise != self._noise[at] and at == self.n - 1:
                 self.var = self.var + self._white[at] ** 2
                 self._noise[at] = noise
@@ -98,7 +98,7 @@ class Surface:
         i = self.n
         self._arm[i], self._task[i] = arm, task
         self._reward[i] = 0.0 if reward is None else reward
-        self._noise[i], self._told[i] = noise, reward is not None
+        self._noise[i], self._observed[i] = noise, reward is not None
         if reward is None:
             self._pending[arm, task] = i
         self._append(i)
@@ -109,15 +109,15 @@ class Surface:
         return len(self._pending)
 
     @property
-    def told(self) -> int:
-        """How many cells were told."""
+    def observed(self) -> int:
+        """How many cells were observed."""
         return self.n - self.pending
 
     def cells(self) -> tuple[Ints, Ints, Floats, Floats]:
         """Told (arms, tasks, rewards, standard deviations of their noise)."""
-        n, told = self.n, self._told[: self.n]
-        cells = self._arm[:n][told], self._task[:n][told]
-        return *cells, self._reward[:n][told], self._noise[:n][told]
+        n, observed = self.n, self._observed[: self.n]
+        cells = self._arm[:n][observed], self._task[:n][observed]
+        return *cells, self._reward[:n][observed], self._noise[:n][observed]
 
     # -- covariances ---------------------------------------------------------------------------
 
@@ -200,7 +200,7 @@ class Surface:
         return cross
 
     def _residual(self, i: int) -> float:
-        if not self._told[i]:
+        if not self._observed[i]:
             return 0.0
         a, t = self._arm[i], self._task[i]
         unit = (self._reward[i] - self.centre[t]) / self.spread[t]
@@ -226,7 +226,7 @@ class Surface:
         self._white[i] = white
         self.var = self.var - white**2
         self._resid[i] = self._residual(i)
-        if self._told[i]:
+        if self._observed[i]:
             self._z[i] = (self._resid[i] - solved @ self._z[:i]) / last
             self.mean = self.mean + self._z[i] * white
         else:
@@ -235,14 +235,14 @@ class Surface:
     def _whiten(self) -> None:
         """Whitened residuals and the mean, from scratch: a pending cell keeps its lie of 0."""
         n = self.n
-        if self._told[:n].all():
+        if self._observed[:n].all():
             self._z[:n] = solve_triangular(
                 self._chol[:n, :n], self._resid[:n], lower=True, check_finite=False
             )
         else:
             for i in range(n):
                 gap = self._resid[i] - self._chol[i, :i] @ self._z[:i]
-                self._z[i] = gap / self._chol[i, i] if self._told[i] else 0.0
+                self._z[i] = gap / self._chol[i, i] if self._observed[i] else 0.0
         self.mean = self._prior_mean + self._z[:n] @ self._white[:n]
 
     # -- questions -----------------------------------------------------------------------------
@@ -335,7 +335,7 @@ class Surface:
     # -- hyperparameters -----------------------------------------------------------------------
 
     def start_fit(self, centre: Floats, spread: Floats) -> Fit:
-        """A fit to the told cells, with these [task] centres and spreads."""
+        """A fit to the observed cells, with these [task] centres and spreads."""
         arm, task, reward, noise = self.cells()
         if len(arm) > FIT_CELLS:
             keep = np.unique(np.linspace(0, len(arm) - 1, FIT_CELLS).astype(np.int64))
@@ -343,7 +343,7 @@ class Surface:
         unit = (reward - centre[task]) / spread[task]
         extra = JITTER + (noise / spread[task]) ** 2
         fit = Fit(self.kernel, self.hyper, arm, task, unit, extra)
-        fit.centre, fit.spread, fit.told = centre, spread, self.told
+        fit.centre, fit.spread, fit.observed = centre, spread, self.observed
         return fit
 
     def take(self, fit: Fit) -> None:

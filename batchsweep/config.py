@@ -112,7 +112,7 @@ def _as_model(value: Any) -> Any:
 
 
 class LocalTask(_Section):
-    """A task of your own, from a file: see the README, "Tasks of your own"."""
+    """A task of your own, from a file: see docs/guides/config.md."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     """The task's name in tables and in the store."""

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One constraints file pins every install.
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test lint test-containers k8s torture benchmarks clean
+.PHONY: demo test lint docs test-containers k8s torture benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/batchsweep demo
@@ -17,6 +17,10 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, into build/site. A link to nowhere is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 test-containers: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m containers tests/containers
@@ -45,6 +49,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP_INSTALL) -e '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 clean:

@@ -1,0 +1,143 @@
+"""What the documentation says of the code is true: files, commands, and the steps of its guides."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from simulated import play, problem_of, surface
+from store_data import block, spec, states, write_corpus
+
+from batchsweep.bandit.policies import Policy
+from batchsweep.store import create_store
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+#: A file or folder of the project, as it is named in backquotes.
+NAMED = re.compile(r"`((?:batchsweep|tests|docs|configs|k8s|examples)/[\w./-]*)`")
+LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_what_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text()
+    named = [ROOT / name for name in NAMED.findall(text)]
+    linked = [page.parent / target for target in LINK.findall(text)]
+    assert [str(path) for path in [*named, *linked] if not path.exists()] == []
+
+
+def commands() -> dict[str, set[str]]:
+    """Command (``launch k8s``) -> flags that a page shows it with."""
+    found: dict[str, set[str]] = {}
+    for page in PAGES:
+        shell = "\n".join(re.findall(r"(?ms)^ *```sh\n(.*?)```", page.read_text()))
+        for line in shell.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if "batchsweep" not in words or words[0] == "kubectl" or "build" in words:
+                continue
+            # The last one: `docker run ... batchsweep extract`.
+            mine = words[len(words) - words[::-1].index("batchsweep") :]
+            if mine[0].startswith("-"):
+                continue
+            name = " ".join(mine[: 2 if mine[0] == "launch" else 1])
+            flags = {word.split("=")[0] for word in mine if word.startswith("--")}
+            found.setdefault(name, set()).update(flags)
+    return found
+
+
+@pytest.mark.parametrize("command", sorted(commands()))
+def test_the_commands_of_the_pages_have_these_flags(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "batchsweep", *command.split(), "--help"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    known = set(re.findall(r"--[a-z][a-z0-9-]*", done.stdout))
+    assert commands()[command] - known == set()
+
+
+def test_the_workflow_calls_what_ci_calls() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    ours = [step["run"] for step in steps if "run" in step]
+    ci = (ROOT / ".ci/run").read_text().splitlines()
+    assert ours == [line for line in ci if line.startswith("make ")]
+
+
+def test_the_policy_of_the_guide_is_one() -> None:
+    code = re.search(
+        r"(?ms)^    ```python\n(.*?)^    ```", (ROOT / "docs/extend/policy.md").read_text()
+    )
+    assert code is not None
+    names: dict[str, Any] = {"Policy": Policy}
+    exec(re.sub(r"(?m)^    ", "", code[1]), names)
+    problem = problem_of()
+    policy = names["FewestSeen"](problem, seed=0, budget=None)
+    made = play(policy, surface(problem), pulls=10_000)
+    assert len({(a, t) for a, t, _ in made}) == np.prod(problem.shape)
+    # Every arm once before any arm twice.
+    assert len({a for a, _, _ in made[: len(problem.arms)]}) == len(problem.arms)
+    assert policy.best().p_best == 1.0
+
+
+def test_the_example_of_offline_analysis(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = create_store(tmp_path / "s.zarr")
+    write_corpus(store)
+    of = spec(poolings=("mean",), dtype="float32")
+    with store.writer("EleutherAI--pythia-14m/step1000", of) as writer:
+        for number in range(of.blocks):
+            writer.write_block(number, block(states(of), of.block_rows(number)))
+        writer.finish()
+    script = str(ROOT / "examples/offline_analysis.py")
+    monkeypatch.setattr(sys, "argv", [script, store.url])
+    runpy.run_path(script, run_name="__main__")
+    assert "no arm is scored on every task" in capsys.readouterr().out
+    for layer in of.layers:
+        for number, task in enumerate(["STSBenchmark", "Bank/77:en", "empty"]):
+            where = f"scores/EleutherAI--pythia-14m/step1000/{layer}-mean/{number}.json"
+            record = {"main_score": 0.5 - abs(layer - 2) / 10, "task": task, "layer": layer}
+            named = {n: of.provenance[n] for n in ("model", "revision", "step")}
+            store.write_json(where, {**record, **named, "pooling": "mean", "seconds": 1.0})
+    runpy.run_path(script, run_name="__main__")
+    out = capsys.readouterr().out
+    assert re.search(r"EleutherAI--pythia-14m/step1000#2 +1000 +2 +0\.5\b", out)
+    assert "no arm is scored" not in out
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("mkdocstrings") is None,
+    reason="the site's generator isn't installed: make docs",
+)
+def test_the_site_builds_strictly(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "reference/config/index.html").read_text()
+    assert "max_texts_per_task" in reference and ":class:" not in reference

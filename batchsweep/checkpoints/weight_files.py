@@ -25,26 +25,26 @@ def weights_digest(files: Iterable[WeightFile]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-#: Weight files by format, best first: prefix and suffix of their names.
+#: Weight files by format, best first: stem and suffix of their names.
 WEIGHT_FORMATS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 
-
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 
 
 def weight_names(names: Iterable[str]) -> dict[str, list[str]]:
     """The top-level weight files of each format that is there (``.safetensors``, ``.bin``).
 
-    One file of all weights goes before shards, as in transformers.
+    One file of all weights goes before shards, as in transformers. Variants
+    (``model.fp16-00001-of-00002.safetensors``) are other weights, which nobody loads unasked.
     """
     names = list(names)
     found = {}
-    for prefix, suffix in WEIGHT_FORMATS:
-        whole = prefix + suffix
+    for stem, suffix in WEIGHT_FORMATS:
+        whole = stem + suffix
         shards = [
             n
             for n in names
-            if n.startswith(prefix) and n.endswith(suffix) and _SHARD.search(n.removesuffix(suffix))
+            if n.endswith(suffix) and _SHARD.sub("", n.removesuffix(suffix)) == stem
         ]
         if whole in names:
             found[suffix] = [whole]
@@ -63,13 +63,8 @@ def missing_shards(names: Sequence[str]) -> int:
     return sum(total - len(shards) for total, shards in present.items())
 
 
-def _weight_files(names: list[str]) -> list[str]:
-    """The weight files of the best format among a repo's top-level files."""
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        if stem + suffix in names:
-            return [stem + suffix]
-        shard = re.compile(rf"{stem}-\d+-of-\d+\{suffix}")
-        found = sorted(n for n in names if shard.fullmatch(n))
-        if found:
-            return found
-    return []
+def _weight_files(names: Iterable[str]) -> list[str]:
+    """The files to load: the best complete format's, or the best one's if none is complete."""
+    found = list(weight_names(names).values())
+    complete = [files for files in found if not missing_shards(files)]
+    return next(iter(complete or found), [])

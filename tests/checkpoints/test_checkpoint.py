@@ -11,16 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchsweep.checkpoints.checkpoint import Checkpoint, normalise_revision, step_of
+from batchsweep.checkpoints.hub import RemoteFile
 from batchsweep.checkpoints.revisions_file import (
     render_revisions,
     replace_revisions,
     write_revisions,
 )
 from batchsweep.checkpoints.schedules import schedule, schedule_among
+from batchsweep.checkpoints.sources import listing_of
 from batchsweep.checkpoints.weight_files import WeightFile, missing_shards, weight_names
 from batchsweep.cli.main import main
 from batchsweep.config import load
-from batchsweep.errors import ConfigError
+from batchsweep.errors import ConfigError, Unavailable
+from batchsweep.forward.loading import fetch
 
 ROOT = Path(__file__).parents[2]
 
@@ -182,6 +185,31 @@ def test_shards_that_are_not_there_are_counted():
     assert missing_shards(["model-00001-of-00003.safetensors"]) == 2
     assert missing_shards([f"model-{i:05d}-of-00002.safetensors" for i in (1, 2)]) == 0
     assert missing_shards(["model.safetensors"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "weights"),
+    [
+        (["model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"], []),
+        (["model-1-of-2.safetensors", "model-2-of-2.safetensors"], None),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], None),
+        (["modelling-00001-of-00001.safetensors", "old/model-1-of-1.safetensors"], []),
+        (["model-00001-of-00002.safetensors", "pytorch_model.bin"], ["pytorch_model.bin"]),
+    ],
+)
+def test_the_audit_and_the_loader_take_the_same_files(tmp_path, names, weights):
+    content = dict.fromkeys([*names, "config.json"], RemoteFile("0" * 64, 1))
+    listing = listing_of(content, "0" * 40)
+    expected = names if weights is None else weights
+    assert [file.name for file in listing.loaded] == expected
+    for name in content:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    if expected:
+        assert fetch(str(tmp_path), "main") == tmp_path
+    else:
+        with pytest.raises(Unavailable, match="no model"):
+            fetch(str(tmp_path), "main")
 
 
 def test_keys_are_safe_paths():

@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from batchsweep.bandit.policy_names import PolicyName
 from batchsweep.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -44,23 +45,6 @@ TaskType = Literal[
     "summarization",
     "python",
 ]
-
-PolicyName = Literal[
-    "toptwo_gp",
-    "gp_ucb",
-    "thompson",
-    "sequential_halving",
-    "ucb_e",
-    "ucb_e_lrf",
-    "ucb",
-    "linucb",
-    "linucb_disjoint",
-    "random",
-    "exhaustive",
-    "heuristic",
-]
-#: In the order of :data:`batchsweep.bandit.policies.POLICIES`.
-POLICY_NAMES: tuple[str, ...] = get_args(PolicyName)
 
 
 def _as_tuple(value: Any) -> Any:

@@ -27,6 +27,7 @@ from batchsweep.bandit.pull_noise import SplitHalvesNoise
 from batchsweep.bandit.pulls import Pulls, ScoreFn
 from batchsweep.bandit.rewards import Floats, describe, raw_scale, z_scale
 from batchsweep.config import BanditConfig, RewardsConfig
+from batchsweep.numerics import one_compute_thread
 from batchsweep.progress import progress
 
 __all__ = ["Ledger", "MemoryLedger", "Outcome", "StoreLedger", "run", "run_digest"]
@@ -81,7 +82,7 @@ def run(
     rewards = rewards or RewardsConfig(scale="raw")
     # One BLAS thread: the same sums, to the last bit, whatever the machine's setting; matrices of
     # this size are no quicker on several, and many times slower where others want the cores too.
-    with threadpool_limits(limits=1):
+    with one_compute_thread(), threadpool_limits(limits=1):
         header = _header(problem, config, rewards) | {"options": options or {}}
         made = Pulls(ledger or MemoryLedger(), header, score_fn, full_fn or score_fn, executor)
         loop = _Loop(problem, config, rewards, made, options or {})

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 from batchsweep import __version__
+from batchsweep.bandit.policy_names import POLICY_NAMES
 from batchsweep.cli.launch_arguments import add_launch
-from batchsweep.config import POLICY_NAMES
 from batchsweep.errors import BatchsweepError, Terminated
 from batchsweep.log import set_up_logging
 

@@ -30,6 +30,7 @@ from batchsweep.errors import (
 )
 from batchsweep.extract.weights import check_weights
 from batchsweep.forward.augment import augmented
+from batchsweep.numerics import COMPUTE_THREADS
 from batchsweep.plan.plan import PlanEntry
 from batchsweep.progress import duration, progress
 from batchsweep.signals import StopRequest
@@ -79,6 +80,7 @@ def group_spec(config: Config, entry: PlanEntry, corpus: Corpus) -> GroupSpec:
             "weights_digest": checkpoint.weights_digest,
             "tokenizer": entry.tokenizer,
             "compute_dtype": _compute_dtype(config),
+            "compute_threads": COMPUTE_THREADS,
             "metrics": config.metrics.model_dump(mode="json"),
             "versions": _versions(),
         },
@@ -177,9 +179,10 @@ def _complete(store: Store, key: str, spec: GroupSpec) -> bool:
     if key not in store:
         return False
     reader = store.reader(key)
-    # Another machine's dtype is no reason to compute a finished group again.
-    there = reader.provenance.get("compute_dtype")
-    same = replace(spec, provenance={**spec.provenance, "compute_dtype": there})
+    # Another machine's dtype, or an older version's threads, are no reason to compute a finished
+    # group again; they are one to refuse to go on with an unfinished one.
+    there = {k: reader.provenance.get(k) for k in ("compute_dtype", "compute_threads")}
+    same = replace(spec, provenance={**spec.provenance, **there})
     return reader.complete and not reader.spec.differences(same)
 
 

@@ -3,16 +3,23 @@
 Nothing but pooled states is kept: hooks pool each layer's token states the moment its block
 returns. Blocks after the last wanted layer don't run.
 
+On a CPU every batch is computed by one thread, and as many batches at once as there are cores: what
+a text's states are, to the last bit, depends on neither.
+
 A text without tokens (many tokenizers of decoders give none for "") stands for the model's
 end-of-text token: it has a vector, and every empty text has the same one.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -25,6 +32,7 @@ from batchsweep.forward.architecture import LoadedCheckpoint, block_input, block
 from batchsweep.forward.batching import make_batches, pad, split
 from batchsweep.forward.loading import fetch, load_checkpoint
 from batchsweep.forward.pooling import Pooler
+from batchsweep.numerics import COMPUTE_THREADS, cores
 
 __all__ = ["LoadedCheckpoint", "fetch", "load_checkpoint", "pooled_states"]
 
@@ -38,6 +46,8 @@ Reducer = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 MakeReducer = Callable[[torch.Tensor, npt.NDArray[np.int64]], Reducer]
 #: Positions of a batch's texts, and by name what the reducers gave: [layer, text, ...].
 Reduced = tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[Any]]]
+#: Waits for a batch that was started: what it gave by name, None if memory did not suffice.
+_Started = Callable[[], dict[str, npt.NDArray[Any]] | None]
 
 
 def pooled_states(
@@ -116,17 +126,23 @@ def reduced_states(
     texts = [ids if ids.size else np.array([loaded.empty_token]) for ids in texts]
     lengths = np.array([len(ids) for ids in texts], dtype=np.int64)
     batches = deque(make_batches(lengths, batch_tokens))
-    in_flight: deque[_Result] = deque()
+    in_flight: deque[tuple[npt.NDArray[np.int64], _Started]] = deque()
     # One batch ahead on a GPU: it computes while the last batch's states come home.
-    ahead = 2 if loaded.device.type == "cuda" else 1
-    with _Pass(loaded, sources, texts, make_reducer) as forward:
+    workers = 1 if loaded.device.type == "cuda" else min(cores(), len(batches))
+    with ExitStack() as stack:
+        passes = [
+            stack.enter_context(_Pass(shell, sources, texts, make_reducer))
+            for shell in (loaded, *(_sharing_weights(loaded) for _ in range(workers - 1)))
+        ]
+        start = _starter(passes, lambda r, p: _finite(r, p, layers, first_row), stack)
         while batches or in_flight:
-            if batches and len(in_flight) < ahead:
+            if batches and len(in_flight) < workers + 1:
                 positions = batches.popleft()
-                result = forward.try_run(positions)
-                if result is not None:
-                    in_flight.append(result)
-                    continue
+                in_flight.append((positions, start(positions)))
+                continue
+            positions, started = in_flight.popleft()
+            arrays = started()
+            if arrays is None:
                 padded = len(positions) * int(lengths[positions].max())
                 if len(positions) == 1:
                     raise IndexFailed(
@@ -143,8 +159,46 @@ def reduced_states(
                 rest = [positions, *batches]
                 batches = deque(part for b in rest for part in split(b, lengths, padded // 2))
                 continue
-            result = in_flight.popleft()
-            yield result.positions, _finite(result, forward, layers, first_row)
+            yield positions, arrays
+
+
+def _starter(
+    passes: Sequence[_Pass],
+    finish: Callable[[_Result, _Pass], dict[str, npt.NDArray[Any]]],
+    stack: ExitStack,
+) -> Callable[[npt.NDArray[np.int64]], _Started]:
+    """Starts a batch: on a GPU in its queue, on a CPU in a thread for each of the passes."""
+    if passes[0].loaded.device.type == "cuda":
+        (forward,) = passes
+
+        def start_here(positions: npt.NDArray[np.int64]) -> _Started:
+            result = forward.try_run(positions)
+            return lambda: None if result is None else finish(result, forward)
+
+        return start_here
+    free: SimpleQueue[_Pass] = SimpleQueue()
+    for each in passes:
+        free.put(each)
+
+    def run(positions: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]] | None:
+        forward = free.get()
+        try:
+            result = forward.try_run(positions)
+            return None if result is None else finish(result, forward)
+        finally:
+            free.put(forward)
+
+    threads = ThreadPoolExecutor(
+        len(passes), initializer=torch.set_num_threads, initargs=(COMPUTE_THREADS,)
+    )
+    stack.callback(threads.shutdown, cancel_futures=True)
+    return lambda positions: threads.submit(run, positions).result
+
+
+def _sharing_weights(loaded: LoadedCheckpoint) -> LoadedCheckpoint:
+    """Modules of their own, for hooks of their own; parameters and buffers are shared."""
+    tensors = (*loaded.model.parameters(), *loaded.model.buffers())
+    return copy.deepcopy(loaded, {id(tensor): tensor for tensor in tensors})
 
 
 def _sources(

@@ -28,6 +28,7 @@ import torch
 from batchsweep.forward.architecture import LoadedCheckpoint
 from batchsweep.forward.forward import reduced_states
 from batchsweep.forward.pooling import Pooler
+from batchsweep.numerics import one_compute_thread
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,6 +53,7 @@ def sample_rows(texts: int, sample: int, seed: int) -> npt.NDArray[np.int64]:
     return np.sort(rows).astype(np.int64)
 
 
+@one_compute_thread()
 def representation_metrics(
     loaded: LoadedCheckpoint,
     token_ids: Sequence[npt.ArrayLike],

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
-import torch
 from mteb.results import TaskResult
 from threadpoolctl import ThreadpoolController
 
@@ -20,6 +19,7 @@ from batchsweep.arm import Arm
 from batchsweep.config import CorpusConfig
 from batchsweep.corpus.lookup import CHUNK, TextIndex, prefix_of
 from batchsweep.errors import StoreError, StoreMismatch, UsageError
+from batchsweep.numerics import one_compute_thread
 from batchsweep.score.vectors import _Vectors
 from batchsweep.store import GroupReader, Store
 from batchsweep.tasks.evaluators import Halves, PreparedTask, prepare, prepare_halves
@@ -193,13 +193,8 @@ class Scorer:
     @contextmanager
     def _one_thread(self) -> Iterator[None]:
         """One BLAS, OpenMP and torch thread: faster at these sizes, and always the same sums."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with self._threads.limit(limits=1):
-                yield
-        finally:
-            torch.set_num_threads(before)
+        with one_compute_thread(), self._threads.limit(limits=1):
+            yield
 
     def _origin(self, reader: GroupReader, task: str, halves: Halves | None) -> dict[str, Any]:
         """What decides a score; a record of another origin is not used."""

@@ -96,7 +96,7 @@ def test_no_usable_index_says_what_to_set(environ, says):
 
 def test_help_names_the_policies_that_there_are():
     from batchsweep.bandit.policies import POLICIES
-    from batchsweep.config import POLICY_NAMES
+    from batchsweep.bandit.policy_names import POLICY_NAMES
 
     assert tuple(POLICIES) == POLICY_NAMES
 

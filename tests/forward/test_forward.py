@@ -268,6 +268,7 @@ def test_overflow_in_padding_only_is_no_error(neox):
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(neox, monkeypatch, caplog):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # The model that is patched is the one that runs.
     want = embed(neox, TEXTS, batch_tokens=40)["mean"]
     sizes = []
     forward = neox.model.forward

@@ -190,7 +190,7 @@ def test_a_disk_that_is_full_when_a_lease_is_taken(tmp_path):
 def test_workers_end_with_a_search_that_was_killed(tmp_path):
     code = (
         "import os, time\n"
-        "from batchsweep.score.scorer import score_processes\n"
+        "from batchsweep.score.workers import score_processes\n"
         "if __name__ == '__main__':\n"
         "    pool = score_processes(1)\n"
         "    print(pool.submit(os.getpid).result(), flush=True)\n"

@@ -376,9 +376,9 @@ def test_a_damaged_root_is_named_and_written_again(path: Path) -> None:
 
 def test_a_newer_store_is_refused(tmp_path: Path) -> None:
     create_store(tmp_path / "s")
-    from batchsweep.store import zarr3
+    from batchsweep.store.zarr import v3
 
-    (tmp_path / "s/zarr.json").write_bytes(zarr3.group({"batchsweep_format": 2}))
+    (tmp_path / "s/zarr.json").write_bytes(v3.group({"batchsweep_format": 2}))
     with pytest.raises(StoreError, match=r"version 2 is newer than this batchsweep \(version 1\)"):
         open_store(tmp_path / "s")
 

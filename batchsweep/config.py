@@ -182,8 +182,8 @@ class MetricsConfig(_Section):
 class RewardsConfig(_Section):
     """How an arm's scores on several tasks become one number."""
 
-    scale: Literal["z", "raw"] = "z"
-    """``z``: per task against the baseline checkpoint's layers; ``raw``: the main scores."""
+    scale: Literal["raw", "z"] = "raw"
+    """``raw``: the main scores; ``z``: per task against the baseline checkpoint's layers."""
     aggregate: Literal["mean", "robust_mean", "rank"] = "mean"
     baseline: str | None = None
     """Revision whose layers are the baseline. Default: the last of the sweep."""
@@ -210,7 +210,8 @@ class BanditConfig(_Section):
     policy: PolicyName = "toptwo_gp"
     """Which policy decides; ``batchsweep bandit --help`` lists them."""
     budget: Annotated[float, Field(gt=0)] | PullBudget = 100.0
-    """Whole-arm evaluations (100 allows 100 x tasks pulls), ``{pulls: n}`` or ``{seconds: s}``."""
+    """Whole-arm evaluations (100 allows 100 x tasks pulls), ``{pulls: n}`` or ``{seconds: s}``.
+    The policy ``exhaustive`` scores every cell, whatever is given here."""
     seed: int = 0
     stop_at_regret: float = Field(default=0.0005, ge=0)
     """Stop early once the expected regret (in score) is below this; 0 never stops early."""
@@ -230,6 +231,8 @@ class BanditConfig(_Section):
         on subsets.
         """
         cells = arms * tasks + (self.final_check * tasks if self.texts_per_pull else 0)
+        if self.policy == "exhaustive":
+            return cells, None
         if not isinstance(self.budget, PullBudget):
             return min(max(1, round(self.budget * tasks)), cells), None
         if self.budget.pulls is not None:
@@ -237,7 +240,9 @@ class BanditConfig(_Section):
         return None, self.budget.seconds
 
     def budget_text(self, tasks: int) -> str:
-        """The budget in words: ``100 x 32 tasks``, ``400 pulls``, ``3600 s``."""
+        """The budget in words: ``100 x 32 tasks``, ``400 pulls``, ``3600 s``, ``every cell``."""
+        if self.policy == "exhaustive":
+            return "every cell"
         if not isinstance(self.budget, PullBudget):
             return f"{self.budget:g} x {tasks} tasks"
         if self.budget.pulls is not None:

@@ -229,6 +229,21 @@ def test_exhaustive_finds_the_truth_and_says_so(problem):
     np.testing.assert_allclose(outcome.plane, scores.table)
 
 
+@pytest.mark.parametrize("budget", [1, PullBudget(pulls=5), PullBudget(seconds=0.001)])
+def test_exhaustive_scores_every_cell_whatever_the_budget(problem, budget):
+    scores = Scores(problem)
+    outcome = run(problem, scores, BanditConfig(policy="exhaustive", budget=budget), quiet=True)
+    assert outcome.pulls == len(set(scores.asked)) == scores.table.size
+    assert outcome.answer.expected_regret == 0
+
+
+def test_the_default_reward_is_the_mean_main_score(problem):
+    scores = Scores(problem)
+    outcome = run(problem, scores, BanditConfig(policy="exhaustive"), RewardsConfig(), quiet=True)
+    np.testing.assert_allclose(outcome.answer.mean_of, scores.table.mean(axis=1))
+    assert outcome.answer.mean == pytest.approx(outcome.plane.mean(axis=1).max())
+
+
 def test_exhaustive_z_uses_all_baseline_layers(problem):
     scores = Scores(problem)
     outcome = run(problem, scores, BanditConfig(policy="exhaustive", budget=1e9), Z, quiet=True)

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from architectures import ARCHITECTURES
 from simulated import play, problem_of, surface
-from store_data import block, spec, states, write_corpus
+from store_data import KEY, TASKS, block, spec, states, write_corpus, write_group
 
 from batchsweep.bandit.policies import Policy
-from batchsweep.store import create_store
+from batchsweep.errors import TryAgain
+from batchsweep.store import create_store, repair, verify
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -125,6 +127,57 @@ def test_the_example_of_offline_analysis(
     out = capsys.readouterr().out
     assert re.search(r"EleutherAI--pythia-14m/step1000#2 +1000 +2 +0\.5\b", out)
     assert "no arm is scored" not in out
+
+
+def test_the_place_of_the_guide_holds_a_store(capsys: pytest.CaptureFixture[str]) -> None:
+    example = runpy.run_path(str(ROOT / "examples/memory_place.py"))
+    example["main"]()
+    assert "sealed=2, complete=True" in capsys.readouterr().out
+
+    store = example["memory_store"]("test")
+    write_corpus(store)
+    of = spec(dtype="float32")
+    write_group(store, KEY, of)
+    reader = store.reader(KEY)
+    for pooling, values in states(of).items():
+        np.testing.assert_array_equal(
+            reader.read(pooling, 2, [249, 0, 100]), values[1][[249, 0, 100]]
+        )
+    assert verify(store) == [] and store.keys() == [KEY] and store.corpus().tasks() == list(TASKS)
+    with (
+        store.lease("bandit/x"),
+        pytest.raises(TryAgain, match="bandit/x"),
+        store.lease("bandit/x"),
+    ):
+        pass
+
+    blobs = store.backend.blobs
+    shard = next(p for p in blobs.walk(f"checkpoints/{KEY}/mean") if p.endswith("c.0.1.0"))
+    blobs.write(shard, [blobs.read(shard)[:-9]])
+    assert [fault.key for fault in verify(store)] != []
+    repair(store, verify(store))
+    assert store.status()[0].sealed == 2
+    write_group(store, KEY, of)
+    assert verify(store) == []
+
+
+def test_an_architecture_that_nobody_listed_is_taken_apart() -> None:
+    """The guide's claim that there is usually nothing to add."""
+    import torch
+    import transformers
+
+    from batchsweep.forward.architecture import describe
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "intermediate_size": 32, "vocab_size": 61}
+    config = transformers.Qwen3Config(
+        **sizes, num_attention_heads=2, num_key_value_heads=1, head_dim=8
+    )
+    assert "qwen3" not in ARCHITECTURES
+    torch.manual_seed(0)
+    loaded = describe("mine@main", transformers.AutoModel.from_config(config).eval())
+    assert (loaded.num_layers, loaded.hidden, loaded.causal) == (3, 16, True)
+    assert loaded.final_norm is loaded.model.norm
+    assert loaded.hidden_states == ((0, False), (1, False), (2, False), (3, True))
 
 
 @pytest.mark.skipif(

@@ -22,7 +22,7 @@ def load_tokenizer(model: str, revision: str, *, trust_remote_code: bool = False
             the directory itself).
 
     Raises:
-        IndexFailed: there is none.
+        IndexFailed: there is none, it is damaged, or it has no vocabulary.
         TryAgain: the Hub can't be reached.
     """
     from pathlib import Path
@@ -36,14 +36,22 @@ def load_tokenizer(model: str, revision: str, *, trust_remote_code: bool = False
         path = path / revision if (path / revision).is_dir() else path
         model = str(path)
     try:
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, **where)
-    except (OSError, ValueError, ImportError) as error:
+        found = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, **where)
+    except Exception as error:
+        # transformers lets every kind of error through, from KeyError to tokenizers' own.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
         if "couldn't connect" in str(error) or "Connection" in type(error).__name__:
             raise TryAgain(f"tokenizer of {model}@{revision}: {reason}") from None
         raise IndexFailed(
             f"tokenizer of {model}@{revision}: {reason}; is there a tokenizer.json that is whole?"
-        ) from None
+        ) from error
+    # Without its files, transformers makes one up that turns every text into nothing.
+    if set(found.get_vocab().values()) <= set(found.all_special_ids):
+        raise IndexFailed(
+            f"tokenizer of {model}@{revision}: it has no vocabulary, every text would be empty; "
+            "add the tokenizer.json that the model was trained with"
+        )
+    return found
 
 
 def tokenize(
@@ -64,6 +72,18 @@ def tokenize(
     return ids, sum(bool(one.overflowing) for one in encoded.encodings)
 
 
+def is_unknown(tokenizer: Any, ids: npt.NDArray[np.int32], prefix: Sequence[int]) -> bool:
+    """Whether nothing of a text reached its tokens: after the prefix's, all are unknown or special.
+
+    Args:
+        tokenizer: whose tokens they are.
+        ids: the text's tokens, int32 [token].
+        prefix: the configured prefix's tokens.
+    """
+    own = ids[_shared(ids, np.asarray(prefix, np.int32)) :]
+    return set(own.tolist()) <= set(tokenizer.all_special_ids)
+
+
 def prefix_lengths(
     corpus: Corpus, tokenizer: str, token_ids: Sequence[npt.NDArray[np.int32]]
 ) -> Rows:
@@ -77,7 +97,12 @@ def prefix_lengths(
     for prefix in prefixes:
         wanted = np.asarray(prefix, np.int32)
         for i, ids in enumerate(token_ids):
-            n = min(len(ids), len(wanted))
-            differing = np.flatnonzero(ids[:n] != wanted[:n])
-            lengths[i] = max(lengths[i], int(differing[0]) if differing.size else n)
+            lengths[i] = max(lengths[i], _shared(ids, wanted))
     return lengths
+
+
+def _shared(ids: npt.NDArray[np.int32], prefix: npt.NDArray[np.int32]) -> int:
+    """How many leading tokens both have."""
+    n = min(len(ids), len(prefix))
+    differing = np.flatnonzero(ids[:n] != prefix[:n])
+    return int(differing[0]) if differing.size else n

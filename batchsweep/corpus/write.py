@@ -17,8 +17,8 @@ import numpy as np
 
 from batchsweep.config import CorpusConfig, EmbeddingConfig
 from batchsweep.corpus.lookup import CHUNK, Prefix, Rows, prefix_of
-from batchsweep.corpus.tokens import tokenize
-from batchsweep.errors import StoreError, StoreMismatch
+from batchsweep.corpus.tokens import is_unknown, tokenize
+from batchsweep.errors import IndexFailed, StoreError, StoreMismatch
 from batchsweep.progress import progress
 from batchsweep.store.corpus import CorpusWriter, digest_of
 
@@ -53,6 +53,8 @@ class Summary:
     """Tokenizer -> tokens of all texts."""
     cut: dict[str, int]
     """Tokenizer -> texts that were longer than ``max_length``."""
+    unknown: dict[str, int]
+    """Tokenizer -> texts, blank ones aside, of which it knows nothing: they all look alike."""
     capped: tuple[str, ...]
     """Tasks that ``max_texts_per_task`` made smaller."""
     digest: str
@@ -83,6 +85,7 @@ def write_corpus(
         StoreMismatch: the store has embeddings of other texts; says what differs.
         TryAgain: another process writes the corpus.
         ConfigError: a task that can't be capped.
+        IndexFailed: a tokenizer knows nothing of any text.
     """
     origin = _origin(tasks, embedding, corpus)
     there = store.corpus()
@@ -103,6 +106,7 @@ def write_corpus(
                 bar.advance()
         if not recorder.rows:
             raise StoreError("tasks: they ask for no texts at all")
+        recorder.refuse_a_foreign_tokenizer()
         writer.finish(
             {
                 "origin": origin,
@@ -112,6 +116,7 @@ def write_corpus(
                 "task_texts": recorder.task_texts,
                 "tokens": recorder.tokens,
                 "cut": recorder.cut,
+                "unknown": recorder.unknown,
                 "capped": recorder.capped,
             }
         )
@@ -134,7 +139,10 @@ class _Recorder:
         self.task_texts: dict[str, int] = {}
         self.tokens = dict.fromkeys(tokenizers, 0)
         self.cut = dict.fromkeys(tokenizers, 0)
+        self.unknown = dict.fromkeys(tokenizers, 0)
+        self._written = 0  # texts that aren't blank
         self.capped: list[str] = []
+        self._prefix_ids: dict[tuple[str, str], list[int]] = {}
 
     def add(self, task: AbsTask, corpus: CorpusConfig) -> None:
         from batchsweep.tasks.evaluators import prepare
@@ -146,14 +154,23 @@ class _Recorder:
         with progress(prepared.name, total=sum(map(len, prepared.requests)), unit="texts") as bar:
             for request in prepared.requests:
                 prefix = prefix_of(self._embedding.prefix, request.prompt_type)
-                mine.extend(self._add(texts) for texts in request.chunks(prefix, CHUNK))
+                mine.extend(self._add(texts, prefix) for texts in request.chunks(prefix, CHUNK))
                 self.asked += len(request)
                 bar.advance(len(request))
         rows = np.unique(np.concatenate(mine)) if mine else np.empty(0, np.int64)
         self.task_texts[prepared.name] = len(rows)
         self._writer.add_task(prepared.name, rows)
 
-    def _add(self, texts: list[str]) -> Rows:
+    def refuse_a_foreign_tokenizer(self) -> None:
+        """A tokenizer that knows no text would give all of them the same vector."""
+        for key, count in self.unknown.items():
+            if count and count == self._written:
+                raise IndexFailed(
+                    f"tokenizer {key}: it knows nothing of any of the {count:,} texts; is its "
+                    "tokenizer.json the model's own, and are the tasks in its language?"
+                )
+
+    def _add(self, texts: list[str], prefix: str) -> Rows:
         rows = np.empty(len(texts), np.int64)
         new = []
         for i, text in enumerate(texts):
@@ -162,12 +179,19 @@ class _Recorder:
             if rows[i] == known:
                 new.append(text)
         self._writer.add_texts(new)
+        written = [bool(text[len(prefix) :].strip()) for text in new]
+        self._written += sum(written)
         for key, tokenizer in self._tokenizers.items():
             if new:
                 ids, cut = tokenize(tokenizer, new, self._embedding.max_length)
                 self._writer.add_tokens(key, ids)
                 self.tokens[key] += sum(map(len, ids))
                 self.cut[key] += cut
+                before = self._ids_of(key, prefix)
+                self.unknown[key] += sum(
+                    has_words and is_unknown(tokenizer, one, before)
+                    for has_words, one in zip(written, ids, strict=True)
+                )
         return rows
 
     def prefix_tokens(self) -> dict[str, list[list[int]]]:
@@ -175,10 +199,17 @@ class _Recorder:
         prefix = self._embedding.prefix
         different = [prefix] if isinstance(prefix, str) else list(prefix.values())
         found = {}
-        for key, tokenizer in self._tokenizers.items():
-            ids = [tokenize(tokenizer, [p], self._embedding.max_length)[0][0] for p in different]
-            found[key] = [one.tolist() for one in ids if len(one)]
+        for key in self._tokenizers:
+            ids = [self._ids_of(key, p) for p in different]
+            found[key] = [one for one in ids if one]
         return found
+
+    def _ids_of(self, key: str, prefix: str) -> list[int]:
+        """A prefix's tokens."""
+        if (key, prefix) not in self._prefix_ids:
+            (ids,), _ = tokenize(self._tokenizers[key], [prefix], self._embedding.max_length)
+            self._prefix_ids[key, prefix] = ids.tolist()
+        return self._prefix_ids[key, prefix]
 
 
 def _origin(
@@ -236,6 +267,7 @@ def _summary(corpus: Corpus) -> Summary:
         tasks=dict(kept["task_texts"]),
         tokens=dict(kept["tokens"]),
         cut=dict(kept["cut"]),
+        unknown=dict(kept.get("unknown", {})),  # stores of version 0.1.0 don't say
         capped=tuple(kept["capped"]),
         digest=corpus.digest,
     )

@@ -31,7 +31,8 @@ def prepare(config: Config, *, strict: bool = False) -> tuple[Store, Plan, Summa
 
     Raises:
         ConfigError: an unknown task or model, a layer that isn't there.
-        IndexFailed: with ``strict``, a checkpoint is unavailable.
+        IndexFailed: a tokenizer is missing, damaged or of no use for these texts; with
+            ``strict``, a checkpoint is unavailable.
         StoreMismatch: the store there is of another sweep; says what differs.
         TryAgain: the Hub is out of reach, or another process prepares this store.
         UsageError: the disk is too small for the sweep; says what is needed and what is free.
@@ -60,6 +61,13 @@ def prepare(config: Config, *, strict: bool = False) -> tuple[Store, Plan, Summa
     summary = write_corpus(
         store, tasks, tokenizers, embedding=config.embedding, corpus=config.corpus
     )
+    for key, count in summary.unknown.items():
+        if count:
+            logger.warning(
+                "tokenizer %s: it knows nothing of %s, whose vectors will all be the same",
+                key,
+                f"{count:,} of {summary.texts:,} texts",
+            )
     refuse_if_too_large(config, plan)  # Now that the texts are counted.
     return store, freeze(plan, store, config), summary
 

@@ -74,8 +74,16 @@ def test_tokens_are_the_tokenizer_s(tmp_path: Path) -> None:
 
 
 def test_empty_and_strange_texts(tmp_path: Path) -> None:
-    strange = ["", " ", "x" * 100_000, "line\nbreak\0", "\N{SNOWMAN} é \U0001f600", "e\u0301"]
-    columns = {"sentence1": strange, "sentence2": [*strange[1:], "é"], "score": range(6)}
+    strange = [
+        "",
+        " ",
+        "x" * 100_000,
+        "line\nbreak\0",
+        "\N{SNOWMAN} é \U0001f600",
+        "e\u0301",
+        "river",
+    ]
+    columns = {"sentence1": strange, "sentence2": [*strange[1:], "é"], "score": range(7)}
     task = from_columns("strange", "sts", columns)
     store, _ = write(tmp_path / "x.zarr", [task], {"one": tokenizer()})
     texts = store.corpus().texts()
@@ -210,6 +218,36 @@ def test_tokenizers_are_loaded_from_a_revision(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(IndexFailed, match=r"tokenizer of .*empty@main"):
         load_tokenizer(str(tmp_path / "empty"), "main")
+
+
+@pytest.mark.parametrize("text", ['{"version": ', "{}", '"x"', "[]", "null"])
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path, text: str) -> None:
+    tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(IndexFailed, match=r"is there a tokenizer\.json that is whole"):
+        load_tokenizer(str(tmp_path), "main")
+
+
+@pytest.mark.parametrize("prefix", ["", "river "])
+def test_texts_that_a_tokenizer_does_not_know_are_counted(tmp_path: Path, prefix: str) -> None:
+    texts = ["river", "qq", "qq zz", "", "  ", "stone zz"]
+    columns = {"sentence1": texts, "sentence2": texts, "score": range(6)}
+    task = from_columns("strange", "sts", columns)
+    embedding = EmbeddingConfig(prefix=prefix)
+    for tokenizers in ({"one": tokenizer()}, {"one": tokenizer(), "two": tokenizer()}):
+        # The second time, for the new tokenizer, all are counted again.
+        _, summary = write(tmp_path / "x.zarr", [task], tokenizers, embedding=embedding)
+        assert summary.unknown == dict.fromkeys(tokenizers, 2)
+    foreign = {"one": tokenizer("river"), "two": tokenizer("moss")}
+    texts = ["zz", "qq", "qq zz", "", "  "]
+    columns = {"sentence1": texts, "sentence2": texts, "score": range(5)}
+    with pytest.raises(IndexFailed, match="knows nothing of any of the 3 texts"):
+        write(
+            tmp_path / "y.zarr",
+            [from_columns("strange", "sts", columns)],
+            foreign,
+            embedding=embedding,
+        )
 
 
 def test_stratified_keeps_shares_and_every_label() -> None:

@@ -265,3 +265,24 @@ def test_a_damaged_tokenizer_is_one_line(sweep, fails, tmp_path):
     (root / "main" / "tokenizer.json").write_text('{"version": ')
     given = ("--config", sweep(models=[str(root)], revisions=["main"]))
     assert "tokenizer.json" in fails(3, "prepare", *given)
+
+
+def test_a_model_without_a_tokenizer_is_refused(sweep, fails, tmp_path):
+    root = make_suite(tmp_path / "suite", ("main",))
+    for path in (root / "main").glob("tokenizer*"):
+        path.unlink()
+    given = ("--config", sweep(models=[str(root)], revisions=["main"]))
+    assert "it has no vocabulary, every text would be empty" in fails(3, "prepare", *given)
+
+
+def test_texts_without_a_known_word_are_a_warning_with_their_number(sweep, tmp_path, capsys):
+    root = make_suite(tmp_path / "suite", ("main",))
+    rows = [
+        {"sentence1": one, "sentence2": two, "score": i / 3}
+        for i, (one, two) in enumerate([("the cat", "qq"), ("zz", "a dog"), ("xx", "cat")])
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "Strange", "type": "sts", "path": str(tmp_path / "pairs.jsonl")}
+    given = sweep(models=[str(root)], revisions=["main"], tasks=[task])
+    assert main(["prepare", "--config", given]) == 0
+    assert "it knows nothing of 3 of 6 texts" in capsys.readouterr().err

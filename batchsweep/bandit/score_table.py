@@ -11,6 +11,7 @@ import numpy as np
 
 from batchsweep.bandit.policies import Problem
 from batchsweep.bandit.rewards import Floats, aggregate, raw_scale, z_scale
+from batchsweep.checkpoints.checkpoint import steps_in
 from batchsweep.config import RewardsConfig
 from batchsweep.errors import UsageError
 
@@ -111,7 +112,7 @@ def table_of(
         )
     frame = frame.assign(model=frame.get("model", "model"))
     if "step" not in frame:
-        frame = frame.assign(step=[_step(str(r)) for r in frame["revision"]])
+        frame = frame.assign(step=_steps(frame))
     keys = ["model", "revision", "layer"]
     if frame.duplicated([*keys, "task"]).any():
         row = frame[frame.duplicated([*keys, "task"])].iloc[0]
@@ -240,7 +241,8 @@ def _store_frame(url: str) -> pd.DataFrame:
     )
 
 
-def _step(revision: str) -> float:
-    """The number in a revision's name; ``main`` comes after all numbers (NaN)."""
-    number = re.search(r"step-?(\d+)", revision) or re.search(r"(\d+)(?!.*\d)", revision)
-    return float(number[1]) if number else float("nan")
+def _steps(frame: pd.DataFrame) -> list[float]:
+    """[row] the training step in the revision's name; NaN (``main``): after all numbers."""
+    names = frame["revision"].astype(str)
+    found = {model: steps_in(rows) for model, rows in names.groupby(frame["model"])}
+    return [found[m].get(r, np.nan) for m, r in zip(frame["model"], names, strict=True)]

@@ -8,7 +8,7 @@ that this shows before anything is downloaded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,13 +19,14 @@ from batchsweep.checkpoints.checkpoint import (
     final_step,
     normalise_revision,
     step_of,
+    steps_in,
 )
 from batchsweep.checkpoints.hub import Hub
 from batchsweep.checkpoints.json_cache import JsonCache, cache_file
 from batchsweep.checkpoints.same_weights import Duplicates, SharedFiles, identical, partly_shared
 from batchsweep.checkpoints.schedules import schedule, schedule_among
 from batchsweep.checkpoints.shape import PYTHIA_FINAL_STEP, Shape, is_pythia, known_shape, shape_of
-from batchsweep.checkpoints.sources import Listing, Missing, Suite, open_suite, steps_in
+from batchsweep.checkpoints.sources import Listing, Missing, Suite, open_suite
 from batchsweep.config import Config, ModelConfig, Schedule
 from batchsweep.errors import ConfigError, IndexFailed
 from batchsweep.progress import progress
@@ -91,13 +92,19 @@ class _Asked:
     config: ModelConfig
     suite: Suite
     revisions: list[str]
+    steps: dict[str, int]
+    """Revision -> training step, of all names that are known and hold one."""
     final_step: int | None
     listings: dict[str, Listing] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
 
     def step(self, revision: str) -> int | None:
-        named = step_of(revision, self.config.step_pattern)
+        named = self.steps.get(revision)
         return self.final_step if named is None and revision == "main" else named
+
+    def learn(self, names: Iterable[str]) -> None:
+        """More of the suite's names are known: where a stage begins may have moved."""
+        self.steps = steps_in([*names, *self.revisions], self.config.step_pattern)
 
 
 def audit(config: Config, *, strict: bool = False, hub: Hub | None = None) -> Audit:
@@ -182,9 +189,10 @@ def _open(model: ModelConfig, config: Config, hub: Hub, digests: JsonCache) -> _
     wanted = model.revisions or config.revisions
     step_of("main", model.step_pattern)  # A wrong pattern is refused before the first request.
     listable = PLACEHOLDER not in model.name
+    pythia = is_pythia(model.name)
     if not isinstance(wanted, Schedule):
         names = [normalise_revision(name) for name in wanted]
-    elif is_pythia(model.name):
+    elif pythia:
         names = schedule(wanted.strategy, wanted.interval)
     else:
         steps = steps_in(suite.revisions(), model.step_pattern)
@@ -192,11 +200,13 @@ def _open(model: ModelConfig, config: Config, hub: Hub, digests: JsonCache) -> _
             names = schedule_among(steps, wanted.strategy, wanted.interval)
         except ConfigError as error:
             raise ConfigError(f"models: {model.name}: {error}") from None
-    if suite.local and listable:
-        known = steps_in(suite.revisions(), model.step_pattern).values()
-    else:
-        known = steps_in(names, model.step_pattern).values()
-    return _Asked(model, suite, list(dict.fromkeys(names)), final_step(model.name, known))
+    asked = _Asked(model, suite, list(dict.fromkeys(names)), {}, None)
+    # A schedule has asked for the Hub's branches already, a list of names has not.
+    listed = listable and (suite.local or (isinstance(wanted, Schedule) and not pythia))
+    asked.learn(suite.revisions() if listed else ())
+    known = asked.steps if suite.local and listable else asked.revisions
+    asked.final_step = final_step(model.name, (s for r, s in asked.steps.items() if r in known))
+    return asked
 
 
 def _check_slugs(models: Sequence[_Asked]) -> None:
@@ -220,8 +230,9 @@ def _ask_all(models: Sequence[_Asked]) -> None:
     for model in models:
         if not model.suite.local and PLACEHOLDER not in model.config.name:
             refs = model.suite.revisions()
+            model.learn(refs)
             if not is_pythia(model.config.name):
-                known = steps_in(refs, model.config.step_pattern).values()
+                known = (step for name, step in model.steps.items() if name in refs)
                 model.final_step = max(known, default=model.final_step)
     jobs = [
         (model, revision)
@@ -256,8 +267,9 @@ def _reference(model: _Asked) -> list[str]:
     """Revisions that tell what the final weights are: main, and the last step's by its name."""
     if PLACEHOLDER in model.config.name:
         return []
-    steps = steps_in(model.suite.revisions(), model.config.step_pattern)
-    return ["main", *(name for name, step in steps.items() if step == model.final_step)][:2]
+    listed = model.suite.revisions()
+    last = [name for name in listed if model.steps.get(name) == model.final_step is not None]
+    return ["main", *last][:2]
 
 
 def _take_at_word(model: _Asked) -> Audit:
@@ -351,7 +363,7 @@ def _checkpoint(
     if not asked:
         return None
     final = "main" in group and model.final_step is not None
-    named = [r for r in asked if step_of(r, model.config.step_pattern) is not None]
+    named = [r for r in asked if r in model.steps]
     kept = next((r for r in [*named, "main"] if r in asked), asked[0])
     if final:
         # Of the names of the final weights, only main and the last step's are right.

@@ -15,9 +15,19 @@ from batchsweep.checkpoints.shape import PYTHIA_FINAL_STEP, is_pythia
 from batchsweep.checkpoints.weight_files import WeightFile, weights_digest
 from batchsweep.errors import ConfigError
 
-#: ``step1000``, ``stage1-step101000-tokens424B``, ``ckpt_356``, ``checkpoint-500``, ``step_20k``.
-_STEP = r"(?:^|[-_/])(?:global_?step|step|ckpt|checkpoint|iter)[-_]?(\d+[kKmM]?)(?![A-Za-z0-9.])"
-_MULTIPLES = {"k": 1000, "m": 1_000_000}
+#: How published suites spell the step; the first that is found counts.
+_STEPS = (
+    # step1000, stage1-step101000-tokens424B, ckpt_356, checkpoint-500, seed_0-step_20k
+    r"(?:^|[-_/])(?:global_?step|step|ckpt|checkpoint|iter)[-_]?(\d+[kKmM]?)(?![A-Za-z0-9.])",
+    r"^(?:ext|decay)(\d+)$",  # Ettin's second and third stage
+    r"^(\d{1,12})$",  # 0000020000 (Tri)
+    r"^(\d+[mMbBtT])_tokens$",  # 240b_tokens (RedPajama): the count is of tokens
+)
+_MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+
+#: ``stage2-ingredient1-step1000``; Ettin's context extension and decay follow on its ``step``.
+_STAGE = re.compile(r"(?:^|[-_/])stage[-_]?(\d+)(?![A-Za-z0-9.])")
+_NAMED_STAGES = {"ext": 2, "decay": 3}
 
 #: In a model's name, stands for the revision: checkpoints that are separate repos.
 PLACEHOLDER = "{revision}"
@@ -106,9 +116,6 @@ def repo_revision(model: str, revision: str) -> str:
     return "main" if PLACEHOLDER in model else revision
 
 
-# Weight files
-
-
 # Names and steps
 
 
@@ -122,6 +129,8 @@ def normalise_revision(name: str) -> str:
 def step_of(revision: str, pattern: str | None = None) -> int | None:
     """The training step in a revision's name, or None if there is none (``main``).
 
+    Where training has stages it is the step within its stage; :func:`steps_in` counts through.
+
     Args:
         revision: such as ``step1000``, ``stage1-step101000-tokens424B``, ``ckpt_356``.
         pattern: regular expression whose first group is the step (``20k`` is 20000); None: the
@@ -130,22 +139,54 @@ def step_of(revision: str, pattern: str | None = None) -> int | None:
     Raises:
         ConfigError: the pattern is no regular expression, has no group, or finds no number.
     """
-    match = _compiled(pattern).search(revision)
+    compiled = [re.compile(p) for p in _STEPS] if pattern is None else [_compiled(pattern)]
+    match = next((m for p in compiled if (m := p.search(revision))), None)
     if match is None:
         return None
     found = match[1] or ""
-    number = re.fullmatch(r"(\d+)([kKmM]?)", found)
+    number = re.fullmatch(r"(\d+)([kKmMbBtT]?)", found)
     if number is None:
         raise ConfigError(
             f"step_pattern '{pattern}': its first group finds '{found}' in '{revision}', "
             "which is not a step; a group such as (\\d+) finds one"
         )
-    return int(number[1]) * _MULTIPLES.get(number[2].lower(), 1)
+    return int(number[1]) * _MULTIPLES[number[2].lower()]
 
 
-def _compiled(pattern: str | None) -> re.Pattern[str]:
-    if pattern is None:
-        return re.compile(_STEP)
+def steps_in(names: Iterable[str], pattern: str | None = None) -> dict[str, int]:
+    """Revision -> training step, of those names of one model that hold a step.
+
+    Stages stand behind one another: where a stage counts from its own beginning
+    (``stage2-ingredient1-step1000-tokens5B``), the last step before it is added. One that counts
+    on is left as it is, and so are steps found by a ``pattern``.
+
+    Raises:
+        ConfigError: as :func:`step_of`.
+    """
+    found = {name: step_of(name, pattern) for name in names}
+    steps = {name: step for name, step in found.items() if step is not None}
+    if pattern is not None:
+        return steps
+    stages: dict[int, list[str]] = {}
+    for name in steps:
+        stages.setdefault(_stage_of(name), []).append(name)
+    end = -1
+    for _, members in sorted(stages.items()):
+        begun_anew = min(steps[name] for name in members) <= end
+        for name in members:
+            steps[name] += end if begun_anew else 0
+        end = max(steps[name] for name in members)
+    return steps
+
+
+def _stage_of(revision: str) -> int:
+    match = _STAGE.search(revision)
+    if match:
+        return int(match[1])
+    return _NAMED_STAGES.get(revision.rstrip("0123456789"), 1)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:

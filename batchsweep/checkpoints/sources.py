@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from batchsweep.checkpoints.checkpoint import PLACEHOLDER, normalise_revision, step_of
+from batchsweep.checkpoints.checkpoint import PLACEHOLDER, normalise_revision
 from batchsweep.checkpoints.hub import Hub, RemoteFile
 from batchsweep.checkpoints.json_cache import JsonCache
 from batchsweep.checkpoints.weight_files import WeightFile, missing_shards, weight_names
@@ -105,12 +105,6 @@ def open_suite(model: ModelConfig, hub: Hub, digests: JsonCache) -> Suite:
             f"models: '{name}': no such directory, and not a Hub id (owner/name) either"
         )
     return HubSuite(name, hub)
-
-
-def steps_in(names: Mapping[str, Any] | list[str], pattern: str | None) -> dict[str, int]:
-    """Revision -> step, of the names that hold one."""
-    found = {name: step_of(name, pattern) for name in names}
-    return {name: step for name, step in found.items() if step is not None}
 
 
 def listing_of(files: Mapping[str, RemoteFile], commit: str) -> Listing:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 
 from batchsweep.checkpoints.audit import nominal
+from batchsweep.checkpoints.checkpoint import steps_in
 from batchsweep.checkpoints.hub import Hub
 from batchsweep.checkpoints.json_cache import JsonCache, cache_file
 from batchsweep.checkpoints.schedules import schedule, schedule_among
 from batchsweep.checkpoints.shape import is_pythia
-from batchsweep.checkpoints.sources import open_suite, steps_in
+from batchsweep.checkpoints.sources import open_suite
 from batchsweep.config import Config, ModelConfig, Schedule
 from batchsweep.corpus.size import corpus_size
 from batchsweep.errors import BatchsweepError, ConfigError

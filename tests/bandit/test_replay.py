@@ -65,6 +65,15 @@ def test_steps_come_from_revisions_and_main_is_last(frame):
     assert table.problem.step[10] == 101
 
 
+def test_steps_in_revisions_are_read_as_everywhere():
+    names = ["stage2-step1000", "main", "stage1-step_20k", "stage1-step5000"]
+    rows = [("m", name, 0, "T", 0.5) for name in names] + [("n", "0000020000", 0, "T", 0.5)]
+    table = table_of(pd.DataFrame(rows, columns=["model", "revision", "layer", "task", "score"]))
+    order = [*(f"m/{names[i]}#0" for i in (3, 2, 0, 1)), "n/0000020000#0"]
+    assert list(table.problem.arms) == order
+    assert table.problem.step.tolist() == [5000, 20_000, 21_000, 21_001, 20_000]
+
+
 def test_reads_a_folder_of_mteb_results(frame, tmp_path):
     for row in frame.itertuples():
         folder = tmp_path / "org__model" / f"{row.revision}" / f"layer_{row.layer}"

@@ -314,8 +314,12 @@ def test_olmo_branches(hub: HubServer):
     assert [(c.revision, c.step) for c in found.checkpoints] == [
         (n, s) for n, s in zip(names, (1000, 101_000, 596_057), strict=True)
     ]
-    # Without a pattern of its own, the second stage is in the list too.
-    assert len(audit(config("allenai/OLMo-2-7B", {"strategy": "all"})).checkpoints) == 4
+    # Without a pattern of its own, the second stage is in the list too, behind the first.
+    for revisions in ({"strategy": "all"}, list(repo.branches)[:4]):
+        both = audit(config("allenai/OLMo-2-7B", revisions))
+        assert [c.step for c in both.checkpoints] == [1000, 101_000, 596_057, 597_057]
+    alone = audit(config("allenai/OLMo-2-7B", ["stage2-ingredient1-step1000-tokens5B"]))
+    assert [c.step for c in alone.checkpoints] == [597_057]
 
 
 def test_llm360_branches_with_duplicates_in_the_middle(hub: HubServer):

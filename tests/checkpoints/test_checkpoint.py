@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchsweep.checkpoints.checkpoint import Checkpoint, normalise_revision, step_of
+from batchsweep.checkpoints.checkpoint import Checkpoint, normalise_revision, step_of, steps_in
 from batchsweep.checkpoints.hub import RemoteFile
 from batchsweep.checkpoints.revisions_file import (
     render_revisions,
@@ -58,6 +58,15 @@ def test_hyphenated_steps_are_understood(written, real):
         ("global_step1000", 1000),
         ("iter_0000500", 500),
         ("seed_0-step_20k", 20_000),
+        ("step_20k", 20_000),
+        ("stage2-ingredient1-step1000-tokens5B", 1000),
+        ("ext1000", 1000),
+        ("decay100", 100),
+        ("0000020000", 20_000),
+        ("240b_tokens", 240_000_000_000),
+        ("step-001000-2BT", 1000),
+        ("step69369-seed-default", 69_369),
+        ("seed-large-aux-3", None),
         ("step1.5", None),
         ("footstep3x", None),
         ("v1.0", None),
@@ -66,6 +75,27 @@ def test_hyphenated_steps_are_understood(written, real):
 )
 def test_steps_in_the_names_of_published_suites(revision, step):
     assert step_of(revision) == step
+
+
+def test_stages_stand_behind_one_another():
+    olmo = [
+        "main",
+        "stage2-ingredient1-step1000-tokens5B",
+        "stage1-step150-tokens1B",
+        "stage2-ingredient3-step11931-tokens50B",
+        "stage1-step928646-tokens3896B",
+    ]
+    assert steps_in(olmo) == {
+        "stage1-step150-tokens1B": 150,
+        "stage1-step928646-tokens3896B": 928_646,
+        "stage2-ingredient1-step1000-tokens5B": 929_646,
+        "stage2-ingredient3-step11931-tokens50B": 940_577,
+    }
+    ettin = ["decay100", "step500", "ext1000", "ext200"]
+    assert steps_in(ettin) == {"step500": 500, "ext200": 700, "ext1000": 1500, "decay100": 1600}
+    counted_on = {"stage1-step-40000": 40_000, "stage2-step-80000": 80_000}
+    assert steps_in(counted_on) == counted_on
+    assert steps_in(olmo, r"stage2.*step(\d+)") == {olmo[1]: 1000, olmo[3]: 11_931}
 
 
 def test_a_pattern_of_ones_own():

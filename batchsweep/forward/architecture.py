@@ -6,9 +6,11 @@ names, so whatever ``AutoModel`` loads works, or says at once why it can't.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -44,6 +46,25 @@ class LoadedCheckpoint:
         blocks = getattr(self.blocks_owner, self.blocks_attribute)
         assert isinstance(blocks, nn.ModuleList)
         return blocks
+
+    def check_tokens(self, texts: Sequence[npt.NDArray[Any]], first_row: int) -> None:
+        """Refuse token ids that the model has no embedding for; a GPU would end the process.
+
+        Args:
+            texts: Token ids of each text, [text] of int [token].
+            first_row: Corpus row of the first text, for the message.
+
+        Raises:
+            IndexFailed: names the first such row.
+        """
+        embeddings: Any = self.model
+        vocabulary = int(embeddings.get_input_embeddings().weight.shape[0])
+        for row, ids in enumerate(texts, first_row):
+            if ids.min() < 0 or ids.max() >= vocabulary:
+                raise IndexFailed(
+                    f"{self.name}, row {row}: its tokens go up to {ids.max()}, the model has "
+                    f"embeddings for 0 to {vocabulary - 1}; the tokenizer is another model's"
+                )
 
 
 def describe(name: str, model: nn.Module) -> LoadedCheckpoint:

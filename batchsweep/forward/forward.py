@@ -124,6 +124,7 @@ def reduced_states(
     sources = _sources(loaded, layers, layer_output)
     texts = [np.asarray(ids) for ids in token_ids]
     texts = [ids if ids.size else np.array([loaded.empty_token]) for ids in texts]
+    loaded.check_tokens(texts, first_row)
     lengths = np.array([len(ids) for ids in texts], dtype=np.int64)
     batches = deque(make_batches(lengths, batch_tokens))
     in_flight: deque[tuple[npt.NDArray[np.int64], _Started]] = deque()

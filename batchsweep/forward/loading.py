@@ -15,6 +15,7 @@ import torch
 from batchsweep.checkpoints.weight_files import _weight_files
 from batchsweep.errors import IndexFailed, TryAgain, Unavailable, UsageError
 from batchsweep.forward.architecture import LoadedCheckpoint, describe
+from batchsweep.forward.tensors import left_out, not_floats
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ def load_checkpoint(
     Raises:
         TryAgain: the Hub can't be reached, or failed in passing.
         Unavailable: no such checkpoint, or no weights in it.
-        IndexFailed: damaged weights, or an architecture that can't be taken apart into layers.
+        IndexFailed: damaged or quantised weights, tensors that the architecture of the config
+            has no place for, or one that can't be taken apart into layers.
         UsageError: the device isn't there.
     """
     from transformers import AutoConfig, AutoModel
@@ -57,6 +59,11 @@ def load_checkpoint(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         config.use_cache = False
         config.output_hidden_states = False
+        if getattr(config, "quantization_config", None) is not None:
+            raise IndexFailed(
+                f"{name}: config.json has a quantization_config, and quantised weights aren't "
+                "supported; use the checkpoint that they were made from"
+            )
         with _quiet_transformers():
             network, report = AutoModel.from_pretrained(
                 folder,
@@ -67,6 +74,8 @@ def load_checkpoint(
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
+    except IndexFailed:
+        raise
     except Exception as error:
         # transformers lets every kind of error through, from safetensors' to KeyError.
         if "trust_remote_code" in str(error):
@@ -85,8 +94,28 @@ def load_checkpoint(
             f"{name}: the weights in {folder} lack {len(missing)} of the model's tensors, "
             f"such as {missing[0]}; the checkpoint is incomplete"
         )
+    if unused := left_out(network, report["unexpected_keys"]):
+        raise IndexFailed(
+            f"{name}: {type(network).__name__} with this config.json leaves {len(unused)} of the "
+            f"weights' tensors unused, such as {unused[0]}; is config.json the one that the "
+            "weights were saved with?"
+        )
+    if strange := not_floats(folder, weights):
+        raise IndexFailed(
+            f"{name}: {len(strange)} of the weights' tensors are no floats, such as "
+            f"{strange[0][0]} ({strange[0][1]}), and quantised weights aren't supported; use the "
+            "checkpoint that they were made from"
+        )
     network = network.to(torch_device).eval().requires_grad_(False)
-    return describe(name, network)
+    try:
+        return describe(name, network)
+    except (IndexFailed, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise IndexFailed(
+            f"{name}: {type(network).__name__} with this config.json can't compute three tokens: "
+            f"{_first_line(error)}; is config.json the one that the weights were saved with?"
+        ) from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import random_model
+from architectures import ARCHITECTURES, random_model
 from hub_server import Fault, HubServer, Repo, repo_from_directory
 from safetensors.torch import load_file, save_file
 
@@ -104,6 +104,109 @@ def test_missing_tensors_are_an_error_not_random_weights(suite):
     del tensors["layers.1.mlp.dense_4h_to_h.weight"]
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(IndexFailed, match=r"lack 1 of .* layers\.1\.mlp\.dense_4h_to_h\.weight"):
+        load_checkpoint(str(suite), "step1", device="cpu")
+
+
+def edit_config(folder: Path, **values) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+def edit_tensors(folder: Path, edit) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "unused"),
+    [
+        ({"attention_bias": False}, r"6 of .* layers\.0\.attention\.dense\.bias"),
+        ({"num_hidden_layers": 2}, r"12 of .* layers\.2\."),
+    ],
+)
+def test_tensors_that_the_config_leaves_unused_are_an_error(suite, change, unused):
+    edit_config(suite / "step1", **change)
+    with pytest.raises(IndexFailed, match=rf"step1: GPTNeoXModel .* leaves {unused}"):
+        load_checkpoint(str(suite), "step1", device="cpu")
+
+
+@pytest.mark.parametrize("name", ["extra.weight", "layers.1.extra.weight", "layers.3.head.weight"])
+def test_an_unknown_tensor_is_an_error(suite, name):
+    edit_tensors(suite / "step1", lambda tensors: tensors.update({name: torch.ones(2)}))
+    with pytest.raises(IndexFailed, match=f"leaves 1 of .* unused, such as {name}"):
+        load_checkpoint(str(suite), "step1", device="cpu")
+
+
+def test_heads_and_old_buffers_may_go_unused(suite):
+    want = weights_of(load_checkpoint(str(suite), "step1", device="cpu"))
+
+    def add(tensors):
+        tensors |= {
+            "embed_out.weight": torch.ones(61, 16),
+            "layers.0.attention.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool),
+            "layers.0.attention.masked_bias": torch.tensor(-1e9),
+            "layers.0.attention.rotary_emb.inv_freq": torch.ones(4),
+            "embed_in.position_ids": torch.arange(4),
+        }
+        return tensors
+
+    edit_tensors(suite / "step1", add)
+    assert torch.equal(weights_of(load_checkpoint(str(suite), "step1", device="cpu")), want)
+    to_bin(suite / "step1")
+    assert torch.equal(weights_of(load_checkpoint(str(suite), "step1", device="cpu")), want)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("bert", "BertForPreTraining"),
+        ("bert", "BertForSequenceClassification"),
+        ("bert", "BertForQuestionAnswering"),
+        ("gpt2", "GPT2LMHeadModel"),
+        ("gpt_neox", "GPTNeoXForCausalLM"),
+        ("llama", "LlamaForCausalLM"),
+        ("llama", "LlamaForSequenceClassification"),
+        ("mamba", "MambaForCausalLM"),
+        ("modernbert", "ModernBertForMaskedLM"),
+        ("olmo2", "Olmo2ForCausalLM"),
+    ],
+)
+def test_checkpoints_with_a_head_are_loaded_without_it(tmp_path, name, head):
+    import transformers
+
+    assert name in ARCHITECTURES
+    getattr(transformers, head)(random_model(name).config).save_pretrained(tmp_path)
+    assert load_checkpoint(str(tmp_path), device="cpu").num_layers == 3
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_integer_weights_are_refused(suite, pickled):
+    name = "layers.1.mlp.dense_4h_to_h.weight"
+
+    def quantise(tensors):
+        tensors[name] = (tensors[name] * 10).to(torch.int8)
+
+    edit_tensors(suite / "step1", quantise)
+    if pickled:
+        to_bin(suite / "step1")
+    with pytest.raises(
+        IndexFailed, match=rf"step1: 1 of .* no floats, such as {name} \((?i:i.*8)\)"
+    ):
+        load_checkpoint(str(suite), "step1", device="cpu")
+
+
+@pytest.mark.parametrize("config", [{"quant_method": "home-made"}, {}])
+def test_a_quantization_config_is_refused(suite, config):
+    edit_config(suite / "step1", quantization_config=config)
+    with pytest.raises(IndexFailed, match=r"step1: config\.json has a quantization_config"):
+        load_checkpoint(str(suite), "step1", device="cpu")
+
+
+@pytest.mark.parametrize("heads", [0, 3, -2, "many"])
+def test_a_wrong_number_of_heads_fails_the_index(suite, heads):
+    edit_config(suite / "step1", num_attention_heads=heads)
+    with pytest.raises(IndexFailed, match="step1"):
         load_checkpoint(str(suite), "step1", device="cpu")
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny import extracted_store, make_suite, make_tasks, write_config
+from tiny import extracted_store, make_model, make_suite, make_tasks, write_config
 
 from batchsweep import config
 from batchsweep.cli.main import main
@@ -286,3 +286,14 @@ def test_texts_without_a_known_word_are_a_warning_with_their_number(sweep, tmp_p
     given = sweep(models=[str(root)], revisions=["main"], tasks=[task])
     assert main(["prepare", "--config", given]) == 0
     assert "it knows nothing of 3 of 6 texts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("metrics", [False, True])
+def test_token_ids_beyond_the_vocabulary_fail_the_index(sweep, fails, tmp_path, metrics):
+    root = tmp_path / "suite"
+    make_model(root / "main", seed=0, vocab=20)
+    sections = {"models": [str(root)], "revisions": ["main"]}
+    given = ("--config", sweep(**sections, metrics={"enabled": metrics, "sample": 8}))
+    assert main(["prepare", *given]) == 0
+    says = fails(3, "extract", *given, "--all")
+    assert "the model has embeddings for 0 to 19; the tokenizer is another model's" in says

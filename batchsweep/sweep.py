@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchsweep.errors import StoreError, UsageError
+from batchsweep.score.export import main_score
 from batchsweep.store import Corpus, GroupReader, Store, open_store
 
 if TYPE_CHECKING:
@@ -134,8 +135,8 @@ class Sweep:
     def scores(self) -> xr.DataArray:
         """Main scores, [model, step, layer, task] (and ``pooling``, if there are several).
 
-        NaN where an arm was not scored on a task. ``step`` has the coordinate ``revision``; a
-        revision whose step isn't known comes last, with step -1.
+        NaN where an arm was not scored on a task, or its score is undefined. ``step`` has the
+        coordinate ``revision``; a revision whose step isn't known comes last, with step -1.
         """
         rows = self._score_rows
         tasks = [*self.tasks, *sorted(set(rows["task"]) - set(self.tasks))]
@@ -209,9 +210,9 @@ class Sweep:
         rows = []
         for path in self.store.list_json("scores"):
             record = self.store.read_json(path)
-            if record and record.get("main_score") is not None:
+            if record is not None:
                 key = "/".join(path.split("/")[1:3])
-                rows.append({**record, "key": key, "score": float(record["main_score"])})
+                rows.append({**record, "key": key, "score": main_score(record)})
         frame = pd.DataFrame(rows).reindex(columns=columns)
         return frame.astype({"step": "Int64", "layer": "Int64", "score": float})
 

@@ -82,7 +82,7 @@ def _one(
     problem = table.problem
     truth, unit = table.truth(rewards)
     regret = (truth.max() - truth) / unit
-    within = WITHIN * float(table.scores.mean(axis=1)[int(truth.argmax())])
+    within = WITHIN * float(table.counted.mean(axis=1)[int(truth.argmax())])
     index = {a: i for i, a in enumerate(problem.arms)}
     task_index = {t: i for i, t in enumerate(problem.tasks)}
     noise = np.random.default_rng([seed, 13]).normal(size=table.scores.shape) * table.noise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +15,12 @@ from batchsweep.bandit.rewards import Floats, aggregate, raw_scale, z_scale
 from batchsweep.checkpoints.checkpoint import steps_in
 from batchsweep.config import RewardsConfig
 from batchsweep.errors import UsageError
+from batchsweep.score.export import counted, main_score, records
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 #: Other spellings of the columns of a table of scores.
 ALIASES = {"main_score": "score", "eval_seconds": "seconds", "evaluation_time": "seconds"}
@@ -27,7 +31,7 @@ class ScoreTable:
     """Every arm scored on every task.
 
     Attributes:
-        scores: [arm, task] main scores. seconds: [arm, task], 1 where unknown.
+        scores: [arm, task] main scores; NaN where undefined. seconds: [arm, task], 1 where unknown.
         noise: standard deviation of noise added to a pull, for synthetic tables.
     """
 
@@ -35,6 +39,11 @@ class ScoreTable:
     scores: Floats
     seconds: Floats
     noise: float = 0.0
+
+    @property
+    def counted(self) -> Floats:
+        """[arm, task] main scores as the bandit counts them: 0 where undefined."""
+        return counted(self.scores)
 
     def subset(self, seed: int, *, arms: float = 1.0, tasks: float = 1.0) -> ScoreTable:
         """A random part of the arms and tasks; at least one of each, and one baseline layer."""
@@ -64,10 +73,10 @@ class ScoreTable:
     def truth(self, rewards: RewardsConfig) -> tuple[Floats, float]:
         """[arm] true rewards, and how many of their units make one unit of mean main score."""
         if rewards.scale == "z":
-            scale = z_scale(self.scores[self.problem.baseline])
+            scale = z_scale(self.counted[self.problem.baseline])
         else:
             scale = raw_scale(len(self.problem.tasks))
-        plane = (self.scores - scale.centre) / scale.spread
+        plane = (self.counted - scale.centre) / scale.spread
         unit = scale.unit if rewards.aggregate != "rank" else 1.0
         return aggregate(plane, rewards.aggregate), unit
 
@@ -76,10 +85,10 @@ def read_scores(path: str | Path, *, metrics: str | Path | None = None) -> Score
     """A complete table of scores from a CSV or Parquet file, MTEB's results, or a scored store.
 
     Columns: ``revision``, ``layer``, ``task``, ``score``; optional ``model``, ``step``,
-    ``seconds``. ``main_score`` and ``eval_seconds`` are accepted for score and seconds. A folder of
-    results is read as MTEB writes it, ``MODEL/REVISION/TASK.json``, with ``layer_3`` (or
-    ``layer-3``, ``layer3``) somewhere in the path. A store (a directory or URL) must have been
-    scored exhaustively.
+    ``seconds``. A row with an empty score is one whose score is undefined. ``main_score`` and
+    ``eval_seconds`` are accepted for score and seconds. A folder of results is read as MTEB writes
+    it, ``MODEL/REVISION/TASK.json``, with ``layer_3`` (or ``layer-3``, ``layer3``) somewhere in the
+    path. A store (a directory or URL) must have been scored exhaustively.
 
     Args:
         metrics: a CSV or Parquet file of label-free metrics: ``revision``, ``layer``, ``metric``,
@@ -124,12 +133,15 @@ def table_of(
     scores = frame.pivot(index=keys, columns="task", values="score").reindex(
         list(arms[keys].itertuples(index=False, name=None))
     )
-    gaps = int(scores.isna().to_numpy().sum())
+    gaps = scores.size - len(frame)
     if gaps:
         raise UsageError(
             f"{source}: {gaps} of {scores.size} cells (arm x task) have no score; a replay needs a "
             "complete table"
         )
+    undefined = int(scores.isna().to_numpy().sum())
+    if undefined:
+        logger.warning("%s: %d scores are empty or NaN; they count as 0", source, undefined)
     if "seconds" in frame:
         seconds = frame.pivot(index=keys, columns="task", values="seconds").reindex(scores.index)
         seconds_AT = seconds[scores.columns].fillna(1.0).to_numpy(dtype=float)
@@ -191,7 +203,7 @@ def _mteb_folder(folder: Path) -> pd.DataFrame:
             raise UsageError(f"{file}: no layer in its path; name a folder like 'layer_3'")
         parts = [re.sub(r"[#@_-]*layer[_-]?\d+", "", p) for p in Path(place).parts[:-1]]
         parts = [p for p in parts if p]
-        main = [s["main_score"] for split in content["scores"].values() for s in split]
+        main = [main_score(s) for split in content["scores"].values() for s in split]
         rows.append(
             {
                 "model": parts[0] if len(parts) > 1 else "model",
@@ -222,10 +234,10 @@ def _store_frame(url: str) -> pd.DataFrame:
     from batchsweep.store import open_store
 
     store = open_store(url)
-    records = [r for p in store.list_json("scores") if (r := store.read_json(p)) is not None]
-    if not records:
+    found = list(records(store))
+    if not found:
         raise UsageError(f"{url}: no scores in this store; run 'bandit --policy exhaustive' first")
-    several = len({r.get("pooling") for r in records}) > 1
+    several = len({r.get("pooling") for r in found}) > 1
     return pd.DataFrame(
         {
             # As in the bandit, another pooling is another surface, as another model is.
@@ -234,10 +246,10 @@ def _store_frame(url: str) -> pd.DataFrame:
             "step": np.nan if r.get("step") is None else float(r["step"]),
             "layer": int(r["layer"]),
             "task": r["task"],
-            "score": 0.0 if r["main_score"] is None else float(r["main_score"]),
+            "score": main_score(r),
             "seconds": float(r["seconds"]),
         }
-        for r in records
+        for r in found
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchsweep.plan.plan import Plan, PlanEntry, load_plan
-from batchsweep.score.export import records
+from batchsweep.score.export import counted, main_score, records
 from batchsweep.store import GroupStatus, Store
 
 Floats = NDArray[np.float64]
@@ -67,7 +67,8 @@ class Findings:
     Attributes:
         arms: in the plan's order.
         tasks: names, in the corpus's order; then any that only scores know.
-        score_AT, seconds_AT: [arm, task]; NaN where not measured.
+        score_AT: [arm, task]; NaN where not measured, or measured and undefined.
+        seconds_AT: [arm, task]; NaN where not measured.
         searches: runs of the bandit, those with an answer last, by name.
         metrics: label-free metric -> [arm]; NaN where not measured.
         status: blocks sealed, per checkpoint key.
@@ -81,6 +82,16 @@ class Findings:
     searches: tuple[Search, ...]
     metrics: dict[str, Floats] = field(default_factory=dict)
     status: dict[str, GroupStatus] = field(default_factory=dict)
+
+    @property
+    def measured_AT(self) -> NDArray[np.bool_]:
+        """[arm, task] whether the cell was scored, undefined scores among them."""
+        return np.isfinite(self.seconds_AT)
+
+    @property
+    def counted_AT(self) -> Floats:
+        """[arm, task] as the bandit counts: 0 where a score is undefined; NaN: not measured."""
+        return np.where(self.measured_AT, counted(self.score_AT), np.nan)
 
     def entries_of(self, model: str) -> list[PlanEntry]:
         """A model's checkpoints in order of training; unknown steps last."""
@@ -137,9 +148,7 @@ def read(store: Store) -> Findings:
     for r in scored:
         place = places.get((r["model"], r["revision"], r["layer"], r["pooling"]))
         if place is not None:
-            score = r["main_score"]
-            # As in the bandit: a score that is undefined (a constant embedding) counts as 0.
-            score_AT[place, columns[r["task"]]] = 0.0 if score is None else score
+            score_AT[place, columns[r["task"]]] = main_score(r)
             seconds_AT[place, columns[r["task"]]] = r["seconds"]
     status = {s.key: s for s in store.status()}
     return Findings(

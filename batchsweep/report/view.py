@@ -37,8 +37,8 @@ class View:
         column = {task: i for i, task in enumerate(findings.tasks)}
         counting = self.answer["scale"]["tasks"] if self.answer else list(findings.tasks)
         self.tasks = [column[t] for t in counting if t in column]
-        self.measured_AT: Bools = np.isfinite(findings.score_AT)
-        self.plane_AT: Floats = np.where(self.measured_AT, findings.score_AT, self._believed())
+        self.measured_AT: Bools = findings.measured_AT
+        self.plane_AT: Floats = np.where(self.measured_AT, findings.counted_AT, self._believed())
         counted = self.plane_AT[:, self.tasks]
         self.mean_A: Floats = counted.mean(axis=1) if self.tasks else np.full(len(counted), np.nan)
         self.best = self._best()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ from batchsweep.errors import StoreError
 from batchsweep.progress import progress
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pandas as pd
 
     from batchsweep.store import Store
@@ -51,6 +53,23 @@ def records(store: Store) -> Iterator[dict[str, Any]]:
             yield record
 
 
+def main_score(record: Mapping[str, Any]) -> float:
+    """A record's main score; NaN where mteb could not define one (a constant embedding).
+
+    The rule for such a score, everywhere: tables and arrays say NaN, which is not the same as not
+    measured; :func:`counted` makes it the 0 that it is in the bandit's means, rewards and ledger.
+    """
+    value = record["main_score"]
+    return math.nan if value is None else float(value)
+
+
+def counted(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Measured scores, any shape, as the bandit counts them: 0 where undefined (NaN)."""
+    import numpy as np
+
+    return np.where(np.isnan(scores), 0.0, scores)
+
+
 def table(store: Store) -> pd.DataFrame:
     """One row a pull, with :data:`COLUMNS`; sorted by checkpoint, layer and task.
 
@@ -62,7 +81,7 @@ def table(store: Store) -> pd.DataFrame:
     rows = [
         {
             **{name: record.get(name) for name in COLUMNS},
-            "score": record["main_score"],
+            "score": main_score(record),
             "max_texts": (record["cap"] or {}).get("max_texts_per_task"),
         }
         for record in records(store)

@@ -91,6 +91,17 @@ def test_reads_a_folder_of_mteb_results(frame, tmp_path):
     assert table.seconds[0].tolist() == [1, 10, 100]
 
 
+def test_an_undefined_score_is_nan_in_the_table_and_counts_as_zero(frame, tmp_path, caplog):
+    frame.loc[0, "main_score"] = np.nan
+    frame.to_csv(tmp_path / "scores.csv", index=False)
+    table = read_scores(tmp_path / "scores.csv")
+    assert "1 scores are empty or NaN; they count as 0" in caplog.text
+    check(table, frame)
+    assert np.isnan(table.scores).sum() == 1 and (table.counted == 0).sum() == 1
+    truth, _ = table.truth(RewardsConfig(scale="raw"))
+    np.testing.assert_allclose(truth, np.nan_to_num(table.scores).mean(axis=1))
+
+
 def test_reads_an_exhaustively_scored_store(frame, tmp_path):
     from batchsweep.store import create_store
 

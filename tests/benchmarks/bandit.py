@@ -66,7 +66,7 @@ def share(hits) -> str:
 
 def relative(row_table, curves):
     """Regret as a part of the best arm's mean score."""
-    best = {seed: t.scores.mean(axis=1).max() for seed, t in row_table}
+    best = {seed: t.counted.mean(axis=1).max() for seed, t in row_table}
     return last(curves).apply(lambda r: r["regret"] / best[r["seed"]], axis=1)
 
 
@@ -228,7 +228,7 @@ def decisions(arms, noise, pulls=400) -> None:
         start = time.process_time()
         policy.sure(0.0005)
         (pull,) = policy.ask(1)
-        score = float(table.scores[rows[pull.arm], columns[pull.task]])
+        score = float(table.counted[rows[pull.arm], columns[pull.task]])
         policy.observe(pull.arm, pull.task, score, 1.0, noise)
         spent.append(1000 * (time.process_time() - start))
     print(

@@ -175,6 +175,24 @@ def test_tables_hold_every_pull(searched: Store, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(parquet), frame, check_dtype=False)
 
 
+def test_an_undefined_score_is_measured_shown_as_none_and_counts_as_zero(tmp_path: Path) -> None:
+    plan = plan_of()
+    store = store_of(tmp_path / "store.zarr", plan)
+    search(store, plan, policy="exhaustive", budget=12)
+    path = "scores/tests--tiny/step8/2-mean/Sorted.json"
+    record = store.read_json(path)
+    assert record is not None
+    store.write_json(path, {**record, "main_score": None})
+    findings = read(store)
+    arm = findings.index("tests--tiny/step8#2")
+    task = findings.tasks.index("Sorted")
+    assert np.isnan(findings.score_AT[arm, task]) and findings.measured_AT[arm, task]
+    assert findings.counted_AT[arm, task] == 0
+    view = View(findings)
+    assert view.measured_tasks(arm) == 2
+    assert view.mean_A[arm] == pytest.approx(score_of(8, 2, "Similar") / 2)
+
+
 def test_predicted_cells_are_hatched_and_measured_ones_are_not(tmp_path: Path) -> None:
     plan = plan_of()
     store = store_of(tmp_path / "store.zarr", plan)

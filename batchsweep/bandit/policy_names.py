@@ -9,6 +9,7 @@ PolicyName = Literal[
     "gp_ucb",
     "thompson",
     "sequential_halving",
+    "halving",
     "ucb_e",
     "ucb_e_lrf",
     "ucb",

@@ -8,7 +8,7 @@ from typing import Any
 
 from batchsweep.bandit.policies.base import Answer, Candidate, Policy, Problem, Pull
 from batchsweep.bandit.policies.baselines.linucb import LinUCB, LinUCBDisjoint
-from batchsweep.bandit.policies.baselines.sequential_halving import SequentialHalving
+from batchsweep.bandit.policies.baselines.sequential_halving import Halving, SequentialHalving
 from batchsweep.bandit.policies.baselines.simple import Exhaustive, Heuristic, Random
 from batchsweep.bandit.policies.baselines.ucb import UCB, UCBE
 from batchsweep.bandit.policies.baselines.ucb_e_lrf import UCBELRF
@@ -22,6 +22,7 @@ _CLASSES: tuple[type[Policy], ...] = (
     GPUCB,
     Thompson,
     SequentialHalving,
+    Halving,
     UCBE,
     UCBELRF,
     UCB,

@@ -212,6 +212,26 @@ def test_sequential_halving_halves():
     assert arms_at == [16, 8, 4, 2]
 
 
+def test_halving_starts_with_whole_checkpoints_on_the_same_few_tasks():
+    problem = problem_of(steps=10, layers=6, tasks=8)
+    policy = make_policy("halving", problem, budget=96)
+    made = play(policy, surface(problem), 96)
+    first = [(a, t) for a, t, r in made if r == "halving: 12 arms left"]
+    assert len(first) == 12 * 4 and len({t for _, t in first}) == 4
+    assert len({problem.arms[a].split("#")[0] for a, _ in first}) == 2
+    assert problem.default_arm() in dict(first)
+    arms_at = [len({a for a, _, r in made if r.endswith(f" {n} arms left")}) for n in (12, 6)]
+    assert arms_at == [12, 6]
+
+
+def test_halving_spreads_a_small_budget_over_depth():
+    problem = problem_of(steps=1, layers=24, tasks=32)
+    policy = make_policy("halving", problem, budget=12)
+    first = [a for a, _, r in play(policy, surface(problem), 12) if r == "halving: 6 arms left"]
+    layers = sorted(int(problem.arms[a].split("#")[1]) for a in first)
+    assert len(layers) == 6 and layers[0] <= 4 and layers[-1] >= 20
+
+
 def test_linucb_disjoint_scores_whole_arms_once():
     problem = problem_of()
     made = play(make_policy("linucb_disjoint", problem, budget=9), surface(problem), 9)

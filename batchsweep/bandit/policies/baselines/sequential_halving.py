@@ -25,19 +25,26 @@ class SequentialHalving(Policy):
         arms, tasks = problem.shape
         budget = min(self.budget or arms * tasks // 10, arms * tasks)
         self._tasks = self.rng.permutation(tasks)
-        self._per_round, entrants = _fit(arms, budget)
-        chosen = self.rng.permutation(arms)
-        first = np.concatenate([[self._default], chosen[chosen != self._default]])
-        self._alive: Ints = np.sort(first[:entrants]).astype(np.int64)
+        self._alive = self._enter(budget)
         self._depth = 0  # tasks that all survivors were asked on
         self._queue: list[tuple[int, int]] = []
         self._waiting: set[tuple[int, int]] = set()
         self._start_round()
 
+    def _enter(self, budget: int) -> Ints:
+        """The arms of the first round; settles what a round may cost."""
+        self._per_round, entrants = _fit(self.problem.shape[0], budget)
+        chosen = self.rng.permutation(self.problem.shape[0])
+        first = np.concatenate([[self._default], chosen[chosen != self._default]])
+        return np.sort(first[:entrants]).astype(np.int64)
+
+    def _round_tasks(self) -> int:
+        """On how many further tasks the survivors of a round are pulled."""
+        return max(1, self._per_round // len(self._alive))
+
     def _start_round(self) -> None:
         tasks = len(self._tasks)
-        repeat = max(1, self._per_round // len(self._alive))
-        until = min(tasks, self._depth + repeat)
+        until = min(tasks, self._depth + self._round_tasks())
         cells = [(int(a), int(t)) for t in self._tasks[self._depth : until] for a in self._alive]
         self._depth = until
         self._queue = [c for c in cells if not self.taken[c]][::-1]
@@ -48,7 +55,7 @@ class SequentialHalving(Policy):
             while self._queue:
                 arm, task = self._queue.pop()
                 if not self.taken[arm, task]:  # it may have been observed from outside
-                    return arm, task, f"sequential_halving: {len(self._alive)} arms left"
+                    return arm, task, f"{self.name}: {len(self._alive)} arms left"
             if self._waiting:  # the rest of the round is out being scored
                 return None
             if len(self._alive) == 1 and self._depth >= len(self._tasks):
@@ -74,6 +81,45 @@ class SequentialHalving(Policy):
             return super().leader()
         mean, _ = self.believed()
         return int(np.argmax(np.where(eligible, mean, -np.inf)))
+
+
+class Halving(SequentialHalving):
+    """Halving of whole checkpoints: few random tasks on all layers of some, the better half stays.
+
+    Every round pulls the survivors on the same few further tasks, so that half of the budget goes
+    to the first one. The checkpoint of the default arm takes part, and others drawn at random as
+    far as the budget goes; of the last one, as many layers as are left, evenly over its depth.
+    """
+
+    name = "halving"
+    #: Tasks of a round; fewer where less than two checkpoints could take part.
+    MOST_TASKS = 4
+
+    def _enter(self, budget: int) -> Ints:
+        arms, tasks = self.problem.shape
+        names = list(zip(self.problem.model, self.problem.step.tolist(), strict=True))
+        groups = {n: [i for i, m in enumerate(names) if m == n] for n in dict.fromkeys(names)}
+        own = groups.pop(names[self._default])
+        others = list(groups.values())
+        order = [own, *(others[int(i)] for i in self.rng.permutation(len(others)))]
+        wanted = min(arms, sum(len(group) for group in order[:2]))
+        # Rounds of n, n/2, n/4, ... arms cost about twice the first.
+        self._repeat = int(np.clip(budget // (2 * wanted), 1, min(self.MOST_TASKS, tasks)))
+        room = int(np.clip(budget // (2 * self._repeat), 1, arms))
+        chosen = [self._default]
+        for group in order:
+            layers = sorted((a for a in group if a != self._default), key=self._depth_of)
+            left = room - len(chosen)
+            if len(layers) > left:
+                layers = [layers[(2 * k + 1) * len(layers) // (2 * left)] for k in range(left)]
+            chosen += layers
+        return np.sort(np.array(chosen, dtype=np.int64))
+
+    def _depth_of(self, arm: int) -> float:
+        return float(self.problem.depth[arm])
+
+    def _round_tasks(self) -> int:
+        return self._repeat
 
 
 def _fit(arms: int, budget: int) -> tuple[int, int]:

@@ -15,6 +15,10 @@ class Arm:
     layer: int
     pooling: str | None = None
 
+    def __str__(self) -> str:
+        """``<checkpoint key>#<layer>[#<pooling>]``, which :meth:`parse` reads."""
+        return f"{self.key}#{self.layer}" + (f"#{self.pooling}" if self.pooling else "")
+
     @classmethod
     def parse(cls, text: str) -> Arm:
         """From ``<checkpoint key>#<layer>[#<pooling>]``.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from batchsweep.arm import Arm
 from batchsweep.errors import StoreError, UsageError
 from batchsweep.score.export import main_score
 from batchsweep.store import Corpus, GroupReader, Store, open_store
@@ -70,9 +71,9 @@ class Sweep:
             metrics = reader.metrics()
             for pooling in reader.poolings:
                 for position, layer in enumerate(reader.layers):
-                    suffix = f"#{pooling}" if len(reader.poolings) > 1 else ""
+                    named = pooling if len(reader.poolings) > 1 else None
                     row = {
-                        "arm": f"{status.key}#{layer}{suffix}",
+                        "arm": str(Arm(status.key, layer, named)),
                         "key": status.key,
                         "model": reader.provenance.get("model", status.key.split("/")[0]),
                         "revision": reader.provenance.get("revision", status.key.split("/")[1]),

@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 
+from batchsweep.arm import Arm
 from batchsweep.bandit.loop import run_digest
 from batchsweep.bandit.policies import Problem
 from batchsweep.config import Config
@@ -58,7 +59,7 @@ def problem_of(store: Store, plan: Plan, config: Config) -> Problem:
                     column = metrics.setdefault(name, [np.nan] * len(arms))
                     column.append(float(values[name][position]) if name in values else np.nan)
                 tail = f"#{pooling}" if pooling else ""
-                arms.append(f"{entry.key}#{layer}{tail}")
+                arms.append(str(Arm(entry.key, layer, pooling)))
                 # Another pooling is another surface over time and depth, as another model is.
                 model.append(f"{entry.checkpoint.model}{tail}")
                 step.append(np.nan if entry.checkpoint.step is None else entry.checkpoint.step)

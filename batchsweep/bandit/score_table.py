@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batchsweep.arm import Arm
 from batchsweep.bandit.policies import Problem
 from batchsweep.bandit.rewards import Floats, aggregate, raw_scale, z_scale
 from batchsweep.checkpoints.checkpoint import steps_in
@@ -150,7 +151,7 @@ def table_of(
     layer = arms["layer"].to_numpy(dtype=float)
     top = arms.groupby("model")["layer"].transform("max").to_numpy(dtype=float)
     problem = Problem(
-        arms=tuple(f"{m}/{r}#{k}" for m, r, k in arms[keys].itertuples(index=False, name=None)),
+        arms=tuple(_arm(*row) for row in arms[keys].itertuples(index=False, name=None)),
         tasks=tuple(str(t) for t in scores.columns),
         model=tuple(str(m) for m in arms["model"]),
         step=arms["step"].to_numpy(dtype=float),
@@ -251,6 +252,12 @@ def _store_frame(url: str) -> pd.DataFrame:
         }
         for r in found
     )
+
+
+def _arm(model: Any, revision: Any, layer: Any) -> str:
+    # A store with several poolings has them behind the model's name (see _store_frame).
+    name, _, pooling = str(model).partition("#")
+    return str(Arm(f"{name}/{revision}", layer, pooling or None))
 
 
 def _steps(frame: pd.DataFrame) -> list[float]:

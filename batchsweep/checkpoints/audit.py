@@ -79,10 +79,14 @@ class Audit:
     @property
     def warnings(self) -> tuple[str, ...]:
         """One line each: skipped checkpoints, identical weights, shared files."""
-        return tuple(
-            [f"skipped: {s}" for s in self.skipped]
-            + [str(f) for f in self.duplicates + self.shared]
-        )
+        return warning_lines(self.skipped, self.duplicates, self.shared)
+
+
+def warning_lines(
+    skipped: Sequence[Skipped], duplicates: Sequence[Duplicates], shared: Sequence[SharedFiles]
+) -> tuple[str, ...]:
+    """One line each, in this order."""
+    return (*(f"skipped: {s}" for s in skipped), *map(str, duplicates), *map(str, shared))
 
 
 @dataclass
@@ -125,23 +129,13 @@ def audit(config: Config, *, strict: bool = False, hub: Hub | None = None) -> Au
         _check_slugs(models)
         _ask_all(models)
         found = [_sort_out(model) for model in models]
-        result = Audit(
-            checkpoints=tuple(c for f in found for c in f.checkpoints),
-            shapes={k: s for f in found for k, s in f.shapes.items()},
-            tokenizers={k: t for f in found for k, t in f.tokenizers.items()},
-            skipped=tuple(s for f in found for s in f.skipped),
-            duplicates=tuple(d for f in found for d in f.duplicates),
-            shared=tuple(s for f in found for s in f.shared),
-            requests=hub.requests,
-        )
     finally:
         hub.save()
         digests.save()
+    result = _joined(found, asked=True, hub=hub)
     if strict and result.skipped:
         more = f" and {len(result.skipped) - 1} more" if len(result.skipped) > 1 else ""
         raise IndexFailed(f"{result.skipped[0]}{more}; without --strict they are skipped")
-    if not result.checkpoints:
-        raise ConfigError(f"no checkpoint of the sweep can be used; the first: {result.skipped[0]}")
     return result
 
 
@@ -169,19 +163,25 @@ def nominal(config: Config, *, hub: Hub | None = None) -> Audit:
     finally:
         hub.save()
         digests.save()
-    result = Audit(
-        checkpoints=tuple(c for f in found for c in f.checkpoints),
+    return _joined(found, asked=all(model.suite.local for model in models), hub=hub)
+
+
+def _joined(found: Sequence[Audit], *, asked: bool, hub: Hub) -> Audit:
+    """The audits of single models as one of the whole config."""
+    skipped = tuple(s for f in found for s in f.skipped)
+    checkpoints = tuple(c for f in found for c in f.checkpoints)
+    if not checkpoints:
+        raise ConfigError(f"no checkpoint of the sweep can be used; the first: {skipped[0]}")
+    return Audit(
+        checkpoints=checkpoints,
         shapes={k: s for f in found for k, s in f.shapes.items()},
         tokenizers={k: t for f in found for k, t in f.tokenizers.items()},
-        skipped=tuple(s for f in found for s in f.skipped),
+        skipped=skipped,
         duplicates=tuple(d for f in found for d in f.duplicates),
         shared=tuple(s for f in found for s in f.shared),
-        asked=all(model.suite.local for model in models),
+        asked=asked,
         requests=hub.requests,
     )
-    if not result.checkpoints:
-        raise ConfigError(f"no checkpoint of the sweep can be used; the first: {result.skipped[0]}")
-    return result
 
 
 def _open(model: ModelConfig, config: Config, hub: Hub, digests: JsonCache) -> _Asked:

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from batchsweep.checkpoints.audit import Audit, Skipped
+from batchsweep.arm import Arm
+from batchsweep.checkpoints.audit import Audit, Skipped, warning_lines
 from batchsweep.checkpoints.checkpoint import Checkpoint, normalise_revision
 from batchsweep.checkpoints.same_weights import Duplicates, SharedFiles
 from batchsweep.checkpoints.shape import Shape
@@ -93,8 +94,8 @@ class Plan:
 
     def arms(self) -> list[str]:
         """Keys of all arms, ``<checkpoint key>#<layer>``, then ``#<pooling>`` if several."""
-        poolings = [f"#{p}" for p in self.poolings] if len(self.poolings) > 1 else [""]
-        return [f"{e.key}#{n}{p}" for e in self.entries for n in e.layers for p in poolings]
+        poolings = self.poolings if len(self.poolings) > 1 else (None,)
+        return [str(Arm(e.key, n, p)) for e in self.entries for n in e.layers for p in poolings]
 
     def arms_per_model(self) -> dict[str, int]:
         """Model -> number of its arms."""
@@ -113,8 +114,7 @@ class Plan:
     @property
     def warnings(self) -> tuple[str, ...]:
         """One line each: skipped checkpoints, identical weights, shared files."""
-        facts = Audit((), {}, {}, self.skipped, self.duplicates, self.shared)
-        return facts.warnings
+        return warning_lines(self.skipped, self.duplicates, self.shared)
 
     @property
     def digest(self) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from batchsweep.arm import Arm
 from batchsweep.bandit import replay
 from batchsweep.bandit.loop import run
 from batchsweep.bandit.score_table import read_scores, table_of
@@ -15,6 +16,7 @@ from batchsweep.cli import replay_text
 from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
 from batchsweep.errors import UsageError
 from batchsweep.report import regret_figure
+from batchsweep.store import create_store
 
 STEPS, LAYERS, TASKS = (1, 100, 1000), 4, ("A", "B", "C")
 
@@ -119,6 +121,17 @@ def test_reads_an_exhaustively_scored_store(frame, tmp_path):
         }
         store.write_json(f"scores/m/{row.revision}/{row.layer}-mean/{row.task}.json", record)
     check(read_scores(tmp_path / "store.zarr"), frame)
+
+
+def test_arms_of_several_poolings_are_spelled_as_everywhere(tmp_path):
+    store = create_store(str(tmp_path / "store.zarr"))
+    for pooling in ("mean", "last"):
+        record = {"model": "m", "revision": "step1", "step": 1, "layer": 2, "pooling": pooling}
+        record |= {"task": "T", "main_score": 0.5, "seconds": 1.0}
+        store.write_json(f"scores/m/step1/2-{pooling}/T.json", record)
+    arms = read_scores(tmp_path / "store.zarr").problem.arms
+    assert sorted(arms) == ["m/step1#2#last", "m/step1#2#mean"]
+    assert [str(Arm.parse(arm)) for arm in arms] == list(arms)
 
 
 def test_metrics_become_features(frame, tmp_path):

@@ -204,7 +204,7 @@ def _open(model: ModelConfig, config: Config, hub: Hub, digests: JsonCache) -> _
     # A schedule has asked for the Hub's branches already, a list of names has not.
     listed = listable and (suite.local or (isinstance(wanted, Schedule) and not pythia))
     asked.learn(suite.revisions() if listed else ())
-    known = asked.steps if suite.local and listable else asked.revisions
+    known = suite.revisions() if suite.local and listable else asked.revisions
     asked.final_step = final_step(model.name, (s for r, s in asked.steps.items() if r in known))
     return asked
 

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from batchsweep.errors import IndexFailed, TryAgain, UsageError
 from batchsweep.jobs.exit_rules import action_of
@@ -19,7 +19,12 @@ from batchsweep.jobs.kubernetes import INDEXES_ANNOTATION, Object
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 POLL_SECONDS = 10.0
+
+#: How long a sweep that is being submitted or followed waits for an API server that is away.
+OUTAGE_SECONDS = 900.0
 
 _INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
@@ -136,6 +141,28 @@ class Snapshot:
     def of(self, component: str) -> list[JobView]:
         return [job for job in self.jobs if job.component == component]
 
+    @property
+    def succeeded(self) -> frozenset[int]:
+        """Indexes that have succeeded in any Job of the sweep."""
+        return frozenset(i for job in self.of("extract") for i in job.succeeded)
+
+    @property
+    def failed(self) -> frozenset[int]:
+        """Indexes that failed, succeeded in no Job, and that no Job still tries."""
+        extracts = self.of("extract")
+        tried = {i for job in extracts if not job.ended for i in set(job.indexes) - job.failed}
+        return frozenset(i for job in extracts for i in job.failed) - self.succeeded - tried
+
+    @property
+    def broken(self) -> list[JobView]:
+        """Failed Jobs, without those whose indexes have all succeeded, there or in another Job."""
+        return [
+            job
+            for job in self.jobs
+            if job.state == "failed"
+            and not (job.indexes and self.succeeded.issuperset(job.indexes))
+        ]
+
 
 def snapshot(kubectl: Kubectl, sweep: str) -> Snapshot:
     """Ask the cluster for a sweep's Jobs and pods."""
@@ -155,10 +182,10 @@ def snapshot(kubectl: Kubectl, sweep: str) -> Snapshot:
         ended = _exit(pod)
         if ended is not None and ended[0] != 0:
             exits[index] = ended
-    for job in jobs:
-        states |= dict.fromkeys(job.failed, "failed")
-        states |= dict.fromkeys(job.succeeded, "succeeded")
-    return Snapshot(tuple(jobs), states, exits)
+    now = Snapshot(tuple(jobs), states, exits)
+    states |= dict.fromkeys(now.failed, "failed")
+    states |= dict.fromkeys(now.succeeded, "succeeded")
+    return now
 
 
 def _pod_state(pod: Object) -> str:
@@ -229,7 +256,7 @@ def submit(
     _wait_for(kubectl, sweep, prepare["metadata"]["name"], poll)
     _replace(kubectl, jobs, extract)
     if not queue:
-        kubectl.release(extract["metadata"]["name"])
+        _patiently(lambda: kubectl.release(extract["metadata"]["name"]), poll)
     logger.info("submitted %d indexes: %s", len(new), format_indexes(new))
     _replace(kubectl, jobs, bandit)
 
@@ -244,10 +271,24 @@ def _replace(kubectl: Kubectl, jobs: Mapping[str, JobView], job: Object) -> None
     kubectl.apply([job])
 
 
+def _patiently(request: Callable[[], T], poll: float) -> T:
+    """The answer to a request that may be repeated, from a server that may be away for a while."""
+    until = time.monotonic() + OUTAGE_SECONDS
+    while True:
+        try:
+            return request()
+        except TryAgain as error:
+            if time.monotonic() > until:
+                raise
+            logger.warning("%s; trying again in %g s", error, poll)
+        time.sleep(poll)
+
+
 def _wait_for(kubectl: Kubectl, sweep: str, name: str, poll: float) -> None:
     logger.info("waiting for Job %s to freeze the plan", name)
     while True:
-        job = next((j for j in map(job_view, kubectl.items("jobs", sweep)) if j.name == name), None)
+        found = _patiently(lambda: kubectl.items("jobs", sweep), poll)
+        job = next((j for j in map(job_view, found) if j.name == name), None)
         if job is not None and job.state == "complete":
             return
         if job is not None and job.state == "failed":
@@ -264,14 +305,14 @@ def follow(
 ) -> Snapshot:
     """Show the sweep until its Jobs have ended, or can't go on; Ctrl-C leaves them running."""
     while True:
-        now = snapshot(kubectl, sweep)
+        now = _patiently(lambda: snapshot(kubectl, sweep), poll)
         show(now)
         extracts = now.of("extract")
         over = bool(extracts) and all(job.ended for job in extracts)
         # With failed indexes the bandit may wait for good: that is for the user to settle.
         if over and (
             all(job.ended for job in now.of("bandit"))
-            or any(job.state == "failed" for job in extracts)
+            or any(job.component == "extract" for job in now.broken)
         ):
             return now
         time.sleep(poll)
@@ -290,7 +331,7 @@ def summary(now: Snapshot) -> str:
 
 def advice(now: Snapshot, config_path: str) -> str:
     """What to do about failed indexes; empty if there are none."""
-    failed = sorted({i for job in now.of("extract") for i in job.failed})
+    failed = sorted(now.failed)
     if not failed:
         return ""
     lines = [f"{len(failed)} indexes failed:"]

@@ -277,9 +277,8 @@ def _k8s(args: argparse.Namespace, config: Config) -> str:
     what_to_do = advice(end, args.config)
     if what_to_do:
         raise IndexFailed(what_to_do)
-    broken = [job for job in end.jobs if job.state == "failed"]
-    if broken:
-        raise IndexFailed(f"Job {broken[0].name} failed: {broken[0].reason}")
+    if end.broken:
+        raise IndexFailed(f"Job {end.broken[0].name} failed: {end.broken[0].reason}")
     return summary(end)
 
 

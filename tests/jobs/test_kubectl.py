@@ -44,6 +44,11 @@ def settle(job):
         job["status"]["failedIndexes"] = ",".join(map(str, bad))
 
 verb = args[0]
+away = json.loads((here / "away").read_text()) if (here / "away").exists() else {{}}
+if away.get(verb):
+    away[verb] -= 1
+    (here / "away").write_text(json.dumps(away))
+    sys.exit("The connection to the server 10.0.0.1:6443 was refused")
 if verb == "get":
     sweep = args[3].rsplit("=", 1)[1]
     if args[1] == "pods":
@@ -159,6 +164,25 @@ def test_failed_indexes_can_be_submitted_again_and_again(cluster):
     for _ in range(2):
         put(cluster, [1, 3], again=True)
     assert state(cluster)["Job/demo-extract-1-3"]["spec"]["completions"] == 2
+
+
+def test_an_index_that_succeeded_in_a_later_job_has_succeeded(cluster):
+    (cluster / "fails").write_text('{"extract": {"1": 4}}')
+    put(cluster, range(4))
+    (cluster / "fails").write_text('{"extract": {}}')
+    put(cluster, [1], again=True)
+    end = follow(kubectl(cluster), "demo", show=lambda now: None, poll=0.01)
+    assert job_view(state(cluster)["Job/demo-extract"]).state == "failed"
+    assert end.index_states[1] == "succeeded"
+    assert (end.failed, end.broken, advice(end, "demo.yaml")) == (frozenset(), [], "")
+
+
+def test_a_server_that_is_away_for_a_while_ends_neither_release_nor_following(cluster):
+    (cluster / "away").write_text('{"patch": 2}')
+    put(cluster, range(4))
+    (cluster / "away").write_text('{"get": 2}')
+    end = follow(kubectl(cluster), "demo", show=lambda now: None, poll=0.01)
+    assert end.succeeded == {0, 1, 2, 3}
 
 
 def test_kueue_releases_the_job_itself(cluster):

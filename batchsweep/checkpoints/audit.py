@@ -7,9 +7,11 @@ that this shows before anything is downloaded.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,6 +32,9 @@ from batchsweep.checkpoints.sources import Listing, Missing, Suite, open_suite
 from batchsweep.config import Config, ModelConfig, Schedule
 from batchsweep.errors import ConfigError, IndexFailed
 from batchsweep.progress import progress
+
+#: Entries of a ``config.json`` that change no vector.
+_CONFIG_NOTES = frozenset({"_name_or_path", "architectures", "transformers_version", "use_cache"})
 
 logger = logging.getLogger(__name__)
 
@@ -308,7 +313,8 @@ def _sort_out(model: _Asked) -> Audit:
             usable[revision] = listing
         elif revision in model.revisions:
             model.skipped.append(Skipped(name, revision, reason, detail))
-    groups = identical(usable)
+    same = identical(usable)
+    groups = [part for group in same for part in _by_config(model, group, usable)]
     if not is_pythia(name) and _main_is_not_last(model, groups):
         model.final_step = None
     checkpoints: dict[str, Checkpoint] = {}
@@ -343,7 +349,7 @@ def _sort_out(model: _Asked) -> Audit:
         tokenizers={c.key: usable[c.revision].tokenizer for c in ordered},
         skipped=tuple(sorted(model.skipped, key=lambda s: order[s.revision])),
         duplicates=tuple(duplicates),
-        shared=tuple(partly_shared(name, groups, usable, model.revisions)),
+        shared=tuple(partly_shared(name, same, usable, model.revisions)),
     )
 
 
@@ -353,6 +359,22 @@ def _main_is_not_last(model: _Asked, groups: Sequence[Sequence[str]]) -> bool:
     return any(last) and not any(
         names and "main" in group for names, group in zip(last, groups, strict=True)
     )
+
+
+def _by_config(model: _Asked, group: list[str], usable: Mapping[str, Listing]) -> list[list[str]]:
+    """Split revisions of identical weights by what their configs make of them."""
+    if len({usable[revision].config_id for revision in group}) == 1:
+        return [group]
+    parts: dict[str, list[str]] = {}
+    for revision in group:
+        content = str(usable[revision].config_id)
+        # One that can't be read stays apart, and is reported where its shape is asked for.
+        with suppress(ConfigError, Missing):
+            config = model.suite.model_config(revision)
+            told = {name: value for name, value in config.items() if name not in _CONFIG_NOTES}
+            content = json.dumps(told, sort_keys=True)
+        parts.setdefault(content, []).append(revision)
+    return list(parts.values())
 
 
 def _checkpoint(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from batchsweep.checkpoints.checkpoint import PLACEHOLDER, normalise_revision
+from batchsweep.checkpoints.checkpoint import PLACEHOLDER, Checkpoint, normalise_revision
 from batchsweep.checkpoints.hub import Hub, RemoteFile
 from batchsweep.checkpoints.json_cache import JsonCache
 from batchsweep.checkpoints.weight_files import WeightFile, missing_shards, weight_names
@@ -204,7 +204,7 @@ class LocalSuite:
             "config.json",
             "tokenizer_config.json",
         } - skipped
-        files = {n: self._hashed(folder / n) for n in names if n in wanted}
+        files = {n: hashed(folder / n, self._digests) for n in names if n in wanted}
         listing = listing_of(files, "")
         content = "".join(f"{f.name} {f.sha256}\n" for f in listing.loaded) + str(listing.config_id)
         commit = hashlib.sha256(content.encode()).hexdigest()[:40]
@@ -240,27 +240,6 @@ class LocalSuite:
         if revision in other:
             return other[revision]
         raise Missing(f"no such directory{nearest(revision, list(folders))}")
-
-    def _hashed(self, path: Path) -> RemoteFile:
-        stat = path.stat()
-        identity = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-        key = str(path.resolve())
-        cached = self._digests.get(key)
-        if isinstance(cached, dict) and cached.get("identity") == identity:
-            return RemoteFile(str(cached["sha256"]), stat.st_size)
-        try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except PermissionError:
-            # safetensors makes its files for their owner alone; a container runs as somebody else.
-            raise ConfigError(
-                f"{path}: this user may not read it; let it be read (chmod a+r), or run as its "
-                "owner (docker run --user)"
-            ) from None
-        # A file that changed within the clock's grain could change again unseen: not remembered.
-        if time.time_ns() - stat.st_ctime_ns > 2_000_000_000:
-            self._digests.set(key, {"identity": identity, "sha256": digest})
-        return RemoteFile(digest, stat.st_size)
 
 
 class SeparateRepos:
@@ -308,24 +287,108 @@ def nearest(name: str, choices: list[str]) -> str:
     return f"; there are: {shown}" if choices else ""
 
 
-def check_unchanged(suite: Suite, revision: str, digest: str) -> None:
-    """Refuse a local checkpoint whose weights are no longer those of the plan.
+def hashed(path: Path, digests: JsonCache) -> RemoteFile:
+    """A local file by its sha256, remembered by size, times and inode.
 
     Raises:
-        Unavailable: they are gone.
-        IndexFailed: they changed.
+        ConfigError: this user may not read it.
+    """
+    stat = path.stat()
+    identity = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    key = str(path.resolve())
+    cached = digests.get(key)
+    if isinstance(cached, dict) and cached.get("identity") == identity:
+        return RemoteFile(str(cached["sha256"]), stat.st_size)
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except PermissionError:
+        # safetensors makes its files for their owner alone; a container runs as somebody else.
+        raise ConfigError(
+            f"{path}: this user may not read it; let it be read (chmod a+r), or run as its "
+            "owner (docker run --user)"
+        ) from None
+    # A file that changed within the clock's grain could change again unseen: not remembered.
+    if time.time_ns() - stat.st_ctime_ns > 2_000_000_000:
+        digests.set(key, {"identity": identity, "sha256": digest})
+    return RemoteFile(digest, stat.st_size)
+
+
+def check_unchanged(suite: Suite, checkpoint: Checkpoint, tokenizer: str) -> None:
+    """Refuse a local checkpoint whose weights, config or tokenizer are no longer the plan's.
+
+    Args:
+        suite: where it comes from.
+        checkpoint: as in the plan.
+        tokenizer: its tokenizer's key in the plan.
+
+    Raises:
+        Unavailable: the weights are gone.
+        IndexFailed: something changed; says what.
     """
     from batchsweep.checkpoints.weight_files import weights_digest
 
+    revision, digest = checkpoint.revision, checkpoint.weights_digest
     try:
-        files = suite.listing(revision).loaded
+        listing = suite.listing(revision)
     except Missing as error:
         raise Unavailable(f"{revision}: {error}") from None
-    if not files:
+    if not listing.loaded:
         raise Unavailable(f"{revision}: its weights are gone since 'prepare'")
-    now = weights_digest(files)
+    now = weights_digest(listing.loaded)
     if now != digest:
         raise IndexFailed(
             f"{revision}: the weights changed since 'prepare' ({digest[:12]} then, {now[:12]} now)"
             "; put the old ones back, or start another store"
         )
+    # Of a local checkpoint, the commit is made of the weights and the config.
+    changed = [
+        what
+        for what, then, found in (
+            ("config.json", checkpoint.commit, listing.commit),
+            ("the tokenizer", tokenizer, listing.tokenizer),
+        )
+        if then != found
+    ]
+    if changed:
+        raise IndexFailed(
+            f"{revision}: {' and '.join(changed)} changed since 'prepare'; put back what was "
+            "there, or start another store"
+        )
+
+
+def check_download(folder: Path, checkpoint: Checkpoint, digests: JsonCache) -> None:
+    """Refuse a downloaded checkpoint whose files are not those that the plan pinned.
+
+    The weights are held against the plan; the other files, which the commit pins, against the
+    digest that the Hub's cache calls them by.
+
+    Raises:
+        IndexFailed: names the file.
+    """
+    pinned = {file.name: file.sha256 for file in checkpoint.weights}
+    for path in sorted(folder.iterdir()):
+        blob = path.resolve().name
+        if path.name not in pinned and path.is_symlink():
+            if re.fullmatch("[0-9a-f]{64}", blob):
+                pinned[path.name] = blob
+            elif re.fullmatch("[0-9a-f]{40}", blob):
+                pinned[path.name] = f"git:{blob}"
+    for name, wanted in pinned.items():
+        path = folder / name
+        if not path.is_file():
+            raise IndexFailed(f"{checkpoint.revision}: {path} is gone; run again to download it")
+        found = _git_blob(path) if wanted.startswith("git:") else hashed(path, digests).digest
+        if found != wanted:
+            raise IndexFailed(
+                f"{checkpoint.revision}: {path} is not the file that the plan was frozen with "
+                f"({wanted[:16]} then, {found[:16]} now); if the download was damaged, delete "
+                f"{folder.parent.parent} and run again"
+            )
+
+
+def _git_blob(path: Path) -> str:
+    """What git calls a file's content: so the Hub names files that are not in LFS."""
+    content = path.read_bytes()
+    header = f"blob {len(content)}\0".encode()
+    return f"git:{hashlib.sha1(header + content, usedforsecurity=False).hexdigest()}"

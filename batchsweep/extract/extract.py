@@ -200,8 +200,7 @@ def _run(
 
     checkpoint, embedding = entry.checkpoint, config.embedding
     model_config = _model_config(config, entry)
-    if checkpoint.local:
-        check_weights(model_config, entry)
+    check_weights(model_config, entry)
     loaded = load_checkpoint(
         checkpoint.load_model,
         checkpoint.load_revision,

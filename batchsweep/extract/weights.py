@@ -25,22 +25,34 @@ def prefetch(store: Store, entry: PlanEntry) -> None:
 
 
 def check_weights(model: ModelConfig, entry: PlanEntry) -> None:
-    """Hold a local checkpoint's weights against the plan; a commit on the Hub can't change.
+    """Hold what will be loaded against the plan: weights, config and tokenizer, wherever from.
 
     Raises:
+        TryAgain: the Hub can't be reached for what is not downloaded yet.
         Unavailable: they are gone.
         IndexFailed: they are not those that the plan was frozen with.
     """
     from batchsweep.checkpoints.hub import Hub
     from batchsweep.checkpoints.json_cache import JsonCache, cache_file
-    from batchsweep.checkpoints.sources import check_unchanged, open_suite
+    from batchsweep.checkpoints.sources import check_download, check_unchanged, open_suite
+    from batchsweep.forward.loading import fetch
 
+    checkpoint = entry.checkpoint
     digests = JsonCache(cache_file("digests"))
-    suite = open_suite(model, Hub(), digests)
+    folder = None
+    if not checkpoint.local:
+        folder = fetch(
+            checkpoint.load_model,
+            checkpoint.load_revision,
+            trust_remote_code=model.trust_remote_code,
+        )
     try:
-        check_unchanged(suite, entry.checkpoint.revision, entry.checkpoint.weights_digest)
+        if folder is None:
+            check_unchanged(open_suite(model, Hub(), digests), checkpoint, entry.tokenizer)
+        else:
+            check_download(folder, checkpoint, digests)
     except IndexFailed as error:
-        raise type(error)(f"{entry.checkpoint.model}@{error}") from None
+        raise type(error)(f"{checkpoint.model}@{error}") from None
     digests.save()
 
 

@@ -356,7 +356,7 @@ def grow(there: Plan, new: Plan, *, where: str = "the store") -> Plan:
         )
     entries = list(there.entries)
     for entry in new.entries:
-        known = _known(entries, entry)
+        known = _known(entries, entry, new)
         if known is None:
             entries.append(replace(entry, index=len(entries)))
             continue
@@ -375,6 +375,12 @@ def grow(there: Plan, new: Plan, *, where: str = "the store") -> Plan:
                 old.commit[:12],
             )
             continue
+        then, now = (known.tokenizer, old.commit), (entry.tokenizer, entry.checkpoint.commit)
+        if old.local and old.revision == entry.checkpoint.revision and then != now:
+            raise StoreMismatch(
+                f"{where}: {old.model}@{old.revision}: config.json or the tokenizer changed since "
+                "the plan was frozen; put the old one back, or use another store.path"
+            )
         added = [n for n in entry.checkpoint.names if n not in old.names]
         entries[known.index] = replace(
             known, checkpoint=replace(old, aliases=(*old.aliases, *added))
@@ -391,15 +397,26 @@ def grow(there: Plan, new: Plan, *, where: str = "the store") -> Plan:
     )
 
 
-def _known(entries: list[PlanEntry], entry: PlanEntry) -> PlanEntry | None:
-    """The entry that has this checkpoint's name or weights already."""
+def _known(entries: list[PlanEntry], entry: PlanEntry, new: Plan) -> PlanEntry | None:
+    """The entry that has this checkpoint's name or weights already.
+
+    Weights that ``new`` keeps apart, because their configs differ, are not the same.
+    """
     checkpoint = entry.checkpoint
     mine = [e for e in entries if e.checkpoint.model == checkpoint.model]
     named = next((e for e in mine if e.checkpoint.revision == checkpoint.revision), None)
     if named is not None:
         return named
     digest = checkpoint.weights_digest
-    return next((e for e in mine if digest and e.checkpoint.weights_digest == digest), None)
+    apart = {e.checkpoint.key for e in new.entries}
+    return next(
+        (
+            e
+            for e in mine
+            if digest and e.checkpoint.weights_digest == digest and e.key not in apart
+        ),
+        None,
+    )
 
 
 def _newest(old: tuple[Duplicates, ...], new: tuple[Duplicates, ...]) -> tuple[Duplicates, ...]:

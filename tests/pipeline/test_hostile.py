@@ -297,3 +297,39 @@ def test_token_ids_beyond_the_vocabulary_fail_the_index(sweep, fails, tmp_path, 
     assert main(["prepare", *given]) == 0
     says = fails(3, "extract", *given, "--all")
     assert "the model has embeddings for 0 to 19; the tokenizer is another model's" in says
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("config.json", "config.json changed"), ("tokenizer.json", "the tokenizer")]
+)
+def test_a_checkpoint_whose_config_or_tokenizer_changed_is_refused(
+    sweep, fails, tmp_path, name, says
+):
+    root = make_suite(tmp_path / "suite", ("main",))
+    given = ("--config", sweep(models=[str(root)], revisions=["main"]))
+    assert main(["prepare", *given]) == 0
+    path = root / "main" / name
+    before = path.read_text()
+    edited = json.loads(before)
+    edited["rotary_pct" if name == "config.json" else "version"] = 0.5
+    path.write_text(json.dumps(edited))
+    assert says in (line := fails(3, "extract", *given, "--all"))
+    assert "changed since 'prepare'" in line
+    assert "changed since the plan was frozen" in fails(4, "prepare", *given)
+    path.write_text(before)
+    assert main(["extract", *given, "--all"]) == 0
+
+
+def test_identical_weights_with_another_config_are_an_index_of_their_own(sweep, tmp_path):
+    root = make_suite(tmp_path / "suite", ("step0", "main"))
+    for name, change in (("noted", {"use_cache": False}), ("turned", {"rotary_pct": 0.5})):
+        shutil.copytree(root / "step0", root / name)
+        config = json.loads((root / name / "config.json").read_text())
+        (root / name / "config.json").write_text(json.dumps({**config, **change}))
+    for revisions in (["step0", "noted"], ["step0", "noted", "turned"]):
+        # The second time the plan grows.
+        given = sweep(models=[str(root)], revisions=revisions)
+        assert main(["prepare", "--config", given]) == 0
+    entries = json.loads((tmp_path / "store.zarr" / "plan.json").read_text())["entries"]
+    found = [(e["checkpoint"]["revision"], e["checkpoint"]["aliases"]) for e in entries]
+    assert found == [("step0", ["noted"]), ("turned", [])]

@@ -10,6 +10,8 @@ from hub_server import Fault, HubServer, repo_from_directory
 from tiny import make_model, make_tasks, write_config
 
 import batchsweep.store
+from batchsweep.cli.main import main
+from batchsweep.forward.loading import fetch
 
 MODEL = "EleutherAI/pythia-14m"
 
@@ -119,3 +121,28 @@ def test_a_hub_that_is_gone_means_exit_75(repo, tmp_path):
     assert done.returncode == 75, done.stderr
     assert "asks to wait 15 min" in done.stderr
     assert not (tmp_path / "store.zarr").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_download_fails_the_index(repo, tmp_path, hub, capsys, name):
+    hub.repos[MODEL] = repo
+    config = write_config(
+        tmp_path / "sweep.yaml",
+        models=[MODEL],
+        revisions=["step1000"],
+        tasks=make_tasks(tmp_path / "tasks", n=20),
+        store={"path": str(tmp_path / "store.zarr")},
+        metrics={"enabled": False},
+    )
+    assert main(["prepare", "--config", str(config)]) == 0
+    path = fetch(MODEL, repo.commit("step1000")) / name
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    at = len(whole) - 5 if name != "config.json" else whole.index(b"128")
+    damaged[at] ^= 1
+    path.write_bytes(damaged)
+    capsys.readouterr()
+    assert main(["extract", "--config", str(config), "--all"]) == 3
+    assert f"{name} is not the file that the plan was frozen with" in capsys.readouterr().err
+    path.write_bytes(whole)
+    assert main(["extract", "--config", str(config), "--all"]) == 0

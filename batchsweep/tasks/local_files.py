@@ -17,7 +17,7 @@ from typing import Any
 from mteb.abstasks import AbsTask
 
 from batchsweep.config import LocalTask
-from batchsweep.errors import ConfigError
+from batchsweep.errors import ConfigError, Terminated
 from batchsweep.tasks.local import KINDS, from_columns
 
 
@@ -86,7 +86,14 @@ def _read(path: Path, name: str) -> dict[str, list[Any]]:
                 for number, line in enumerate(lines, start=1):
                     if not line.strip():
                         continue
-                    row = json.loads(line)
+                    try:
+                        row = json.loads(line)
+                    except json.JSONDecodeError as error:
+                        problem = f"not valid JSON: {error.msg}"
+                        raise ConfigError(f"{path}:{number}: {problem}") from None
+                    except (ValueError, RecursionError):  # Thousands of digits, or of brackets.
+                        problem = "a number too long or values nested too deep"
+                        raise ConfigError(f"{path}:{number}: {problem}") from None
                     if not isinstance(row, dict):
                         raise ConfigError(f"{path}:{number}: a line is one JSON object")
                     rows.append(row)
@@ -94,8 +101,6 @@ def _read(path: Path, name: str) -> dict[str, list[Any]]:
             return {key: [row.get(key) for row in rows] for key in keys}
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file (task '{name}')") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{number}: not valid JSON: {error.msg}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: can't be read (task '{name}'): {error}") from None
     raise ConfigError(f"{path}: task '{name}': a data file ends in .jsonl or .parquet")
@@ -116,8 +121,10 @@ def _from_python(entry: LocalTask) -> AbsTask:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
+            if isinstance(error, SystemExit) and error.code == Terminated.exit_code:
+                raise  # SIGTERM came while the file ran: that is not the file's doing.
             raise ConfigError(
                 f"{entry.path}: {type(error).__name__} while it was run: {error}"
             ) from error

@@ -302,6 +302,31 @@ def test_a_python_file(tmp_path: Path) -> None:
         resolve([local(tmp_path / "none.py", "python")])
 
 
+@pytest.mark.parametrize("code", ["0", "", "'done'", "2"])
+def test_a_python_file_that_exits_is_an_error(tmp_path: Path, code: str) -> None:
+    path = tmp_path / "exits.py"
+    path.write_text(f"import sys\nsys.exit({code})\n")
+    with pytest.raises(ConfigError, match=r"exits\.py: SystemExit while it was run"):
+        resolve([local(path, "python")])
+
+
+def test_a_python_file_that_sigterm_stops_is_not_blamed(tmp_path: Path) -> None:
+    path = tmp_path / "stopped.py"
+    path.write_text("import sys\nsys.exit(143)\n")
+    with pytest.raises(SystemExit):
+        resolve([local(path, "python")])
+
+
+@pytest.mark.parametrize(
+    "line", ["9" * 5000, "[" * 100_000, '{"a": ' * 100_000, "{", "[1]"], ids=lambda x: x[:3]
+)
+def test_a_broken_line_of_a_task_file_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"sentence1": "a", "sentence2": "b", "score": 1}\n' + line + "\n")
+    with pytest.raises(ConfigError, match=r"x\.jsonl:2: "):
+        resolve([local(path, "sts")])
+
+
 def test_a_python_file_is_run_only_for_type_python(tmp_path: Path) -> None:
     path = tmp_path / "evil.py"
     path.write_text("raise SystemExit('ran')")

@@ -93,8 +93,8 @@ def test_full_default_is_the_published_sweep():
             "sweep.yaml:3: revisions.1: should be a valid string; got 12",
         ),
         ("models: a: b\n", "sweep.yaml:1: not valid YAML"),
-        ("- models\n", "sweep.yaml: a config is a mapping of keys"),
-        ("", "sweep.yaml: a config is a mapping of keys"),
+        ("- models\n", "sweep.yaml:1: a config is a mapping of keys"),
+        ("", "sweep.yaml:1: a config is a mapping of keys"),
         (
             MINIMAL + "tasks: [STS13]\n",
             "sweep.yaml:3: key 'tasks' is there twice (first on line 2)",

@@ -1,35 +1,25 @@
-"""The YAML file as frozen, validated models, and the digest of what decides the embeddings.
-
-``load(path)`` gives a :class:`Config` or raises :class:`~batchsweep.errors.ConfigError` with one
-line: file, line, key, what is wrong, and the valid choices.
-"""
+"""The config as frozen, validated models, and the digest of what decides the embeddings."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import logging
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from batchsweep.bandit.policy_names import PolicyName
-from batchsweep.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 LayerOutput = Literal["final_norm", "raw", "hidden_states"]
 Pooling = Literal["mean", "last", "first", "max", "weighted_mean"]
@@ -54,13 +44,52 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class _Section(BaseModel):
+def _no_place(value: str) -> str:
+    """A name becomes a folder's or a file's: ``.`` and ``..`` are folders already."""
+    if value in (".", ".."):
+        raise ValueError("should be a name, not '.' or '..'")
+    return value
+
+
+def _nameable(value: str) -> str:
+    """A path or repo id whose every part a file system can hold."""
+    if any(len(part.encode()) > 255 for part in value.split("/")):
+        raise ValueError("should have no part of more than 255 bytes between its slashes")
+    return value
+
+
+def _step_pattern(value: str) -> str:
+    try:
+        groups = re.compile(value).groups
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"should be a regular expression ({error})") from None
+    if groups < 1:
+        raise ValueError("should have a group (in parentheses) for the training step")
+    return value
+
+
+Name = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=128), AfterValidator(_no_place)
+]
+
+
+class Section(BaseModel):
     """A frozen section of the config in which an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """``true`` is not 1: only a switch takes true or false."""
+        switch = info.field_name and cls.model_fields[info.field_name].annotation is bool
+        items = value if isinstance(value, list) else [value]
+        if not switch and any(isinstance(item, bool) for item in items):
+            raise ValueError("should not be true or false")
+        return value
 
-class Schedule(_Section):
+
+class Schedule(Section):
     """Revisions by rule instead of by list: ``{strategy: uniform, interval: 5000}``."""
 
     strategy: Literal["sparse", "uniform", "log", "dense", "all"]
@@ -72,14 +101,14 @@ class Schedule(_Section):
 Revisions = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)] | Schedule
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """One model of the sweep. In YAML a bare name is enough: ``EleutherAI/pythia-14m``."""
 
-    name: str = Field(min_length=1)
+    name: Annotated[str, Field(min_length=1), AfterValidator(_nameable)]
     """Hub repo id, or a local directory (of revisions, or of one model)."""
     revisions: Revisions | None = None
     """This model's own revisions instead of the top-level ones."""
-    step_pattern: str | None = None
+    step_pattern: Annotated[str, AfterValidator(_step_pattern)] | None = None
     """Regular expression whose first group is the training step in a revision's name."""
     trust_remote_code: bool = False
     """Run Python code that the model's repo brings. Off unless you say so for this model."""
@@ -95,10 +124,10 @@ def _as_model(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-class LocalTask(_Section):
+class LocalTask(Section):
     """A task of your own, from a file: see docs/guides/config.md."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: Name
     """The task's name in tables and in the store."""
     type: TaskType
     """What kind of task it is; decides which evaluator of MTEB scores it. ``python``: the file is
@@ -110,13 +139,13 @@ class LocalTask(_Section):
     """Column that the type needs -> what your file calls it."""
 
 
-class EveryLayers(_Section):
+class EveryLayers(Section):
     """Every n-th layer, counted back from the last: ``layers: {every: 2}``."""
 
     every: int = Field(gt=0)
 
 
-class EmbeddingConfig(_Section):
+class EmbeddingConfig(Section):
     """How a text becomes one vector per layer."""
 
     layers: Literal["all"] | EveryLayers | tuple[int, ...] = "all"
@@ -145,7 +174,7 @@ class EmbeddingConfig(_Section):
     """Tokens (padding included) of one forward batch."""
 
 
-class CorpusConfig(_Section):
+class CorpusConfig(Section):
     """Which texts of the tasks are used."""
 
     max_texts_per_task: int | None = Field(default=None, gt=0)
@@ -154,10 +183,10 @@ class CorpusConfig(_Section):
     """Seed of the caps."""
 
 
-class StoreConfig(_Section):
+class StoreConfig(Section):
     """Where the embeddings go and in which form."""
 
-    path: str | None = None
+    path: Annotated[str, Field(min_length=1), AfterValidator(_nameable)] | None = None
     """Directory or URL. Default: ``runs/<config name>/store.zarr`` (``.h5`` for hdf5)."""
     format: Literal["zarr", "hdf5"] = "zarr"
     dtype: Literal["float16", "float32", "int8"] = "float16"
@@ -167,8 +196,15 @@ class StoreConfig(_Section):
     compression: Literal["none", "zstd"] = "none"
     """Float embeddings hardly compress; zstd saves a few per cent."""
 
+    @model_validator(mode="after")
+    def _hdf5_is_local(self) -> StoreConfig:
+        url = self.path is not None and re.match(r"(?!file:)[a-z0-9+.-]+://", self.path)
+        if self.format == "hdf5" and url:
+            raise ValueError("an hdf5 store is a local file; use 'format: zarr' for a URL")
+        return self
 
-class MetricsConfig(_Section):
+
+class MetricsConfig(Section):
     """Label-free metrics of the representations, per layer."""
 
     enabled: bool = True
@@ -179,7 +215,7 @@ class MetricsConfig(_Section):
     """Also two augmented views a text, for InfoNCE, DiME and LiDAR."""
 
 
-class RewardsConfig(_Section):
+class RewardsConfig(Section):
     """How an arm's scores on several tasks become one number."""
 
     scale: Literal["raw", "z"] = "raw"
@@ -191,7 +227,7 @@ class RewardsConfig(_Section):
     """Only one category of tasks counts, for example ``sts``. Default: all tasks."""
 
 
-class PullBudget(_Section):
+class PullBudget(Section):
     """A budget in pulls, or in seconds of scoring."""
 
     pulls: int | None = Field(default=None, gt=0)
@@ -204,7 +240,7 @@ class PullBudget(_Section):
         return self
 
 
-class BanditConfig(_Section):
+class BanditConfig(Section):
     """The search for the best arm."""
 
     policy: PolicyName = "toptwo_gp"
@@ -250,10 +286,10 @@ class BanditConfig(_Section):
         return f"{self.budget.seconds:g} s"
 
 
-class Config(_Section):
+class Config(Section):
     """A whole sweep."""
 
-    name: str = Field(default="sweep", pattern=r"^[A-Za-z0-9_.-]+$")
+    name: Name = "sweep"
     """Names the run's folder. Default: the file's name."""
     models: Annotated[
         tuple[Annotated[ModelConfig, BeforeValidator(_as_model)], ...],
@@ -289,174 +325,3 @@ class Config(_Section):
         store = self.store.model_dump(mode="json", include={"dtype", "block_texts"})
         text = json.dumps({"embedding": embedding, "store": store}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def load(path: str | Path) -> Config:
-    """Read and validate a config file.
-
-    Relative paths of local models and tasks are relative to the working directory, as in the
-    commands that users type, not to the file.
-
-    Raises:
-        ConfigError: with file, line, key and the valid choices.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file{_nearby(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't be read as a config file: {error}") from None
-    return parse(text, source=str(path), default_name=path.stem)
-
-
-def parse(text: str, *, source: str, default_name: str = "sweep") -> Config:
-    """Validate the text of a config; ``source`` is what errors call the file."""
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}{_line_and_problem(error)}") from None
-    if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{source}: a config is a mapping of keys, such as 'models: [...]'")
-    _check_repeats(root, source, top=True)
-    try:
-        values: dict[str, Any] = yaml.SafeLoader("").construct_document(root)
-    except yaml.YAMLError as error:  # A tag of Python's, a key that is a list.
-        raise ConfigError(f"{source}{_line_and_problem(error)}") from None
-    values = {"name": default_name, **values}
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        # One line: the first fault that is not an alternative of a union the user did not mean.
-        raise ConfigError(_explain(error, root, source)) from None
-
-
-def _line_and_problem(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    line = f":{mark.line + 1}" if mark is not None else ""
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"{line}: not valid YAML: {problem}"
-
-
-def _nearby(path: Path) -> str:
-    """The remedy for a file that is not there: what is there with a similar name."""
-    folder = path.parent
-    if not folder.is_dir():
-        return f" (and no folder {folder})"
-    names = sorted(p.name for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))
-    if not names:
-        return f"; {folder} holds no YAML file"
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {folder / close[0]}?" if close else f"; {folder} has {', '.join(names)}"
-
-
-def _check_repeats(node: yaml.Node, source: str, *, top: bool = False) -> None:
-    """Repeated keys are errors; a repeated top-level ``revisions`` takes the last one.
-
-    Users append generated lists (``batchsweep checkpoints ... >> config.yaml``), so that one
-    repetition is meant.
-    """
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _check_repeats(item, source)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: dict[str, yaml.Node] = {}
-    for key, value in node.value:
-        name = str(key.value)
-        if name in seen:
-            line, first = key.start_mark.line + 1, seen[name].start_mark.line + 1
-            if not (top and name == "revisions"):
-                raise ConfigError(
-                    f"{source}:{line}: key '{name}' is there twice (first on line {first}); "
-                    "keep one of them"
-                )
-            logger.warning(
-                "%s:%d: 'revisions' is there more than once (first on line %d); "
-                "the last one is used",
-                source,
-                line,
-                first,
-            )
-        seen.setdefault(name, key)
-        _check_repeats(value, source)
-
-
-def _explain(error: ValidationError, root: yaml.MappingNode, source: str) -> str:
-    """One line for the fault that is deepest in the file: that is what the user meant to write."""
-    faults = error.errors(include_url=False)
-    # Of a union's alternatives, pydantic reports all; the one that got furthest is the intended.
-    fault = max(faults, key=lambda f: (len(_yaml_path(root, f["loc"])[0]), f["type"] != "missing"))
-    keys, line = _yaml_path(root, fault["loc"])
-    key = ".".join(str(k) for k in keys) or "(top level)"
-    where = f"{source}:{line}: {key}"
-    if fault["type"] == "extra_forbidden":
-        wrong = str(fault["loc"][-1])
-        choices = _choices_at(fault["loc"][:-1])
-        close = difflib.get_close_matches(wrong, choices, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        return f"{where}: unknown key; {hint}Valid keys: {', '.join(choices)}"
-    if fault["type"] == "missing":
-        return f"{where}: missing key '{fault['loc'][-1]}'"
-    alternatives = [f for f in faults if _yaml_path(root, f["loc"])[0] == keys]
-    reasons = list(dict.fromkeys(_reason(f) for f in alternatives))
-    return f"{where}: {' or '.join(reasons)}; got {_shown(fault['input'])}"
-
-
-def _reason(fault: ErrorDetails) -> str:
-    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if fault["type"] == "too_short":
-        message = "should not be empty"
-    return re.sub(r"valid dictionary or instance of \w+|valid tuple", _yaml_word, message)
-
-
-def _yaml_word(match: re.Match[str]) -> str:
-    return "list" if match[0] == "valid tuple" else "mapping"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _yaml_path(
-    root: yaml.MappingNode, loc: tuple[int | str, ...]
-) -> tuple[tuple[int | str, ...], int]:
-    """The part of a pydantic location that is really in the file, and its line."""
-    node: yaml.Node = root
-    line = root.start_mark.line + 1
-    keys: list[int | str] = []
-    for step in loc:
-        if isinstance(node, yaml.MappingNode):
-            # The last of repeated keys is the one that counts.
-            found = [(k, v) for k, v in node.value if str(k.value) == str(step)]
-            if found:
-                key, node = found[-1]
-                line = key.start_mark.line + 1
-                keys.append(step)
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
-            node = node.value[step]
-            line = node.start_mark.line + 1
-            keys.append(step)
-        # Other steps name the alternative of a union ("Schedule"), not a place in the file.
-    return tuple(keys), line
-
-
-def _choices_at(loc: tuple[int | str, ...]) -> list[str]:
-    """The valid keys of the section at a pydantic location."""
-    section: Any = Config
-    for step in loc:
-        nested = (
-            _sections_in(section.model_fields[step].annotation)
-            if (isinstance(step, str) and step in section.model_fields)
-            else [c for c in _Section.__subclasses__() if c.__name__ == step]
-        )
-        if nested:
-            section = nested[0]
-    return list(section.model_fields)
-
-
-def _sections_in(annotation: Any) -> list[type[_Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, _Section):
-        return [annotation]
-    return [s for argument in get_args(annotation) for s in _sections_in(argument)]

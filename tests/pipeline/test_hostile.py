@@ -11,6 +11,7 @@ from tiny import extracted_store, make_model, make_suite, make_tasks, write_conf
 
 from batchsweep import config
 from batchsweep.cli.main import main
+from batchsweep.errors import ConfigError
 from batchsweep.store import open_store
 from batchsweep.tasks.resolve import resolve as all_tasks
 
@@ -80,7 +81,7 @@ def fails(capsys):
     "text", ["models: !!python/object:os.system [x]", "{[a]: 2}", "? {a: 1}\n: 2"]
 )
 def test_yaml_that_can_not_be_constructed(text):
-    with pytest.raises(config.ConfigError, match=r"sweep.yaml:1: not valid YAML"):
+    with pytest.raises(ConfigError, match=r"sweep.yaml:1: not valid YAML"):
         config.parse(text, source="sweep.yaml")
 
 

@@ -1,4 +1,4 @@
-"""The budgeted loop: ask a policy, score, write down, tell; and the answer at the end.
+"""The budgeted loop: ask a policy, score, write down, observe; and the answer at the end.
 
 Live runs and replays go through :func:`run`. Every pull is in the ledger before the policy hears
 of it, and a policy is deterministic, so that a run that was killed asks the same again, finds the
@@ -232,8 +232,8 @@ class _Loop:
         ]
 
     def _check_in_full(self, advance: Callable[[int], None]) -> None:
-        """Score the top arms on whole tasks, arm by arm; the policy, which knows subsets, isn't
-        observed: whole tasks are another scale."""
+        """Score the top arms on whole tasks, arm by arm; the policy, which knows subsets, does
+        not observe them: whole tasks are another scale."""
         for arm, pulls in self._in_full(self._room() if self.budget_pulls is not None else None):
             scores = {r["task"]: r["score"] for r in self.observed if self._is_whole(r, arm)}
             for batch in _batches(pulls, self.config.workers):
@@ -284,7 +284,7 @@ class _Loop:
             return True
         return rest <= len(self._unchecked()) * self.seconds / max(self.pulls, 1)
 
-    # -- scoring and telling -------------------------------------------------------------------
+    # -- scoring and observing -----------------------------------------------------------------
 
     def _affords(self, pulls: int) -> bool:
         return self.budget_pulls is not None and self.budget_pulls >= pulls

@@ -95,6 +95,7 @@ def extract(args: argparse.Namespace) -> None:
     plan = frozen_plan(store, config)
     indexes = list(range(len(plan.entries))) if args.all else [_chosen_index(args)]
     entries = [plan.entry(index) for index in indexes]
+    tasks = None if args.tasks is None else [t.strip() for t in args.tasks.split(",")]
     failed: dict[str, BatchsweepError] = {}
     with stop_on_signals(args.grace) as stop, ThreadPoolExecutor(1) as background:
         for number, entry in enumerate(entries):
@@ -102,7 +103,15 @@ def extract(args: argparse.Namespace) -> None:
             if number + 1 < len(entries):
                 background.submit(prefetch, store, entries[number + 1])
             try:
-                extract(store, config, entry, stop=stop, strict=args.strict, label=label)
+                extract(
+                    store,
+                    config,
+                    entry,
+                    tasks=tasks,
+                    stop=stop,
+                    strict=args.strict,
+                    label=label,
+                )
             except StoreFull:
                 raise
             except (IndexFailed, StoreError) as error:
@@ -137,7 +146,7 @@ def _chosen_index(args: argparse.Namespace) -> int:
 
 
 def status(args: argparse.Namespace) -> None:
-    from batchsweep.extract.status import counts, index_statuses, wait
+    from batchsweep.extract.status import counts, index_statuses, pairs_ready, wait
     from batchsweep.plan.plan import load_plan
 
     config = load(args.config)
@@ -148,7 +157,9 @@ def status(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps([row.to_json() for row in rows], indent=1))
         return
-    table = _table("index", "model", "revision", "state", "blocks", "note")
+    corpus = store.corpus()
+    tasks = 0 if corpus is None else len(corpus.tasks())
+    table = _table("index", "model", "revision", "state", "blocks", "tasks", "note")
     for row in rows:
         also = f"same weights: {', '.join(row.aliases)}" if row.aliases else ""
         table.add_row(
@@ -157,10 +168,11 @@ def status(args: argparse.Namespace) -> None:
             row.revision,
             row.state,
             f"{row.sealed}/{row.blocks}" if row.blocks else "",
+            f"{len(row.ready)}/{tasks}" if row.blocks else "",
             row.note or also,
         )
     _print_table(table)
-    print(f"{store.url}: {counts(rows)}")
+    print(f"{store.url}: {counts(rows)}; {pairs_ready(rows, tasks)}")
 
 
 def bandit(args: argparse.Namespace) -> None:
@@ -218,12 +230,8 @@ def verify(args: argparse.Namespace) -> None:
     # What is damaged here is among verify's own faults. A changed config is refused: everything
     # would look stale, and --repair would drop it.
     with suppress(StoreCorrupt):
-        for entry in frozen_plan(store, config, scoring=True).entries:
-            expected[entry.key] = {
-                "commit": entry.checkpoint.commit,
-                "weights_digest": entry.checkpoint.weights_digest,
-                "config_digest": config.embedding_digest,
-            }
+        plan = frozen_plan(store, config, scoring=True)
+        expected = {entry.key: entry.origin(config) for entry in plan.entries}
     faults = verify(store, expected=expected)
     for fault in faults:
         print(f"{fault.message}; {fault.remedy}" if args.repair else fault.message)

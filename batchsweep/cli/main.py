@@ -165,8 +165,9 @@ def build_parser() -> argparse.ArgumentParser:
         "write the pooled states of all layers of one checkpoint",
         details="Without --index or --all, the index is what Kubernetes (JOB_COMPLETION_INDEX) or\n"
         "Slurm (SLURM_ARRAY_TASK_ID) put into the environment. Run again, it goes on where it\n"
-        "was; a sealed index is left alone.",
+        "was; what is sealed is left alone.",
         example="  batchsweep extract --config configs/quick.yaml --index 3\n"
+        "  batchsweep extract --config configs/quick.yaml --index 3 --tasks STS12,SciFact\n"
         "  JOB_COMPLETION_INDEX=3 batchsweep extract --config configs/quick.yaml\n"
         "  batchsweep extract --config configs/quick.yaml --all",
     )
@@ -177,6 +178,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--indexes",
         metavar="LIST",
         help="the job's own list, such as 0,4-6: the environment counts in it",
+    )
+    sub.add_argument(
+        "--tasks", metavar="A,B", help="only the blocks that hold these tasks' rows (default: all)"
     )
     sub.add_argument(
         "--strict", action="store_true", help="an unavailable checkpoint is an error (exit 3)"

@@ -12,6 +12,7 @@ from batchsweep.errors import StoreError, TryAgain, UsageError
 from batchsweep.plan.plan import Plan, load_plan
 from batchsweep.store import Store, open_store
 from batchsweep.store.notes import outcome_path
+from batchsweep.store.pairs import ready_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +37,18 @@ class IndexStatus:
     """Blocks sealed."""
     blocks: int
     """Blocks in all; 0 where nobody has begun."""
+    ready: tuple[str, ...] = ()
+    """Tasks whose rows are all sealed: the pairs that can be scored."""
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "aliases": list(self.aliases)}
+        return {**asdict(self), "aliases": list(self.aliases), "ready": list(self.ready)}
 
 
 def index_statuses(store: Store, plan: Plan) -> list[IndexStatus]:
     """The state of every index, then of the checkpoints that got none."""
     groups = {group.key: group for group in store.status()}
+    ready = ready_tasks(store)
     noted = set(store.list_json("outcomes"))
     rows = []
     for entry in plan.entries:
@@ -53,11 +57,15 @@ def index_statuses(store: Store, plan: Plan) -> list[IndexStatus]:
         note = ""
         if group is not None and group.complete:
             state = "sealed"
-        elif outcome_path(entry.key) in noted:
-            outcome = store.read_json(outcome_path(entry.key)) or {}
-            state, note = outcome.get("state", "failed"), outcome.get("message", "")
         elif group is not None:
             state = "open"
+        mine = ready.get(entry.key, ())
+        if state != "sealed" and outcome_path(entry.key) in noted:
+            outcome = store.read_json(outcome_path(entry.key)) or {}
+            # What was asked for may have been made since.
+            asked = outcome.get("tasks")
+            if asked is None or not set(asked) <= set(mine):
+                state, note = outcome.get("state", "failed"), outcome.get("message", "")
         rows.append(
             IndexStatus(
                 index=entry.index,
@@ -67,6 +75,7 @@ def index_statuses(store: Store, plan: Plan) -> list[IndexStatus]:
                 state=state,
                 sealed=group.sealed if group is not None else 0,
                 blocks=group.blocks if group is not None else 0,
+                ready=mine,
                 note=note,
             )
         )
@@ -91,6 +100,13 @@ def counts(rows: Sequence[IndexStatus]) -> str:
     order: tuple[State, ...] = ("sealed", "open", "waiting", "failed", "skipped")
     numbers = {state: sum(row.state == state for row in rows) for state in order}
     return ", ".join(f"{number} {state}" for state, number in numbers.items() if number)
+
+
+def pairs_ready(rows: Sequence[IndexStatus], tasks: int) -> str:
+    """One line: how many (checkpoint, task) pairs of the plan can be scored."""
+    ready = sum(len(row.ready) for row in rows)
+    pairs = tasks * sum(row.index is not None for row in rows)
+    return f"{ready:,} of {pairs:,} pairs ready"
 
 
 def wait(url: str, wanted: str) -> None:

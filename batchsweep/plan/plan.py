@@ -52,6 +52,14 @@ class PlanEntry:
         """The checkpoint's key in the store."""
         return self.checkpoint.key
 
+    def origin(self, config: Config) -> dict[str, str]:
+        """What its group must be made of, by the names that a group's provenance has."""
+        return {
+            "commit": self.checkpoint.commit,
+            "weights_digest": self.checkpoint.weights_digest,
+            "config_digest": config.embedding_digest,
+        }
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from batchsweep.errors import StoreError, StoreMismatch
+from batchsweep.errors import StoreCorrupt, StoreError, StoreMismatch
 from batchsweep.store.format import Float64, Format, spec_of
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.values import Array, Float32, as_bytes, decode, encode, stored_dtype
@@ -156,6 +156,13 @@ class GroupWriter:
             while waiting:
                 yield _taken(waiting, scales)
 
+    def has_metrics(self) -> bool:
+        """Whether label-free metrics are there, and sound."""
+        try:
+            return bool(self._format.metrics(self.key, self.spec))
+        except StoreCorrupt:
+            return False
+
     def write_metrics(self, metrics: Mapping[str, npt.ArrayLike]) -> None:
         """Write label-free metrics, one float64 per layer each, replacing all that were there.
 
@@ -242,7 +249,9 @@ class GroupReader:
 
     @property
     def sealed(self) -> frozenset[int]:
-        """Blocks that are done. Of a complete group, all of them."""
+        """Blocks that are done: all of a complete group. Of one that was open when it was first
+        asked, those of then; :meth:`read` looks again before it says that a block isn't there.
+        """
         if self.complete:
             return frozenset(range(self.spec.blocks))
         if self._sealed is None:
@@ -317,6 +326,8 @@ class GroupReader:
         stored = stored_dtype(spec.dtype, pooling)
         of_block = wanted // spec.block_texts
         blocks = np.flatnonzero(np.bincount(of_block))
+        if not self.sealed.issuperset(blocks.tolist()):
+            self._sealed = None
         if absent := sorted(set(blocks.tolist()) - self.sealed):
             raise StoreError(
                 f"{self.key}: blocks {_listed(absent)} aren't there yet; "

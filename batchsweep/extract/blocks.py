@@ -1,0 +1,198 @@
+"""The blocks and the metrics of one index: computed by a loaded model, written, sealed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from batchsweep.config import Config, ModelConfig
+from batchsweep.corpus.tokens import load_tokenizer, prefix_lengths, tokenize
+from batchsweep.extract.weights import check_weights
+from batchsweep.forward.augment import augmented
+from batchsweep.plan.plan import PlanEntry
+from batchsweep.progress import Bar, duration, progress
+from batchsweep.signals import StopRequest
+from batchsweep.store import Corpus, GroupWriter
+
+if TYPE_CHECKING:
+    from batchsweep.forward.architecture import LoadedCheckpoint
+
+logger = logging.getLogger(__name__)
+
+TokenIds = list[npt.NDArray[np.int32]]
+#: By pooling, [layer, text, hidden].
+States = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an index is computed from, and where it goes."""
+
+    writer: GroupWriter
+    corpus: Corpus
+    config: Config
+    entry: PlanEntry
+
+    @property
+    def model_config(self) -> ModelConfig:
+        return next(m for m in self.config.models if m.name == self.entry.checkpoint.model)
+
+    def load(self) -> LoadedCheckpoint:
+        """The model, once what will be loaded is known to be what the plan was frozen with."""
+        from batchsweep.forward.forward import load_checkpoint
+
+        check_weights(self.model_config, self.entry)
+        return load_checkpoint(
+            self.entry.checkpoint.load_model,
+            self.entry.checkpoint.load_revision,
+            dtype=self.config.embedding.dtype,
+            device=self.config.embedding.device,
+            trust_remote_code=self.model_config.trust_remote_code,
+        )
+
+
+def seal_blocks(
+    work: Work, loaded: LoadedCheckpoint, blocks: Sequence[int], stop: StopRequest, what: str
+) -> tuple[int, int]:
+    """Compute and seal blocks, in this order; texts and tokens that were done.
+
+    A block is computed while the one before it is written and the one after it is read. Asked to
+    stop, the open block is finished if the grace period suffices: not all of ``blocks`` are sealed
+    then.
+    """
+    writer = work.writer
+    texts = tokens = 0
+    todo = sum(_size(writer.block_rows(b)) for b in blocks)
+    with ThreadPoolExecutor(2) as background, progress(what, total=todo, unit="texts") as bar:
+        writing: Future[None] | None = None
+        for block, token_ids in _read_ahead(work, blocks, background):
+            states = None if stop.asked else _states(work, loaded, block, token_ids, stop, bar)
+            if writing is not None:
+                writing.result()
+            if states is None:
+                break
+            writing = background.submit(writer.write_block, block, states)
+            texts += len(token_ids)
+            tokens += sum(map(len, token_ids))
+        if writing is not None:
+            writing.result()
+    return texts, tokens
+
+
+def _states(
+    work: Work,
+    loaded: LoadedCheckpoint,
+    block: int,
+    token_ids: TokenIds,
+    stop: StopRequest,
+    bar: Bar,
+) -> States | None:
+    """The pooled states of a block; None if a stop is asked and the time left doesn't suffice."""
+    from batchsweep.forward.forward import pooled_states
+
+    spec, embedding = work.writer.spec, work.config.embedding
+    states = {
+        p: np.empty((len(spec.layers), len(token_ids), spec.hidden), np.float32)
+        for p in spec.poolings
+    }
+    start = time.monotonic()
+    done = 0
+    for positions, pooled in pooled_states(
+        loaded,
+        token_ids,
+        layers=spec.layers,
+        poolings=spec.poolings,
+        layer_output=embedding.layer_output,
+        batch_tokens=embedding.batch_tokens,
+        prefix_lengths=_prefixes(work, token_ids),
+        first_row=work.writer.block_rows(block).start,
+    ):
+        for pooling, values in pooled.items():
+            states[pooling][:, positions] = values
+        bar.advance(len(positions))
+        done += len(positions)
+        left = (time.monotonic() - start) / done * (len(token_ids) - done)
+        if left > stop.seconds_left:
+            logger.warning(
+                "%s: block %d is left open, it would take %s more",
+                work.writer.key,
+                block,
+                duration(left),
+            )
+            return None
+    return states
+
+
+def sample_metrics(work: Work, loaded: LoadedCheckpoint) -> dict[str, npt.NDArray[np.float64]]:
+    """The label-free metrics of a seeded sample of the corpus, [layer] by name.
+
+    They come from rows and a pass of their own, so that they don't depend on which blocks were
+    extracted, or in which order.
+    """
+    from batchsweep.forward.metrics import representation_metrics, sample_rows
+
+    corpus, entry = work.corpus, work.entry
+    embedding, metrics = work.config.embedding, work.config.metrics
+    rows = sample_rows(corpus.n_texts, metrics.sample, metrics.seed)
+    token_ids = [
+        ids for row in rows for ids in corpus.token_ids(entry.tokenizer, slice(row, row + 1))
+    ]
+    views = None
+    if metrics.views:
+        tokenizer = load_tokenizer(
+            entry.checkpoint.load_model,
+            entry.checkpoint.load_revision,
+            trust_remote_code=work.model_config.trust_remote_code,
+        )
+        texts = list(zip(rows.tolist(), corpus.texts(rows), strict=True))
+        first, second = (
+            tokenize(
+                tokenizer,
+                [augmented(text, seed=2 * row + n) for row, text in texts],
+                embedding.max_length,
+            )[0]
+            for n in (0, 1)
+        )
+        views = (first, second)
+    return representation_metrics(
+        loaded,
+        token_ids,
+        layers=entry.layers,
+        layer_output=embedding.layer_output,
+        batch_tokens=embedding.batch_tokens,
+        prefix_lengths=_prefixes(work, token_ids),
+        views=views,
+    )
+
+
+def _prefixes(work: Work, token_ids: TokenIds) -> npt.NDArray[np.int64] | None:
+    """Leading tokens of each text that take no part in pooling; None: all take part."""
+    if work.config.embedding.pool_prefix:
+        return None
+    return prefix_lengths(work.corpus, work.entry.tokenizer, token_ids)
+
+
+def _read_ahead(
+    work: Work, blocks: Sequence[int], background: ThreadPoolExecutor
+) -> Iterator[tuple[int, TokenIds]]:
+    """Each block with its token ids; the next block's are read while this one is computed."""
+
+    def read(block: int) -> TokenIds:
+        return work.corpus.token_ids(work.entry.tokenizer, work.writer.block_rows(block))
+
+    coming = [background.submit(read, block) for block in blocks[:1]]
+    for position, block in enumerate(blocks):
+        token_ids = coming.pop().result()
+        coming += [background.submit(read, b) for b in blocks[position + 1 : position + 2]]
+        yield block, token_ids
+
+
+def _size(rows: slice) -> int:
+    return int(rows.stop - rows.start)

@@ -20,8 +20,10 @@ import numpy.typing as npt
 
 from batchsweep.arm import Arm
 from batchsweep.errors import StoreError, UsageError
+from batchsweep.plan.plan import PLAN_PATH
 from batchsweep.score.export import main_score
 from batchsweep.store import Corpus, GroupReader, Store, open_store
+from batchsweep.store.pairs import ready_tasks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +57,7 @@ class Sweep:
 
     @cached_property
     def arms(self) -> pd.DataFrame:
-        """One row an arm of every complete checkpoint.
+        """One row an arm of every checkpoint that is complete or has a task :attr:`ready`.
 
         Columns: ``arm`` (as in reports), ``key``, ``model``, ``revision``, ``step`` (missing where
         unknown), ``layer``, ``pooling``, ``score`` (mean over the tasks if all of them have been
@@ -64,19 +66,19 @@ class Sweep:
         import pandas as pd
 
         rows = []
-        for status in self.store.status():
-            if not status.complete:
+        for key, tasks in self._ready_tasks.items():
+            reader = self._reader(key)
+            if not (tasks or reader.complete):
                 continue
-            reader = self._reader(status.key)
             metrics = reader.metrics()
             for pooling in reader.poolings:
                 for position, layer in enumerate(reader.layers):
                     named = pooling if len(reader.poolings) > 1 else None
                     row = {
-                        "arm": str(Arm(status.key, layer, named)),
-                        "key": status.key,
-                        "model": reader.provenance.get("model", status.key.split("/")[0]),
-                        "revision": reader.provenance.get("revision", status.key.split("/")[1]),
+                        "arm": str(Arm(key, layer, named)),
+                        "key": key,
+                        "model": reader.provenance.get("model", key.split("/")[0]),
+                        "revision": reader.provenance.get("revision", key.split("/")[1]),
                         "step": reader.provenance.get("step"),
                         "layer": layer,
                         "pooling": pooling,
@@ -92,6 +94,21 @@ class Sweep:
         frame.insert(len(_ARM_COLUMNS), "score", means.reindex(index).to_numpy(dtype=float))
         order = frame.sort_values(["model", "step", "revision", "pooling", "layer"], kind="stable")
         return order.reset_index(drop=True)
+
+    @property
+    def ready(self) -> pd.DataFrame:
+        """Which pairs can be scored: bool, a row a checkpoint (by key) and a column a task.
+
+        A checkpoint may be extracted for some tasks only; the vectors of these can be read.
+        Checkpoints of the plan that nobody has begun are there too.
+        """
+        import pandas as pd
+
+        plan = self.store.read_json(PLAN_PATH) or {"entries": []}
+        planned = [entry["key"] for entry in plan["entries"]]
+        keys = list(dict.fromkeys([*planned, *self._ready_tasks]))
+        rows = [[task in self._ready_tasks.get(key, ()) for task in self.tasks] for key in keys]
+        return pd.DataFrame(rows, pd.Index(keys, name="key"), self.tasks, dtype=bool)
 
     @property
     def tasks(self) -> list[str]:
@@ -203,8 +220,12 @@ class Sweep:
         return self.store.corpus()
 
     @cached_property
+    def _ready_tasks(self) -> dict[str, tuple[str, ...]]:
+        return ready_tasks(self.store)
+
+    @cached_property
     def _score_rows(self) -> pd.DataFrame:
-        """One row a score that the store has of a complete checkpoint."""
+        """One row a score that the store has."""
         import pandas as pd
 
         columns = ["key", "model", "revision", "step", "layer", "pooling", "task", "score"]

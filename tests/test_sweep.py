@@ -67,6 +67,29 @@ def test_arms(url: Path) -> None:
     assert arms.set_index("arm")["entropy"]["org--b/step8#2"] == 3
 
 
+def test_what_is_ready(tmp_path: Path) -> None:
+    store = create_store(tmp_path / "s.zarr")
+    write_corpus(store)
+    of = spec(poolings=("mean",))
+    values = states(of)
+    for key, blocks in {"m/some": (0, 1), "m/none": (1,)}.items():
+        with store.writer(key, of) as writer:
+            for number in blocks:
+                writer.write_block(number, block(values, of.block_rows(number)))
+    entries = [{"key": "m/none"}, {"key": "m/waiting"}]
+    store.write_json("plan.json", {"entries": entries})
+    sweep = batchsweep.open(tmp_path / "s.zarr")
+    assert sweep.ready.index.tolist() == ["m/none", "m/waiting", "m/some"]
+    assert sweep.ready.columns.tolist() == list(TASKS)
+    assert sweep.ready.to_numpy().tolist() == [[False] * 3, [False] * 3, [False, True, False]]
+    # Its arms are there, with the vectors of the task that is ready.
+    assert sweep.arms["arm"].tolist() == [f"m/some#{n}" for n in (1, 2, 4)]
+    vectors = sweep.embeddings("m/some#2", task="Bank/77:en")[:]
+    np.testing.assert_allclose(vectors, values["mean"][1][5:120], rtol=1e-3, atol=1e-3)
+    with pytest.raises(StoreError, match="blocks 2 aren't there yet"):
+        sweep.embeddings("m/some#2", task="STSBenchmark")[:]
+
+
 def test_scores_and_metrics_are_cubes(url: Path) -> None:
     sweep = batchsweep.open(url)
     scores = sweep.scores

@@ -13,6 +13,7 @@ from batchsweep.config import Config
 from batchsweep.errors import TryAgain, UsageError
 from batchsweep.plan.plan import Plan
 from batchsweep.store import Store
+from batchsweep.store.pairs import ready_tasks
 from batchsweep.tasks.resolve import resolve, tasks_of
 
 logger = logging.getLogger(__name__)
@@ -25,24 +26,33 @@ def search_name(problem: Problem, config: Config) -> str:
 
 
 def problem_of(store: Store, plan: Plan, config: Config) -> Problem:
-    """The arms whose checkpoint is extracted to the end, with their features.
+    """The arms of checkpoints that all tasks of the target are extracted for, with their features.
 
     Raises:
-        TryAgain: no index is sealed yet.
+        TryAgain: there is no such checkpoint yet.
         UsageError: ``rewards.baseline`` or ``rewards.target`` names nothing in the sweep.
     """
-    complete = {s.key for s in store.status() if s.complete}
-    entries = [entry for entry in plan.entries if entry.key in complete]
-    waiting = [entry.key for entry in plan.entries if entry.key not in complete]
+    types = {task.metadata.name: str(task.metadata.type) for task in resolve(config.tasks)}
+    tasks = tasks_of(config.rewards.target, types)
+    ready = ready_tasks(store)
+    missing = {
+        entry.key: [task for task in tasks if task not in ready.get(entry.key, ())]
+        for entry in plan.entries
+    }
+    entries = [entry for entry in plan.entries if not missing[entry.key]]
+    waiting = {key: len(absent) for key, absent in missing.items() if absent}
     if not entries:
-        raise TryAgain(f"{store.url}: no index is sealed yet; run 'batchsweep extract' first")
+        raise TryAgain(
+            f"{store.url}: no index has all of its {len(tasks)} tasks extracted yet; run "
+            "'batchsweep extract' first"
+        )
     if waiting:
-        shown = ", ".join(waiting[:3]) + (" ..." if len(waiting) > 3 else "")
+        shown = [f"{key} ({n} of {len(tasks)} tasks)" for key, n in list(waiting.items())[:3]]
         logger.warning(
-            "%d of %d indexes are not sealed and take no part in the search: %s",
+            "%d of %d indexes miss tasks and take no part in the search: %s",
             len(waiting),
             len(plan.entries),
-            shown,
+            ", ".join(shown) + (" ..." if len(waiting) > 3 else ""),
         )
     poolings = plan.poolings if len(plan.poolings) > 1 else (None,)
     arms: list[str] = []
@@ -68,13 +78,12 @@ def problem_of(store: Store, plan: Plan, config: Config) -> Problem:
     if config.rewards.baseline is not None and not any(baseline):
         there = dict.fromkeys(name for entry in entries for name in entry.checkpoint.names)
         raise UsageError(
-            f"rewards.baseline '{config.rewards.baseline}': no sealed checkpoint of that name; "
+            f"rewards.baseline '{config.rewards.baseline}': no extracted checkpoint of that name; "
             f"valid: {', '.join(there)}"
         )
-    types = {task.metadata.name: str(task.metadata.type) for task in resolve(config.tasks)}
     return Problem(
         arms=tuple(arms),
-        tasks=tasks_of(config.rewards.target, types),
+        tasks=tasks,
         model=tuple(model),
         step=np.array(step),
         depth=np.array(depth),

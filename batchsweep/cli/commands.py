@@ -101,7 +101,7 @@ def extract(args: argparse.Namespace) -> None:
         for number, entry in enumerate(entries):
             label = f"{number + 1}/{len(entries)}" if args.all else f"index {entry.index}"
             if number + 1 < len(entries):
-                background.submit(prefetch, store, entries[number + 1])
+                background.submit(prefetch, store, entries[number + 1], tasks)
             try:
                 extract(
                     store,

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from contextlib import suppress
 
 from batchsweep.config import ModelConfig
 from batchsweep.errors import BatchsweepError, IndexFailed
 from batchsweep.plan.plan import PlanEntry
 from batchsweep.store import Store
+from batchsweep.store.pairs import ready_tasks
 
 logger = logging.getLogger(__name__)
 
 
-def prefetch(store: Store, entry: PlanEntry) -> None:
-    """Download the weights of a checkpoint that comes next; an error shows when its turn comes."""
+def prefetch(store: Store, entry: PlanEntry, tasks: Collection[str] | None = None) -> None:
+    """Download the weights of a checkpoint that comes next; an error shows when its turn comes.
+
+    Not if it has all of these tasks (by default: if it is complete).
+    """
     from batchsweep.forward.loading import fetch
 
     checkpoint = entry.checkpoint
-    if entry.key in store and store.reader(entry.key).complete:
+    if tasks is None:
+        there = entry.key in store and store.reader(entry.key).complete
+    else:
+        there = set(tasks) <= set(ready_tasks(store, [entry.key]).get(entry.key, ()))
+    if there:
         return
     with suppress(BatchsweepError):
         fetch(checkpoint.load_model, checkpoint.load_revision)

@@ -178,9 +178,7 @@ def _entry(
     speeds: Mapping[int, float] | None,
 ) -> EntryEstimate:
     checkpoint, shape = entry.checkpoint, entry.shape
-    vectors = len(entry.layers) * size.texts * len(config.embedding.pooling)
-    scale = 4 if config.store.dtype == "int8" else 0
-    stored = vectors * (entry.hidden * _ITEM_BYTES[config.store.dtype] + scale)
+    stored = stored_bytes(entry, config, size.texts)
     # Without an audit: two bytes a parameter, as most suites publish.
     download = 0 if checkpoint.local else checkpoint.size or 2 * shape.parameters
     flops = shape.flops(size.tokens, size.mean_length)
@@ -197,6 +195,13 @@ def _entry(
         gpu_seconds=seconds(peak * utilisation(entry.hidden)),
         machine_seconds=seconds(speeds[entry.hidden]) if speeds else None,
     )
+
+
+def stored_bytes(entry: PlanEntry, config: Config, texts: int) -> int:
+    """What the embeddings of so many texts of one index take in the store."""
+    vectors = len(entry.layers) * texts * len(config.embedding.pooling)
+    scale = 4 if config.store.dtype == "int8" else 0
+    return vectors * (entry.hidden * _ITEM_BYTES[config.store.dtype] + scale)
 
 
 def utilisation(hidden: int) -> float:

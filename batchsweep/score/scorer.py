@@ -145,7 +145,7 @@ class Scorer:
 
     def _reader(self, key: str) -> GroupReader:
         reader = self._readers.get(key)
-        if reader is None or not reader.complete:
+        if reader is None:
             reader = self.store.reader(key)
             made_of = reader.provenance.get("corpus_digest", self._corpus_digest)
             if made_of != self._corpus_digest:

@@ -218,6 +218,16 @@ class Corpus:
         ids, offsets = (self._all(name) for name in _token_arrays(tokenizer))
         return ids.astype(np.int32, copy=False), offsets.astype(np.int64, copy=False)
 
+    def token_counts(self, tokenizer: str) -> npt.NDArray[np.int64]:
+        """Tokens of each text, int64 [text].
+
+        Raises:
+            StoreError: no such tokenizer.
+        """
+        self._check(tokenizer, self.tokenizers(), "tokenizer")
+        offsets = self._all(_token_arrays(tokenizer)[1]).astype(np.int64, copy=False)
+        return offsets[1:] - offsets[:-1]
+
     def token_ids(self, tokenizer: str, rows: slice) -> list[npt.NDArray[np.int32]]:
         """Token ids of a run of rows, one array a text; only these rows' tokens are read.
 

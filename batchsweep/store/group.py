@@ -331,7 +331,7 @@ class GroupReader:
         if absent := sorted(set(blocks.tolist()) - self.sealed):
             raise StoreError(
                 f"{self.key}: blocks {_listed(absent)} aren't there yet; "
-                "run 'batchsweep extract' for this checkpoint"
+                "run 'batchsweep extract' for this checkpoint and task"
             )
 
         def fill(block: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cached_property
 
 import numpy as np
@@ -42,8 +42,16 @@ class TaskBlocks:
         return frozenset().union(*(self._blocks[task].tolist() for task in wanted))
 
     def ready(self, sealed: frozenset[int]) -> tuple[str, ...]:
-        """The tasks whose rows all lie in these blocks, in the corpus's order."""
-        return tuple(task for task in self.tasks if sealed.issuperset(self._blocks[task].tolist()))
+        """The tasks whose rows all lie in these blocks, in the corpus's order.
+
+        A task without rows is ready when all blocks are sealed.
+        """
+        everything = sealed.issuperset(self.of())
+        return tuple(
+            task
+            for task, blocks in self._blocks.items()
+            if everything or (len(blocks) and sealed.issuperset(blocks.tolist()))
+        )
 
     @cached_property
     def _blocks(self) -> dict[str, npt.NDArray[np.int64]]:
@@ -52,8 +60,10 @@ class TaskBlocks:
         }
 
 
-def ready_tasks(store: Store) -> dict[str, tuple[str, ...]]:
+def ready_tasks(store: Store, keys: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
     """Checkpoint key -> the tasks that can be scored there, in the corpus's order.
+
+    Of these keys, or of all that have a group.
 
     A task is ready once all blocks that hold some of its rows are sealed. Seals of groups that
     aren't complete are read, no embeddings. A group of another corpus than the store's has none.
@@ -69,7 +79,7 @@ def ready_tasks(store: Store) -> dict[str, tuple[str, ...]]:
             blocks[size] = TaskBlocks(corpus, size)
         return blocks[size].tasks if reader.complete else blocks[size].ready(reader.sealed)
 
-    keys = store.keys()
+    keys = store.keys() if keys is None else keys
     return {key: of(store.reader(key)) for key in keys if key in store}
 
 

@@ -223,7 +223,9 @@ def test_tasks_of_blocks(tmp_path) -> None:
     assert blocks.of(["b"]) == {0, 2}
     assert blocks.of(["none"]) == set()
     assert blocks.of() == {0, 1, 2}
-    assert blocks.ready(frozenset({0})) == ("a", "none")
-    assert blocks.ready(frozenset({0, 2})) == ("a", "b", "none")
+    assert blocks.ready(frozenset()) == ()
+    assert blocks.ready(frozenset({0})) == ("a",)
+    assert blocks.ready(frozenset({0, 2})) == ("a", "b")
+    assert blocks.ready(frozenset({0, 1, 2})) == ("a", "b", "none")
     with pytest.raises(UsageError, match=r"no task 'c' .* valid: a, b, none"):
         blocks.of(["a", "c"])

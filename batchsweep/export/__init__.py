@@ -1,0 +1,1 @@
+"""What leaves a sweep for other tools: the best arm as a model."""

@@ -1,0 +1,130 @@
+"""The model card of an exported arm: where it is from, what it scored, how sure that is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from batchsweep import __version__
+from batchsweep.arm import Arm
+from batchsweep.config import Config
+from batchsweep.plan.plan import PlanEntry
+from batchsweep.score.export import main_score, records
+from batchsweep.store import Store
+
+
+def model_card(store: Store, config: Config, entry: PlanEntry, arm: Arm, difference: float) -> str:
+    """The card as Markdown with a YAML head.
+
+    Args:
+        store: has the scores and the answers of searches.
+        config: the sweep's, printed whole.
+        entry: the arm's index in the plan.
+        arm: with its pooling.
+        difference: the largest relative distance of a vector from the store's.
+    """
+    checkpoint, embedding = entry.checkpoint, config.embedding
+    head: dict[str, Any] = {
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": ["sentence-transformers", "feature-extraction", "batchsweep"],
+    }
+    if not checkpoint.local:
+        head["base_model"] = checkpoint.model
+    count = entry.shape.num_layers
+    lines = [
+        "---",
+        yaml.safe_dump(head, sort_keys=False).rstrip(),
+        "---",
+        "",
+        f"# {checkpoint.model.rstrip('/').rsplit('/', 1)[-1]} at {checkpoint.revision}, cut to "
+        f"{arm.layer} of its {count} blocks",
+        "",
+        "A checkpoint of a language model, cut behind one of its blocks and pooled to text "
+        f"embeddings. Written by batchsweep {__version__}.",
+        "",
+        "```python",
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        'SentenceTransformer("path/of/this/folder").encode(["a text", "another"])',
+        "```",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| model | `{checkpoint.model}` |",
+        f"| revision | `{checkpoint.revision}`"
+        + (f", the same as {', '.join(checkpoint.aliases)}" if checkpoint.aliases else "")
+        + " |",
+        f"| commit | `{checkpoint.commit or 'a local folder'}` |",
+        f"| training step | {'unknown' if checkpoint.step is None else f'{checkpoint.step:,}'} |",
+        f"| digest of the weights | `{checkpoint.weights_digest}` |",
+        f"| layer | {arm.layer} of {count}, output `{embedding.layer_output}` |",
+        f"| pooling | `{arm.pooling}`, over the prefix too: {_yes(embedding.pool_prefix)} |",
+        f"| prefix | `{json.dumps(embedding.prefix)}` |",
+        f"| texts are cut to | {embedding.max_length} tokens |",
+        f"| vectors differ from the sweep's by | at most {difference:.1e} of their length |",
+        "",
+        "A text for which the tokenizer has no tokens (an empty one) has the vector of the "
+        "end-of-text token in the sweep, and none of its own here.",
+        "",
+        *_search(store, arm),
+        *_scores(store, arm),
+        "## The sweep's config",
+        "",
+        "```yaml",
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip(),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _search(store: Store, arm: Arm) -> list[str]:
+    """What the searches of the sweep say of the arm."""
+    lines: list[str] = []
+    for path in store.list_json("bandit"):
+        answer = store.read_json(path) if path.endswith("/answer.json") else None
+        if answer is None:
+            continue
+        best = answer["best"]
+        if not _is(best["arm"], arm):
+            continue
+        low, high = best["interval"]
+        sure = "" if best["p_best"] is None else f"; P(best) {best['p_best']:.2f}, expected regret "
+        sure += "" if best["p_best"] is None else f"{100 * best['expected_regret']:.2f} points"
+        between = (
+            "" if low is None or high is None or low == high else f" ({low:.4f} to {high:.4f})"
+        )
+        lines.append(
+            f"- search `{path.split('/')[1]}`, {answer['pulls']} of {answer['exhaustive_pulls']} "
+            f"cells scored: the best arm, {best['mean']:.4f}{between}{sure}. {answer['reward']}."
+        )
+    return ["## How sure", "", *lines, ""] if lines else []
+
+
+def _is(text: str, arm: Arm) -> bool:
+    other = Arm.parse(text)
+    same = (other.key, other.layer) == (arm.key, arm.layer)
+    return same and other.pooling in (None, arm.pooling)
+
+
+def _scores(store: Store, arm: Arm) -> list[str]:
+    """The arm's main scores, task by task."""
+    mine = [
+        r
+        for r in records(store)
+        if (r["key"], r["layer"], r["pooling"]) == (arm.key, arm.layer, arm.pooling)
+    ]
+    if not mine:
+        return []
+    lines = ["## Scores", "", "| task | main score | texts |", "| --- | --- | --- |"]
+    for record in sorted(mine, key=lambda r: str(r["task"])):
+        cap = (record["cap"] or {}).get("max_texts_per_task")
+        texts = "all" if cap is None else f"at most {cap}: not comparable with published scores"
+        lines.append(f"| {record['task']} | {main_score(record):.6f} | {texts} |")
+    return [*lines, ""]
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,266 @@
+"""An arm as a model: the checkpoint cut to l blocks, as a folder that needs no batchsweep.
+
+``SentenceTransformer("best/")``, ``AutoModel.from_pretrained("best/")`` and ``mteb run -m best/``
+load it. Before the folder gets its name, its vectors are held against the store's.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batchsweep.arm import Arm
+from batchsweep.config import Config
+from batchsweep.corpus.tokens import load_tokenizer
+from batchsweep.errors import IndexFailed, StoreError, StoreMismatch, UsageError
+from batchsweep.export.card import model_card
+from batchsweep.extract.weights import check_weights
+from batchsweep.plan.plan import PlanEntry, frozen_plan
+from batchsweep.store import Store
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from batchsweep.forward.architecture import LoadedCheckpoint
+
+logger = logging.getLogger(__name__)
+
+Float32 = npt.NDArray[np.float32]
+
+#: Our pooling -> sentence-transformers' mode.
+_MODES = {
+    "mean": "mean",
+    "last": "lasttoken",
+    "first": "cls",
+    "max": "max",
+    "weighted_mean": "weightedmean",
+}
+
+#: Texts of the corpus that the folder's vectors are compared on.
+_COMPARED = 64
+
+#: How far two vectors of one text may lie apart, as a part of the vector's length: what the dtype
+#: that was computed in explains (the folder computes in float32), and what that of the store does.
+_COMPUTED = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-2, "published": 6e-2}
+_STORED = {"float32": 0.0, "float16": 1e-3, "int8": 2e-2}
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """What was written."""
+
+    folder: Path
+    arm: Arm
+    texts: int
+    """Texts whose vectors were held against the store's."""
+    difference: float
+    """The largest distance of two vectors of one text, as a part of the vector's length."""
+
+
+def export_model(store: Store, config: Config, arm: Arm, folder: Path) -> ExportedModel:
+    """Write an arm as a model in the layout of sentence-transformers.
+
+    The folder has the checkpoint cut to the arm's layer in float32, its final norm, its tokenizer,
+    the pooling, the prefix as prompts, and a model card with the provenance.
+
+    Args:
+        store: holds the arm's vectors, which the model's are compared with.
+        config: the sweep's.
+        arm: which one; its pooling may be left out if the store has one only.
+        folder: a new one, or an empty one.
+
+    Raises:
+        UsageError: no such arm; one that the layout can't say (``raw`` states of the last layer of
+            a model with a final norm); the folder isn't empty.
+        StoreMismatch: the arm's vectors were made with another config.
+        StoreError: there is no vector of this arm yet, or the folder can't be written.
+        IndexFailed: the checkpoint isn't the planned one, or the model's vectors aren't the
+            store's.
+    """
+    entry, arm = _known(store, config, arm)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: is there already; delete it, or choose another folder")
+    rows = _rows(store, arm)
+    model_config = next(m for m in config.models if m.name == entry.checkpoint.model)
+    if model_config.trust_remote_code:
+        raise UsageError(
+            f"{arm}: the model needs Python code from its repo, which an exported model can't bring"
+        )
+    check_weights(model_config, entry)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Under another name until it is whole and its vectors are right.
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        new = Path(temporary) / "model"
+        try:
+            _write(new, config, entry, arm)
+        except OSError as error:
+            raise StoreError(f"{folder}: can't be written: {error.strerror or error}") from None
+        difference = _compare(new, store, config, arm, rows)
+        (new / "README.md").write_text(model_card(store, config, entry, arm, difference))
+        if folder.is_dir():
+            folder.rmdir()
+        new.replace(folder)
+    logger.info("%s: %d vectors are the store's to within %.1e", arm, len(rows), difference)
+    return ExportedModel(folder, arm, len(rows), difference)
+
+
+def _known(store: Store, config: Config, arm: Arm) -> tuple[PlanEntry, Arm]:
+    """The arm's index in the plan, and the arm with its pooling named."""
+    plan = frozen_plan(store, config, scoring=True)
+    entry = next((e for e in plan.entries if e.key == arm.key), None)
+    if entry is None or arm.layer not in entry.layers:
+        some = ", ".join(plan.arms()[:3])
+        raise UsageError(f"no arm '{arm}' in {store.url}; there are such as {some}")
+    if entry.checkpoint.model not in {m.name for m in config.models}:
+        raise UsageError(f"{arm}: '{entry.checkpoint.model}' is not among the config's models")
+    if arm.pooling is None and len(plan.poolings) == 1:
+        arm = Arm(arm.key, arm.layer, plan.poolings[0])
+    if arm.pooling not in plan.poolings:
+        raise UsageError(
+            f"arm '{arm}': say which pooling, such as {arm.key}#{arm.layer}#{plan.poolings[0]}; "
+            f"there are {', '.join(plan.poolings)}"
+        )
+    return entry, arm
+
+
+def _rows(store: Store, arm: Arm) -> npt.NDArray[np.int64]:
+    """Rows of the corpus to compare on: seeded, of those that are stored."""
+    if arm.key not in store:
+        raise StoreError(
+            f"{store.url}: nothing of {arm.key} is extracted; run 'batchsweep extract'"
+        )
+    corpus = store.corpus()
+    if corpus is None:
+        raise StoreError(f"{store.url}: no corpus; run 'batchsweep prepare'")
+    rng = np.random.default_rng(0)
+    count = min(_COMPARED, corpus.n_texts)
+    return np.sort(rng.choice(corpus.n_texts, count, replace=False)).astype(np.int64)
+
+
+def _write(folder: Path, config: Config, entry: PlanEntry, arm: Arm) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    from batchsweep.forward.forward import load_checkpoint
+
+    embedding = config.embedding
+    loaded = load_checkpoint(
+        entry.checkpoint.load_model, entry.checkpoint.load_revision, dtype="float32", device="cpu"
+    )
+    tokenizer = load_tokenizer(entry.checkpoint.load_model, entry.checkpoint.load_revision)
+    _cut(loaded, arm.layer, embedding.layer_output)
+    loaded.model.save_pretrained(folder)  # type: ignore[operator]
+    # Padding stands behind a text, whose tokens then have the positions that they were stored with.
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    tokenizer.save_pretrained(folder)
+    transformer = Transformer(
+        str(folder), max_seq_length=embedding.max_length, model_kwargs={"dtype": "float32"}
+    )
+    pooling = Pooling(
+        loaded.hidden,
+        pooling_mode=_MODES[str(arm.pooling)],
+        include_prompt=embedding.pool_prefix,
+    )
+    prompts, default = _prompts(embedding.prefix)
+    model = SentenceTransformer(
+        modules=[transformer, pooling], device="cpu", prompts=prompts, default_prompt_name=default
+    )
+    model.save(str(folder), create_model_card=False)
+
+
+def _cut(loaded: LoadedCheckpoint, layer: int, layer_output: str) -> None:
+    """Leave out the blocks after ``layer``, in the model and in its config."""
+    last = layer == loaded.num_layers
+    normed = layer_output == "final_norm" or (layer_output == "hidden_states" and last)
+    if loaded.final_norm is not None and not normed:
+        raise UsageError(
+            f"{loaded.name}, layer {layer}: its {layer_output} states come without the final norm, "
+            "which a model of transformers always applies; a sweep with 'layer_output: final_norm' "
+            "has arms that can be exported"
+        )
+    if layer_output == "hidden_states":
+        layer = loaded.hidden_states[layer][0]  # Mamba's tuple is shifted by one block
+    config: Any = loaded.model.config
+    text_config = config.get_text_config()
+    # What newer architectures say of each block (layer_types, ...).
+    for name, value in vars(text_config).items():
+        if isinstance(value, list) and len(value) == loaded.num_layers:
+            setattr(text_config, name, value[:layer])
+    text_config.num_hidden_layers = layer
+    setattr(loaded.blocks_owner, loaded.blocks_attribute, loaded.blocks[:layer])
+
+
+def _prompts(prefix: str | dict[Any, str]) -> tuple[dict[str, str], str | None]:
+    """The prefix as sentence-transformers' prompts, and which one is the default."""
+    if isinstance(prefix, str):
+        return {"query": prefix, "document": prefix}, "document" if prefix else None
+    return {"query": prefix.get("query", ""), "document": prefix.get("document", "")}, None
+
+
+def _compare(
+    folder: Path, store: Store, config: Config, arm: Arm, rows: npt.NDArray[np.int64]
+) -> float:
+    """The largest relative distance between the folder's vectors and the store's.
+
+    Raises:
+        IndexFailed: it is more than the dtypes explain.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    corpus, reader = store.corpus(), store.reader(arm.key)
+    assert corpus is not None
+    if reader.provenance.get("config_digest") != config.embedding_digest:
+        raise StoreMismatch(
+            f"{store.url}: the vectors of {arm.key} were made with another 'embedding' than this "
+            "config's; export with the config that they were extracted with"
+        )
+    stored = reader.read(str(arm.pooling), arm.layer, rows)
+    texts = corpus.texts(rows)
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    own = _encoded(model, texts, config.embedding.prefix)
+    # A text without tokens is the model's end-of-text token here; tokenizers can't say that.
+    some = np.array([bool(text.strip()) for text in texts], bool)
+    scale = np.maximum(np.linalg.norm(stored, axis=1), 1e-12)
+    distances = np.linalg.norm(own - stored, axis=1) / scale
+    difference = float(distances[some].max(initial=0.0))
+    allowed = _COMPUTED[str(reader.provenance.get("compute_dtype", "published"))]
+    allowed += _STORED[config.store.dtype]
+    if not difference <= allowed:
+        worst = int(rows[some][distances[some].argmax()])
+        raise IndexFailed(
+            f"{arm}: the exported model's vector of row {worst} differs from the store's by "
+            f"{difference:.1e} of its length ({allowed:.1e} are explained by the dtypes), so this "
+            "arm can't be exported; nothing was written"
+        )
+    return difference
+
+
+def _encoded(
+    model: SentenceTransformer, texts: Sequence[str], prefix: str | dict[Any, str]
+) -> Float32:
+    """The model's vectors [text, hidden] of texts that have their prefix in front."""
+    prefixes = [prefix] if isinstance(prefix, str) else list(prefix.values())
+    out: Float32 | None = None
+    mine = [max((p for p in prefixes if text.startswith(p)), key=len, default="") for text in texts]
+    for one in dict.fromkeys(mine):
+        places = [i for i, p in enumerate(mine) if p == one]
+        vectors = model.encode(
+            [texts[i][len(one) :] for i in places],
+            prompt=one,
+            normalize_embeddings=False,
+            show_progress_bar=False,
+        )
+        if out is None:
+            out = np.empty((len(texts), vectors.shape[1]), np.float32)
+        out[places] = vectors
+    assert out is not None
+    return out

@@ -1,0 +1,195 @@
+"""An exported arm, loaded by other people's libraries, against the store that it is from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mteb
+import numpy as np
+import pytest
+import tiny
+import torch
+from architectures import ARCHITECTURES, random_model
+from hub_server import Repo
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+from batchsweep.arm import Arm
+from batchsweep.cli.main import main
+from batchsweep.config.load import load
+from batchsweep.errors import IndexFailed, UsageError
+from batchsweep.export.embedder import export_model
+from batchsweep.forward.pooling import POOLINGS
+from batchsweep.store import open_store
+from batchsweep.tasks.resolve import resolve
+
+#: As ``mteb run -m me/best`` does it, with tasks from the config.
+UPLOADED = """
+import json
+import mteb
+from batchsweep.config.load import load
+from batchsweep.tasks.resolve import resolve
+model = mteb.get_model("me/best", "main")
+tasks = resolve(load({config!r}).tasks)
+results = mteb.evaluate(model, tasks, cache=None, co2_tracker=False)
+print(json.dumps({{r.task_name: r.get_score() for r in results.task_results}}))
+"""
+
+
+def sweep(folder: Path, architecture: str = "gpt_neox", **embedding) -> Path:
+    """The config of a sweep over one small model, extracted in float32."""
+    random_model(architecture).save_pretrained(folder / "model" / "main")
+    tiny.make_tokenizer(folder / "model" / "main")
+    config = tiny.write_config(
+        folder / "sweep.yaml",
+        models=[str(folder / "model")],
+        tasks=tiny.make_tasks(folder / "tasks", n=24),
+        embedding={"max_length": 12, **embedding},
+        store={"path": str(folder / "store.zarr"), "dtype": "float32"},
+        metrics={"enabled": False},
+    )
+    assert main(["prepare", "--config", str(config)]) == 0
+    assert main(["extract", "--config", str(config), "--all"]) == 0
+    return config
+
+
+def exported(config: Path, arm: str, out: Path) -> Path:
+    loaded = load(config)
+    written = export_model(open_store(loaded.store_url), loaded, Arm.parse(arm), out)
+    assert written.texts > 20
+    assert written.difference < 1e-5
+    return out
+
+
+def test_every_architecture_pooling_by_pooling_gives_the_stores_vectors(tmp_path, subtests):
+    for architecture in ARCHITECTURES:
+        folder = tmp_path / architecture
+        config = sweep(folder, architecture, pooling=list(POOLINGS), layers=[1, 2, 3])
+        store = open_store(folder / "store.zarr")
+        reader, texts = store.reader("model/main"), store.corpus().texts()
+        for layer, pooling in zip((1, 2, 3, 1, 2), POOLINGS, strict=True):
+            with subtests.test(architecture=architecture, layer=layer, pooling=pooling):
+                out = exported(config, f"model/main#{layer}#{pooling}", folder / f"{pooling}")
+                vectors = SentenceTransformer(str(out), device="cpu").encode(texts)
+                stored = reader.read(pooling, layer, np.arange(len(texts)))
+                np.testing.assert_allclose(vectors, stored, rtol=1e-4, atol=2e-5)
+
+
+def test_plain_transformers_loads_the_cut_model_with_its_final_norm(tmp_path):
+    config = sweep(tmp_path)
+    out = exported(config, "model/main#2", tmp_path / "best")
+    model, tokenizer = AutoModel.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert model.config.num_hidden_layers == len(model.layers) == 2
+    whole = AutoModel.from_pretrained(tmp_path / "model" / "main").eval()
+    ids = tokenizer("the old cat sees a bird", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        expected = whole.final_layer_norm(whole(ids, output_hidden_states=True).hidden_states[2])
+        torch.testing.assert_close(model(ids).last_hidden_state, expected)
+
+
+def test_mteb_scores_the_folder_and_its_upload_as_the_sweep_did(tmp_path, hub, subtests):
+    config = sweep(tmp_path, prefix="the old ", pooling=["weighted_mean"], pool_prefix=False)
+    assert main(["bandit", "--config", str(config), "--policy", "exhaustive"]) == 0
+    out = exported(config, "model/main#2", tmp_path / "best")
+    tasks, live = resolve(load(config).tasks), []
+    uploaded = {str(f.relative_to(out)): f.read_bytes() for f in out.rglob("*") if f.is_file()}
+    hub.repos["me/best"] = Repo({"main": uploaded})
+    results = mteb.evaluate(SentenceTransformer(str(out)), tasks, cache=None, co2_tracker=False)
+    live.append({r.task_name: r.get_score() for r in results.task_results})
+    environment = {**os.environ, **hub.environ(tmp_path / "hf")}
+    code = UPLOADED.format(config=str(config))
+    with subtests.test("the upload, by its name"):
+        done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
+        assert done.returncode == 0
+        live.append(json.loads(done.stdout.splitlines()[-1]))
+    table = tmp_path / "scores"
+    assert main(["export", "--config", str(config), "--out", str(table)]) == 0
+    import pandas as pd
+
+    scores = pd.read_csv(table / "scores.csv").query("layer == 2").set_index("task").score
+    for of_model in live:
+        assert set(of_model) == {"TinySTS", "TinyClustering"}
+        for task, score in of_model.items():
+            assert math.isclose(score, scores[task], abs_tol=1e-6), task
+    card = (out / "README.md").read_text()
+    assert f"| TinySTS | {scores['TinySTS']:.6f} | all |" in card
+    assert "prefix: 'the old '" in card
+
+
+def test_prefixes_by_prompt_type_become_prompts(tmp_path):
+    config = sweep(tmp_path, prefix={"query": "the ", "document": "a "})
+    out = exported(config, "model/main#1", tmp_path / "best")
+    model = SentenceTransformer(str(out), device="cpu")
+    assert model.prompts == {"query": "the ", "document": "a "}
+    assert model.default_prompt_name is None
+
+
+def test_float16_and_int8_stores_are_close_to_within_their_steps(tmp_path):
+    for dtype, limit in (("float16", 1e-3), ("int8", 2e-2)):
+        folder = tmp_path / dtype
+        config = sweep(folder)
+        text = json.loads(config.read_text())
+        text["store"] = {"path": str(folder / "other.zarr"), "dtype": dtype}
+        config.write_text(json.dumps(text))
+        assert main(["prepare", "--config", str(config)]) == 0
+        assert main(["extract", "--config", str(config), "--all"]) == 0
+        loaded = load(config)
+        store = open_store(loaded.store_url)
+        written = export_model(store, loaded, Arm("model/main", 2), folder / "best")
+        assert 0 < written.difference < limit
+
+
+def test_what_a_model_of_transformers_cannot_say_is_refused(tmp_path):
+    config = sweep(tmp_path, layer_output="raw")
+    with pytest.raises(UsageError, match="without the final norm"):
+        exported(config, "model/main#2", tmp_path / "best")
+    assert not (tmp_path / "best").exists()
+    bert = sweep(tmp_path / "bert", "bert", layer_output="raw")
+    exported(bert, "model/main#2", tmp_path / "best")
+
+
+def test_the_last_layers_hidden_states_are_final_normed_and_can_be_exported(tmp_path):
+    config = sweep(tmp_path, layer_output="hidden_states")
+    exported(config, "model/main#3", tmp_path / "best")
+    with pytest.raises(UsageError, match="layer 2"):
+        exported(config, "model/main#2", tmp_path / "other")
+
+
+def test_an_arm_that_is_not_there_a_full_folder_and_another_config_are_refused(tmp_path):
+    config = sweep(tmp_path, pooling=["mean", "last"])
+    for arm in ("model/main#9#mean", "other/main#1#mean"):
+        with pytest.raises(UsageError, match="there are such as model/main#1#mean"):
+            exported(config, arm, tmp_path / "best")
+    with pytest.raises(UsageError, match="say which pooling, such as model/main#1#mean"):
+        exported(config, "model/main#1", tmp_path / "best")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is there already"):
+        exported(config, "model/main#1#mean", tmp_path / "full")
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+def test_weights_that_changed_since_are_refused_and_nothing_is_written(tmp_path):
+    config = sweep(tmp_path)
+    file = tmp_path / "model" / "main" / "model.safetensors"
+    weights = load_file(file)
+    weights["layers.0.mlp.dense_h_to_4h.weight"] += 1
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(IndexFailed):
+        exported(config, "model/main#2", tmp_path / "best")
+    assert not (tmp_path / "best").exists()
+    assert not list(tmp_path.glob(".best*"))
+
+
+def test_vectors_that_are_not_the_stores_are_refused_and_nothing_is_written(tmp_path, monkeypatch):
+    config = sweep(tmp_path)
+    monkeypatch.setattr("batchsweep.export.embedder._MODES", {"mean": "lasttoken"})
+    with pytest.raises(IndexFailed, match="differs from the store's"):
+        exported(config, "model/main#2", tmp_path / "best")
+    assert not (tmp_path / "best").exists()

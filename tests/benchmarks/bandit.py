@@ -1,12 +1,15 @@
 """The policies against each other, and the default one against what is asked of it.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bandit.py compare --out runs/bandit
-    OMP_NUM_THREADS=1 python tests/benchmarks/bandit.py targets --scores TABLE.csv --out runs/bandit
+    OMP_NUM_THREADS=1 python tests/benchmarks/bandit.py targets --tables FOLDER --seeds 4
+    OMP_NUM_THREADS=1 python tests/benchmarks/bandit.py targets --seeds 20 --only 'mid|spike'
+    OMP_NUM_THREADS=1 python tests/benchmarks/bandit.py compare --scores TABLE.csv
+    OMP_NUM_THREADS=1 python tests/benchmarks/bandit.py decisions
 
-``compare`` runs every policy on families of synthetic surfaces and, with ``--scores``, on a
-published table, and writes one figure and one CSV. ``targets`` measures the numbers that the
-default policy is held to. Seeds from 1000 up are held out: nothing in the package was chosen by
-looking at them. Times are CPU times of this process.
+``targets`` holds the default policy against the best of the simple ones on every table of a folder
+and every family of surfaces (problems.py), and what it states against what is true (targets.py).
+``compare`` runs every policy on some families and, with ``--scores``, on a published table, and
+writes one figure and one CSV. ``metrics`` measures what label-free metrics do to the regret,
+``decisions`` what a decision takes. Seeds from 1000 up are held out. Times are CPU times.
 """
 
 from __future__ import annotations
@@ -17,30 +20,28 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import targets
+from problems import KEPT
 from surfaces import FAMILIES, make
+from targets import HELD_OUT
 
 from batchsweep.bandit import replay
 from batchsweep.bandit.policies import POLICIES, make_policy
 from batchsweep.bandit.score_table import ScoreTable, read_scores
-from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
+from batchsweep.config import BanditConfig, PullBudget
 from batchsweep.report import regret_figure
 
-HELD_OUT = 1000
-#: Part of arms and tasks that each seed keeps of a published table.
-KEPT = 0.9
 #: (arms, noise) that policies are compared on; all families take part with the first.
 CASES = ((288, 0.0), (48, 0.0), (1080, 0.01), (5544, 0.0))
 
 
-def runs(tables, policies, pulls, *, rewards=None, workers=1):
+def runs(tables, policies, pulls):
     """Curves over (seed, table) pairs; ``pulls`` is a number or a part of the table's cells."""
     parts = []
     for seed, table in tables:
         count = pulls if pulls > 1 else round(pulls * table.scores.size)
-        config = BanditConfig(
-            budget=PullBudget(pulls=count), final_check=0, stop_at_regret=0, workers=workers
-        )
-        parts.append(replay.replay(table, policies, config=config, rewards=rewards, seeds=[seed]))
+        config = BanditConfig(budget=PullBudget(pulls=count), final_check=0, stop_at_regret=0)
+        parts.append(replay.replay(table, policies, config=config, seeds=[seed]))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -56,18 +57,6 @@ def published(table: ScoreTable, seeds):
 
 def last(curves, pulls=None):
     return replay.at_pulls(curves, [pulls or int(curves["pulls"].max())])
-
-
-def share(hits) -> str:
-    hits = list(hits)
-    low, high = replay.wilson(sum(hits), len(hits))
-    return f"{100 * np.mean(hits):.1f} % of {len(hits)} ({100 * low:.0f} to {100 * high:.0f})"
-
-
-def relative(row_table, curves):
-    """Regret as a part of the best arm's mean score."""
-    best = {seed: t.counted.mean(axis=1).max() for seed, t in row_table}
-    return last(curves).apply(lambda r: r["regret"] / best[r["seed"]], axis=1)
 
 
 # -- compare ---------------------------------------------------------------------------------------
@@ -119,105 +108,32 @@ def say(name, curves, pulls) -> None:
     print(wide.loc[table[table.pulls == pulls[-1]].policy].to_string(), flush=True)
 
 
-# -- targets ---------------------------------------------------------------------------------------
+# -- costs -----------------------------------------------------------------------------------------
 
 
-def targets(args) -> None:
-    wanted = {int(t) for t in args.only.split(",")} if args.only else set(range(1, 9))
-    table = read_scores(args.scores) if args.scores else None
-    stated = []
-    if 1 in wanted and table is not None:
-        for part in (0.02, 0.03, 0.05):
-            found = last(runs(published(table, range(args.seeds)), ["toptwo_gp"], part))
-            print(f"1. published, {part:.0%} of the cells, within 0.5 %: {share(found['within'])}")
-        z = RewardsConfig(scale="z")
-        found = last(runs(published(table, range(args.seeds)), ["toptwo_gp"], 0.05, rewards=z))
-        print(f"1. 5% with z rewards: {share(found['within'])}", flush=True)
-    if 5 in wanted and table is not None:
-        for pulls in (10, 20, 30, 40, 60, 80, 100, 150):
-            ends = runs(published(table, range(args.seeds)), ["toptwo_gp", "heuristic"], pulls)
-            regret = last(ends).pivot(index="seed", columns="policy", values="regret")
-            gap = 100 * (regret["toptwo_gp"] - regret["heuristic"])
-            error = 1.96 * gap.std() / np.sqrt(len(gap))
-            print(
-                f"5. published, budget of {pulls}: regret over the heuristic's "
-                f"{gap.mean():+.3f} points (+-{error:.3f})",
-                flush=True,
-            )
-    if wanted & {5, 7} and table is not None:
-        curves = runs(published(table, range(args.seeds)), ["toptwo_gp", "heuristic"], 0.05)
-        stated.append(curves.assign(what="published"))
-        worse(curves, "published")
-    goals = {
-        2: (288, 0.0, 200, 0.005, "0.5 %"),
-        3: (1080, 0.01, 400, 0.01, "1 %"),
-        4: (5544, 0.0, 400, 0.01, "1 %"),
-    }
-    for number, (arms, noise, pulls, limit, name) in goals.items():
-        if not wanted & ({number, 5, 7} if number < 4 else {number}):
-            continue
-        hits = []
-        for family in FAMILIES:
-            seeds = range(args.seeds if arms < 1000 else max(1, args.seeds // 2))
-            tables = list(synthetic(family, arms, seeds, noise=noise))
-            curves = runs(tables, ["toptwo_gp", "heuristic"], pulls)
-            stated.append(curves.assign(what=f"{arms} arms, noise {noise}"))
-            mine = curves[curves.policy == "toptwo_gp"]
-            found = relative(tables, mine) <= limit
-            hits += found.tolist()
-            print(
-                f"{number}. {family}, {arms} arms, noise {noise}, {pulls} pulls, within {name}: "
-                f"{share(found)}; mean regret {100 * last(mine)['regret'].mean():.3f} points",
-                flush=True,
-            )
-            worse(curves, f"{family} {arms}")
-        print(f"{number}. all families: {share(hits)}", flush=True)
-    if 6 in wanted:
-        metrics_cost(args)
-    if 7 in wanted and stated:
-        curves = pd.concat(stated, ignore_index=True)
-        curves = curves[curves.policy == "toptwo_gp"]
-        near = curves[(curves.p_best >= 0.85) & (curves.p_best < 0.95)]
-        print(f"7. stated P(best) 0.85 to 0.95 (mean {near.p_best.mean():.3f}): {share(near.best)}")
-        for what, mine in near.groupby("what"):
-            print(f"7. of these, {what}: {share(mine.best)}")
-        print(replay.calibration(curves, (0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.97, 1)).to_string())
-    if 8 in wanted:
-        for arms, noise in ((288, 0.0), (1080, 0.0), (1080, 0.01), (5544, 0.0)):
-            decisions(arms, noise)
-
-
-def worse(curves, name) -> None:
-    """Target 5: the default against the guess, at every number of pulls."""
-    grid = [5, 10, 20, 30, 40, 50, 60, 80, 100, 125, 150, 200, 300, 400]
-    grid = [g for g in grid if g <= curves["pulls"].max()]
-    at = replay.at_pulls(curves, grid).pivot_table(index="at", columns="policy", values="regret")
-    excess = 100 * (at["toptwo_gp"] - at["heuristic"])
-    print(
-        f"5. {name}: regret over the heuristic's in points, largest over {len(grid)} budgets: "
-        f"{excess.max():+.3f} at {excess.idxmax()} pulls",
-        flush=True,
-    )
-
-
-def metrics_cost(args) -> None:
+def metrics(args) -> None:
     for family in FAMILIES:
         regret = {}
-        for metrics in (True, False):
-            tables = synthetic(family, 288, range(args.seeds), metrics=metrics)
+        for given in (True, False):
+            tables = synthetic(family, 288, range(args.seeds), metrics=given)
             curves = runs(tables, ["toptwo_gp"], 200)
-            regret[metrics] = {k: 100 * last(curves, k)["regret"] for k in (100, 150, 200)}
+            regret[given] = {k: 100 * last(curves, k)["regret"] for k in (100, 150, 200)}
         for k in (100, 150, 200):
             gap = regret[True][k].to_numpy() - regret[False][k].to_numpy()
             error = 1.96 * gap.std() / np.sqrt(len(gap))
             print(
-                f"6. {family}, {k} pulls: metrics change the regret by {gap.mean():+.3f} points "
+                f"{family}, {k} pulls: metrics change the regret by {gap.mean():+.3f} points "
                 f"(+-{error:.3f})",
                 flush=True,
             )
 
 
-def decisions(arms, noise, pulls=400) -> None:
+def decisions(args) -> None:
+    for arms, noise in ((288, 0.0), (1080, 0.0), (1080, 0.01), (5544, 0.0)):
+        _decisions(arms, noise)
+
+
+def _decisions(arms, noise, pulls=400) -> None:
     table = make("mid", arms, HELD_OUT, noise=noise)
     problem = table.problem
     policy = make_policy("toptwo_gp", problem, seed=0, budget=pulls)
@@ -232,7 +148,7 @@ def decisions(arms, noise, pulls=400) -> None:
         policy.observe(pull.arm, pull.task, score, 1.0, noise)
         spent.append(1000 * (time.process_time() - start))
     print(
-        f"8. {arms} arms x {len(problem.tasks)} tasks, noise {noise}, {pulls} decisions: "
+        f"{arms} arms x {len(problem.tasks)} tasks, noise {noise}, {pulls} decisions: "
         f"mean {np.mean(spent):.1f} ms, median {np.median(spent):.1f}, "
         f"95 % {np.quantile(spent, 0.95):.1f}, longest (a refit) {max(spent):.0f} ms",
         flush=True,
@@ -241,15 +157,20 @@ def decisions(arms, noise, pulls=400) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("compare", "targets"))
-    parser.add_argument("--scores", type=Path, help="a complete table of published scores")
-    parser.add_argument("--metrics", type=Path, help="its label-free metrics (compare only)")
-    parser.add_argument("--seeds", type=int, default=40)
-    parser.add_argument("--families", default=",".join(FAMILIES), help="compare only")
-    parser.add_argument("--only", default="", help="numbers of targets, such as 1,5")
-    parser.add_argument("--out", type=Path, default=Path("runs/bandit"))
+    commands = parser.add_subparsers(dest="what", required=True)
+    what = {"compare": compare, "targets": targets.run, "metrics": metrics, "decisions": decisions}
+    for name in what:
+        command = commands.add_parser(name)
+        command.add_argument("--seeds", type=int, default=4 if name == "targets" else 40)
+        command.add_argument("--out", type=Path, default=Path(f"runs/bandit-{name}"))
+        if name == "targets":
+            targets.arguments(command)
+        if name == "compare":
+            command.add_argument("--scores", type=Path, help="a complete table of scores")
+            command.add_argument("--metrics", type=Path, help="its label-free metrics")
+            command.add_argument("--families", default=",".join(FAMILIES))
     args = parser.parse_args()
-    {"compare": compare, "targets": targets}[args.what](args)
+    what[args.what](args)
 
 
 if __name__ == "__main__":

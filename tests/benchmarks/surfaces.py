@@ -15,6 +15,7 @@ from batchsweep.bandit.replay import ScoreTable
 #: arms -> (models, checkpoints, layers, tasks)
 SHAPES = {
     48: (1, 8, 6, 12),
+    96: (1, 12, 8, 24),
     288: (1, 12, 24, 32),
     1080: (3, 15, 24, 32),
     5544: (3, 154, 12, 32),

@@ -1,0 +1,262 @@
+"""The default policy against the best of the others, on every problem of problems.py.
+
+Runs are kept one by one in ``runs.jsonl`` in the folder of ``--out``, so that a call that was cut
+short goes on; the summary is ``targets.json``, with machine, commit and date. Another commit asks
+for another folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from problems import cases
+
+from batchsweep.bandit import loop
+from batchsweep.bandit.policies import Policy
+from batchsweep.bandit.replay import WITHIN
+from batchsweep.bandit.score_table import ScoreTable
+from batchsweep.config import BanditConfig, PullBudget
+
+HELD_OUT = 1000
+#: Parts of the cells that a run may spend, and the part for a run that may stop early.
+PARTS = (0.02, 0.03, 0.05, 0.10)
+STOPPING = 0.5
+OTHERS = ("heuristic", "sequential_halving", "halving", "ucb_e_lrf")
+#: How often a run states what it believes.
+STATEMENTS = 4
+BANDS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.85, 0.95, 0.97, 1.0)
+
+
+def one(table: ScoreTable, policy: str, part: float, seed: int, *, stops: bool) -> dict[str, Any]:
+    """A run: its regret in points, and each statement with what was true."""
+    problem, scores = table.problem, table.counted
+    truth = scores.mean(axis=1)
+    arms = {a: i for i, a in enumerate(problem.arms)}
+    tasks = {t: i for i, t in enumerate(problem.tasks)}
+    pulls = max(1, round(part * scores.size))
+    moments = {round(pulls * (k + 1) / STATEMENTS) for k in range(STATEMENTS)}
+    statements: list[list[float]] = []
+
+    def heard(policy: Policy, made: int, seconds: float) -> None:
+        if made not in moments:
+            return
+        answer = policy.best()
+        if answer.p_best is None:
+            return
+        mine = arms[answer.arm]
+        low, high = answer.interval
+        inside = np.abs(truth - answer.mean_of) <= 1.96 * answer.sd_of + 1e-12
+        statements.append(
+            [
+                answer.p_best,
+                float(truth[mine] >= truth.max()),
+                100 * float(answer.expected_regret or 0.0),
+                100 * float(truth.max() - truth[mine]),
+                float(low <= truth[mine] <= high),
+                float(inside.mean()),
+            ]
+        )
+
+    def score(arm: str, task: str) -> tuple[float, float, None]:
+        return float(scores[arms[arm], tasks[task]]), 1.0, None
+
+    plain = {"final_check": 0, "stop_at_regret": 0.0} if not stops else {}
+    config = BanditConfig(policy=policy, seed=seed, budget=PullBudget(pulls=pulls), **plain)
+    start = time.process_time()
+    outcome = loop.run(problem, score, config, on_observe=heard, quiet=True)
+    regret = float(truth.max() - truth[arms[outcome.answer.arm]])
+    stated = outcome.answer.expected_regret
+    return {
+        "pulls": outcome.pulls,
+        "regret": 100 * regret,
+        "within": regret <= WITHIN * float(truth.max()),
+        "stopped": outcome.stopped,
+        "stated": None if stated is None else 100 * stated,
+        "statements": statements,
+        "cpu": round(time.process_time() - start, 2),
+    }
+
+
+def run_all(args: argparse.Namespace) -> pd.DataFrame:
+    """Runs of this call, those that were kept from before included."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    kept_at = args.out / "runs.jsonl"
+    kept = {}
+    if kept_at.exists():
+        for line in kept_at.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            kept[row["case"], row["policy"], row["part"], row["seed"]] = row
+    policies = [*args.policies.split(","), *OTHERS]
+    wanted = {n: c for n, c in cases(args.tables).items() if re.search(args.only, n)}
+    rows = []
+    with kept_at.open("a", encoding="utf-8") as file:
+        for name, case in wanted.items():
+            for seed in range(HELD_OUT + args.first, HELD_OUT + args.first + args.seeds):
+                table = None
+                for policy in policies:
+                    parts = [
+                        *args.parts,
+                        *([STOPPING] if args.stop and policy not in OTHERS else []),
+                    ]
+                    for part in parts:
+                        key = name, policy, part, seed
+                        if key not in kept:
+                            table = table or case(seed)
+                            row = dict(zip(("case", "policy", "part", "seed"), key, strict=True))
+                            row |= one(table, policy, part, seed, stops=part == STOPPING)
+                            file.write(json.dumps(row) + "\n")
+                            file.flush()
+                            kept[key] = row
+                        rows.append(kept[key])
+            say(name, pd.DataFrame([r for r in rows if r["case"] == name]), policies)
+    return pd.DataFrame(rows)
+
+
+def say(name: str, rows: pd.DataFrame, policies: Sequence[str]) -> None:
+    """One case: mean regret, and in brackets the worst, at each part of the cells."""
+    rows = rows[rows["part"] != STOPPING]
+    print(f"== {name}, {rows['seed'].nunique()} seeds: mean regret in points (worst) within 0.5 %")
+    for policy in policies:
+        cells = []
+        for _, mine in rows[rows["policy"] == policy].groupby("part"):
+            within = round(100 * mine["within"].mean())
+            cells.append(f"{mine['regret'].mean():7.3f} ({mine['regret'].max():6.2f}) {within:3d}%")
+        print(f"  {policy:<20}" + "  ".join(cells), flush=True)
+
+
+def against(rows: pd.DataFrame, policy: str) -> pd.DataFrame:
+    """Case and part: mean regret of the policy, of the best other, and what lies between them."""
+    rows = rows[rows["part"] != STOPPING]
+    mean = rows.groupby(["case", "part", "policy"], sort=False)["regret"].mean().unstack()
+    best = mean[list(OTHERS)]
+    return pd.DataFrame(
+        {
+            "regret": mean[policy],
+            "best_other": best.min(axis=1),
+            "which": best.idxmin(axis=1),
+            "excess": mean[policy] - best.min(axis=1),
+        }
+    ).reset_index()
+
+
+def calibration(rows: pd.DataFrame, policy: str) -> pd.DataFrame:
+    """Per case and pooled: stated P(best) in bands against how often it came true; coverage."""
+    found = []
+    mine = rows[(rows["policy"] == policy) & (rows["part"] != STOPPING)]
+    for name, group in [*mine.groupby("case", sort=False), ("all", mine)]:
+        flat = np.array([s for said in group["statements"] for s in said])
+        if not len(flat):
+            continue
+        line: dict[str, Any] = {"case": name, "statements": len(flat)}
+        line["covered_best"], line["covered"] = flat[:, 4].mean(), flat[:, 5].mean()
+        line["regret_stated"], line["regret_true"] = flat[:, 2].mean(), flat[:, 3].mean()
+        for low, high in pairwise(BANDS):
+            inside = (flat[:, 0] >= low) & ((flat[:, 0] < high) | (high == 1))
+            band = f"{low:g}-{high:g}"
+            line[f"n {band}"] = int(inside.sum())
+            line[f"true {band}"] = float(flat[inside, 1].mean()) if inside.any() else None
+        found.append(line)
+    return pd.DataFrame(found)
+
+
+def stops(rows: pd.DataFrame, policy: str) -> list[dict[str, Any]]:
+    """Of the runs that stopped early: the largest regret stated, and the mean of the true ones."""
+    mine = rows[(rows["policy"] == policy) & (rows["part"] == STOPPING)]
+    found = []
+    for name, group in mine.groupby("case", sort=False):
+        early = group[group["stopped"] == "regret"]
+        if len(early):
+            found.append(
+                {
+                    "case": name,
+                    "runs": len(group),
+                    "stopped": len(early),
+                    "most_stated": float(early["stated"].max()),
+                    "mean_true": float(early["regret"].mean()),
+                    "pulls": float(early["pulls"].mean()),
+                }
+            )
+    return found
+
+
+def run(args: argparse.Namespace) -> None:
+    rows = run_all(args)
+    summary: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {platform.processor() or platform.system()}",
+        "commit": _commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seeds": [HELD_OUT + args.first, HELD_OUT + args.first + args.seeds],
+        "policies": {},
+    }
+    for policy in args.policies.split(","):
+        found, stated = against(rows, policy), calibration(rows, policy)
+        early = stops(rows, policy)
+        summary["policies"][policy] = {
+            "against": found.to_dict("records"),
+            "calibration": json.loads(stated.to_json(orient="records")),
+            "stops": early,
+        }
+        print(f"\n## {policy}")
+        say_against(found)
+        say_calibration(stated)
+        for line in early:
+            print("stopped early:", line)
+    (args.out / "targets.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+
+def say_against(found: pd.DataFrame) -> None:
+    excess = found["excess"]
+    over = found[excess > 0.1].sort_values("excess", ascending=False)
+    print(
+        f"mean excess over the best other {excess.mean():+.3f} points, worst {excess.max():+.3f}; "
+        f"above 0.1 in {len(over)} of {len(found)} cases and budgets:"
+    )
+    print(over.to_string(index=False, float_format="%.3f"))
+
+
+def say_calibration(stated: pd.DataFrame) -> None:
+    counts = [c for c in stated if c.startswith("n ")]
+    for _, line in stated.iterrows():
+        bands = "  ".join(
+            f"{c[2:]}: {_percent(line['true ' + c[2:]])} of {line[c]}" for c in counts if line[c]
+        )
+        print(
+            f"{line['case']}: regret stated {line.regret_stated:.3f}, true {line.regret_true:.3f}; "
+            f"95 % cover {line.covered:.0%}, of the answer {line.covered_best:.0%}; {bands}"
+        )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f}%"
+
+
+def _commit() -> str:
+    def git(*words: str) -> str:
+        found = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+        return found.stdout.strip()
+
+    changed = " with changes" if git("status", "--porcelain", "-uno") else ""
+    return git("rev-parse", "--short", "HEAD") + changed
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tables", type=Path, help="a folder of complete tables of scores")
+    parser.add_argument("--policies", default="toptwo_gp", help="held against the others")
+    parser.add_argument("--only", default="", help="cases whose name has this regular expression")
+    parser.add_argument("--first", type=int, default=0, help="the first of the held-out seeds")
+    parser.add_argument("--stop", action="store_true", help="also runs that may stop early")
+    parser.add_argument(
+        "--parts", type=lambda s: [float(p) for p in s.split(",")], default=list(PARTS)
+    )

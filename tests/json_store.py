@@ -17,5 +17,11 @@ class FolderStore:
     def write_json(self, path, value):
         self.files[path] = json.dumps(value, allow_nan=False)
 
+    def read_jsons(self, paths):
+        return [self.read_json(path) for path in paths]
+
+    def delete_json(self, path):
+        self.files.pop(path, None)
+
     def list_json(self, prefix):
         return [p for p in self.files if p.startswith(prefix)]

@@ -2,18 +2,130 @@
 
 from __future__ import annotations
 
-from itertools import count
-from typing import Any, Protocol
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from batchsweep.bandit.policies import Pull
+from batchsweep.errors import StoreError
+from batchsweep.score.record import Score
 
 Record = dict[str, Any]
+Kind = Literal["reference", "search", "check"]
+
+#: Pulls that are joined in one document. A restart reads a document for each segment, and up to so
+#: many single ones.
+SEGMENT = 500
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A pull with what it scored, as the ledger keeps it.
+
+    Attributes:
+        kind: why it was made: as a reference for z rewards, by the search, by the final check.
+        arm, task, reason: as in :class:`~batchsweep.bandit.policies.Pull`.
+        score: main score as it counts: 0 where undefined.
+        seconds: what it cost.
+        halves: of a pull on a subset, the score of each half; None for one that is undefined.
+        noise: standard deviation of ``score``, where that was known beforehand.
+        full: a whole task, after a search on subsets.
+        undefined: MTEB could not define the score.
+    """
+
+    kind: Kind
+    arm: str
+    task: str
+    score: float
+    seconds: float
+    reason: str
+    halves: tuple[float | None, float | None] | None = None
+    noise: float = 0.0
+    full: bool = False
+    undefined: bool = False
+
+    @classmethod
+    def of(cls, pull: Pull, scored: Score, kind: Kind, *, full: bool = False) -> Observation:
+        """What the ledger keeps of a score."""
+        defined = math.isfinite(scored.main_score)
+        halves = None
+        if scored.halves is not None:
+            one, two = (float(x) if math.isfinite(x) else None for x in scored.halves)
+            halves = (one, two)
+        return cls(
+            kind=kind,
+            arm=pull.arm,
+            task=pull.task,
+            score=float(scored.main_score) if defined else 0.0,
+            seconds=float(scored.seconds),
+            reason=pull.reason,
+            halves=halves,
+            noise=0.0 if halves else float(scored.noise),
+            full=full,
+            undefined=not defined,
+        )
+
+    @classmethod
+    def from_json(cls, record: Record) -> Observation:
+        """From an entry of a ledger.
+
+        Raises:
+            StoreError: it is none.
+        """
+        try:
+            observation = cls(**record)
+            if observation.halves is None:
+                return observation
+            one, two = observation.halves
+        except (TypeError, ValueError):
+            raise StoreError(
+                f"the bandit's ledger has an entry that is no pull: {sorted(record)}; remove that "
+                "search's folder below bandit/ and run 'batchsweep bandit' again"
+            ) from None
+        return replace(observation, halves=(one, two))
+
+    def to_json(self) -> Record:
+        """Plain values for the ledger; what is as usual is left out."""
+        record: Record = {
+            "kind": self.kind,
+            "arm": self.arm,
+            "task": self.task,
+            "score": self.score,
+            "seconds": self.seconds,
+            "reason": self.reason,
+        }
+        if self.halves is not None:
+            record["halves"] = list(self.halves)
+        if self.noise:
+            record["noise"] = self.noise
+        if self.full:
+            record["full"] = True
+        if self.undefined:
+            record["undefined"] = True
+        return record
 
 
 class Ledger(Protocol):
-    """An append-only list of JSON objects. ``append`` returns once the record is safe."""
+    """An append-only list of JSON objects: a header of the kind ``header``, and observations.
+
+    ``append`` returns once the record is safe.
+    """
 
     def append(self, record: Record) -> None: ...
 
     def records(self) -> list[Record]: ...
+
+
+def header_of(records: Iterable[Record]) -> Record | None:
+    """What a search was run with, from its ledger; None if that says nothing (yet)."""
+    return next((record for record in records if record["kind"] == "header"), None)
+
+
+def observations(records: Iterable[Record]) -> Iterator[Observation]:
+    """The pulls of a ledger, in its order."""
+    return (Observation.from_json(record) for record in records if record["kind"] != "header")
 
 
 class MemoryLedger:
@@ -36,31 +148,97 @@ class JsonStore(Protocol):
 
     def write_json(self, path: str, value: Any) -> Any: ...
 
+    def read_jsons(self, paths: Iterable[str]) -> list[Any]: ...
+
     def list_json(self, prefix: str) -> Any: ...
+
+    def delete_json(self, path: str) -> Any: ...
 
 
 class StoreLedger:
-    """One small object per record below ``bandit/<run>/``, written whole.
+    """A small document a record below ``bandit/<run>/pulls/``, joined :data:`SEGMENT` at a time.
 
-    Object stores can't append, and a file that is appended to can tear; small objects named by
-    their number do neither. A number that is missing (a damaged record that ``verify --repair``
-    dropped) is the next one to be used: its pull is the next one that is made again.
+    Object stores can't append, and a file that is appended to can tear; small documents named by
+    their number, written whole, do neither: a kill loses the pull that is being written, at most.
+    Once all numbers of a segment are there, they are written as one document, and only then are the
+    small ones removed; what a kill leaves between the two says the same twice. So an append costs
+    the same whatever the ledger's length, and a restart reads a few hundred documents.
+
+    A number that is missing (a damaged record that ``verify --repair`` dropped) is the next one to
+    be used: its pull is the next one that is made again.
     """
 
     def __init__(self, store: JsonStore, run: str) -> None:
         self._store = store
         self._prefix = f"bandit/{run}/pulls"
-        self._records: dict[str, Record] = {}
-        for path in sorted(str(p) for p in store.list_json(self._prefix)):
-            record = store.read_json(path)
-            if record is not None:
-                self._records[path] = record
+        #: By number, the single ones among them, and those that a kill left of joining a segment.
+        self._records: dict[int, Record] = {}
+        self._single: set[int] = set()
+        self._left_over: set[int] = set()
+        self._next = 0
+        while not self._read():
+            pass
+        self._tidy = False
 
     def append(self, record: Record) -> None:
-        paths = (f"{self._prefix}/{number:06d}.json" for number in count())
-        path = next(path for path in paths if path not in self._records)
-        self._store.write_json(path, record)
-        self._records[path] = dict(record)
+        while self._next in self._records:
+            self._next += 1
+        number = self._next
+        self._store.write_json(self._path(number), record)
+        self._records[number] = dict(record)
+        self._single.add(number)
+        if self._tidy:
+            self._join(number // SEGMENT)
+            return
+        # Only a writer may: others read a search that is running.
+        self._remove(self._left_over)
+        for segment in sorted({n // SEGMENT for n in self._single}):
+            self._join(segment)
+        self._tidy = True
 
     def records(self) -> list[Record]:
-        return [dict(record) for _, record in sorted(self._records.items())]
+        return [dict(self._records[number]) for number in sorted(self._records)]
+
+    def _read(self) -> bool:
+        """Read everything; False if some went while it was read, because a writer joined it."""
+        listed = [str(path) for path in self._store.list_json(self._prefix)]
+        single = {n: path for path in listed if (n := _number(path, "")) is not None}
+        segments = {n: path for path in listed if (n := _number(path, "segments/")) is not None}
+        self._records = {}
+        for number, content in zip(
+            segments, self._store.read_jsons(segments.values()), strict=True
+        ):
+            if content is None:
+                return False
+            self._records.update(enumerate(content["pulls"], start=number * SEGMENT))
+        self._left_over = single.keys() & self._records.keys()
+        self._single = single.keys() - self._left_over
+        paths = [single[number] for number in self._single]
+        for number, record in zip(self._single, self._store.read_jsons(paths), strict=True):
+            if record is None:
+                return False
+            self._records[number] = record
+        return True
+
+    def _join(self, segment: int) -> None:
+        """Make one document of a segment's, if all are there."""
+        numbers = range(segment * SEGMENT, (segment + 1) * SEGMENT)
+        if not all(number in self._single for number in reversed(numbers)):
+            return
+        pulls = [self._records[number] for number in numbers]
+        self._store.write_json(f"{self._prefix}/segments/{segment:06d}.json", {"pulls": pulls})
+        self._remove(numbers)
+        self._single.difference_update(numbers)
+
+    def _remove(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self._store.delete_json(self._path(number))
+
+    def _path(self, number: int) -> str:
+        return f"{self._prefix}/{number:06d}.json"
+
+
+def _number(path: str, folder: str) -> int | None:
+    """The number of a document of ``pulls/<folder>``; None if it is not there."""
+    found = re.search(rf"/pulls/{folder}(\d+)\.json$", path)
+    return int(found[1]) if found else None

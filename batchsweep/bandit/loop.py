@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from batchsweep.bandit.budget import Budget
 from batchsweep.bandit.final_check import after_full_check, by_aggregate
-from batchsweep.bandit.ledger import Ledger, MemoryLedger, Record, StoreLedger
-from batchsweep.bandit.outcome import VERSION, Outcome
+from batchsweep.bandit.ledger import Kind, Ledger, MemoryLedger, Observation, Record, StoreLedger
+from batchsweep.bandit.outcome import VERSION, Outcome, Stopped
 from batchsweep.bandit.policies import Answer, Policy, Problem, Pull, make_policy
 from batchsweep.bandit.pull_noise import SplitHalvesNoise
 from batchsweep.bandit.pulls import Pulls, ScoreFn
@@ -80,125 +81,119 @@ def run(
         StoreMismatch: the ledger belongs to another run; names what differs.
     """
     rewards = rewards or RewardsConfig(scale="raw")
+    budget = Budget(*config.budget_for(*problem.shape))
+    cells = int(np.prod(problem.shape))
     # One BLAS thread: the same sums, to the last bit, whatever the machine's setting; matrices of
     # this size are no quicker on several, and many times slower where others want the cores too.
     with one_compute_thread(), threadpool_limits(limits=1):
         header = _header(problem, config, rewards) | {"options": options or {}}
         made = Pulls(ledger or MemoryLedger(), header, score_fn, full_fn or score_fn, executor)
-        loop = _Loop(problem, config, rewards, made, options or {})
-        loop.on_observe = on_observe
-        return loop.run(quiet=quiet)
+        policy = make_policy(
+            config.policy,
+            problem,
+            seed=config.seed,
+            # What is beyond the cells is for the final check.
+            budget=None if budget.pulls is None else min(budget.pulls, cells),
+            **(options or {}),
+        )
+        loop = _Loop(problem, config, rewards, made, policy, budget)
+        if on_observe is not None:
+            loop.on_observe = on_observe
+        if quiet:
+            return loop.run()
+        with progress("bandit", total=budget.pulls or cells, unit="pulls") as bar:
+            loop.on_pulls = bar.advance
+            outcome = loop.run()
+    if outcome.stopped == "regret":
+        logger.info(
+            "stopped early: expected regret is below %g in score; %.0f %% of budget is left",
+            config.stop_at_regret,
+            100 * budget.left,
+        )
+    return outcome
 
 
 class _Loop:
+    """One run: its phases, what they may spend, and what the policy has observed."""
+
     def __init__(
         self,
         problem: Problem,
         config: BanditConfig,
         rewards: RewardsConfig,
         made: Pulls,
-        options: dict[str, Any],
+        policy: Policy,
+        budget: Budget,
     ) -> None:
-        self.problem, self.config, self.rewards, self.made = problem, config, rewards, made
-        self.budget_pulls, self.budget_seconds = config.budget_for(*problem.shape)
-        cells = int(np.prod(problem.shape))
-        self.policy = make_policy(
-            config.policy,
-            problem,
-            seed=config.seed,
-            # What is beyond the cells is for the final check.
-            budget=min(self.budget_pulls, cells) if self.budget_pulls is not None else None,
-            **options,
-        )
-        self.on_observe: Callable[[Policy, int, float], None] | None = None
+        self.problem, self.config, self.rewards = problem, config, rewards
+        self.made, self.policy, self.budget = made, policy, budget
+        #: Called with (policy, pulls, seconds) each time the policy has heard all it was to.
+        self.on_observe: Callable[[Policy, int, float], None] = _ignore
+        #: Called with the number of pulls each time some were made.
+        self.on_pulls: Callable[[int], None] = _ignore
         self.scale = raw_scale(problem.shape[1])
-        self.observed: list[Record] = []
+        self.observed: list[Observation] = []
         self.noise = SplitHalvesNoise(problem.tasks)
         #: Tasks that pulls score subsets of.
         self._divided: set[str] = set()
         #: Arms that were scored in full after a search on subsets: [task] main scores.
         self.checked: dict[int, Floats] = {}
-        self.pulls, self.seconds = 0, 0.0
         self._task_index = {t: i for i, t in enumerate(problem.tasks)}
 
-    # -- the phases ----------------------------------------------------------------------------
-
-    def run(self, *, quiet: bool) -> Outcome:
-        total = self.budget_pulls or int(np.prod(self.problem.shape))
-        if quiet:
-            stopped = self._phases(lambda n: None)
+    def run(self) -> Outcome:
+        if self.rewards.scale == "z" and self.policy.pulls:
+            self._reference()
+        stopped = self._search()
+        if self._divided:
+            self._check_in_full()
         else:
-            with progress("bandit", total=total, unit="pulls") as bar:
-                stopped = self._phases(bar.advance)
+            self._check()
         answer, plane = self._answer()
         tasks = self.problem.tasks
-        outcome = Outcome(
+        return Outcome(
             problem=self.problem,
             answer=answer,
-            reward=describe(
-                self.rewards.scale,
-                self.rewards.aggregate,
-                self.rewards.target,
-                self.problem.tasks,
-            ),
+            reward=describe(self.rewards.scale, self.rewards.aggregate, self.rewards.target, tasks),
             scale=self.scale,
             plane=self.scale.score(plane),
-            records=tuple(self.observed),
+            observations=tuple(self.observed),
             texts_per_pull=self.config.texts_per_pull,
             noise=np.array([self.noise.of(t) if t in self._divided else 0.0 for t in tasks]),
             checked=tuple(self.problem.arms[arm] for arm in self.checked),
-            pulls=self.pulls,
-            seconds=self.seconds,
-            budget_pulls=self.budget_pulls,
-            budget_seconds=self.budget_seconds,
+            budget=self.budget,
             stopped=stopped,
         )
-        if stopped == "regret":
-            logger.info(
-                "stopped early: expected regret is below %g in score; %.0f %% of budget is left",
-                self.config.stop_at_regret,
-                100 * outcome.left,
-            )
-        return outcome
 
-    def _phases(self, advance: Callable[[int], None]) -> str:
-        if self.rewards.scale == "z" and self.policy.pulls:
-            self._reference(advance)
-        stopped = self._search(advance)
-        if self._divided:
-            self._check_in_full(advance)
-        else:
-            self._check(advance)
-        return stopped
+    # -- the phases ----------------------------------------------------------------------------
 
-    def _reference(self, advance: Callable[[int], None]) -> None:
+    def _reference(self) -> None:
         """Score baseline layers first: z rewards rest on them. They are billed like any pull."""
         arms, tasks = self.problem.shape
-        n = arms if self._affords(arms * tasks) else REFERENCE_LAYERS
+        most, limit = self.budget.pulls, self.budget.seconds
+        everything = most is not None and most >= arms * tasks
         cells = [
             Pull(self.problem.arms[a], task, "reference: baseline layer, for the z-scale")
-            for a in self.problem.reference_arms(n)
+            for a in self.problem.reference_arms(arms if everything else REFERENCE_LAYERS)
             for task in self.problem.tasks
         ]
-        if self.budget_pulls is not None and not self._affords(arms * tasks):
-            cells = cells[: int(REFERENCE_SHARE * self.budget_pulls)]
+        if most is not None and not everything:
+            cells = cells[: int(REFERENCE_SHARE * most)]
+        observed: list[Observation] = []
+        for batch in _batches(cells, self.config.workers):
+            if limit is not None and self.budget.spent_seconds >= REFERENCE_SHARE * limit:
+                break
+            observed += self._make(batch, "reference")
         scores = np.full(self.problem.shape, np.nan)
         index = {a: i for i, a in enumerate(self.problem.arms)}
-        records: list[Record] = []
-        limit = None if self.budget_seconds is None else REFERENCE_SHARE * self.budget_seconds
-        for batch in _batches(cells, self.config.workers):
-            if limit is not None and self.seconds >= limit:
-                break
-            records += self._score(batch, "reference", advance)
-        for record in records:
-            scores[index[record["arm"]], self._task_index[record["task"]]] = record["score"]
+        for one in observed:
+            scores[index[one.arm], self._task_index[one.task]] = one.score
         self.scale = z_scale(scores)
-        self._observe(records)
+        self._observe(observed)
 
-    def _search(self, advance: Callable[[int], None]) -> str:
+    def _search(self) -> Stopped:
         regret = self.config.stop_at_regret * self.scale.unit
         while True:
-            room = self._room()
+            room = self.budget.room(self.config.workers)
             if room <= 0:
                 return "budget"
             if regret > 0 and self.policy.sure(regret):
@@ -208,53 +203,81 @@ class _Loop:
             pulls = self.policy.ask(min(self.config.workers, room))
             if not pulls:
                 return "exhausted"
-            self._observe(self._score(pulls, "search", advance))
+            self._observe(self._make(pulls, "search"))
 
-    def _check(self, advance: Callable[[int], None]) -> None:
+    def _check(self) -> None:
         """Score the top arms on the tasks they lack, as far as the budget goes."""
         # A check may put another arm on top, which is then checked too; not for ever.
         for _ in range(CHECK_PASSES):
             for batch in _batches(self._unchecked(), self.config.workers):
-                batch = batch[: self._room()]
+                batch = batch[: self.budget.room(self.config.workers)]
                 if not batch:
                     logger.info("the final check is cut short: the budget is spent")
                     return
-                self._observe(self._score(batch, "check", advance))
+                self._observe(self._make(batch, "check"))
+
+    def _check_in_full(self) -> None:
+        """Score the top arms on whole tasks, arm by arm; the policy, which knows subsets, does
+        not observe them: whole tasks are another scale."""
+        limited = self.budget.pulls is not None
+        room = self.budget.room(self.config.workers) if limited else None
+        for arm, pulls in self._in_full(room):
+            scores = self._whole(arm)
+            for batch in _batches(pulls, self.config.workers):
+                if not self.budget.room(self.config.workers):
+                    logger.info("the final check is cut short: the budget is spent")
+                    return
+                made = self._make(batch, "check", full=True)
+                scores |= {one.task: one.score for one in made}
+                self.observed += made
+            self.checked[arm] = np.array([scores[task] for task in self.problem.tasks])
+
+    # -- what the final check takes ------------------------------------------------------------
+
+    def _must_check(self) -> bool:
+        """Whether what is left is just enough for the final check."""
+        if not self.config.final_check:
+            return False
+        if self.budget.pulls is not None:
+            left, share = (
+                self.budget.pulls - self.budget.spent_pulls,
+                CHECK_SHARE * self.budget.pulls,
+            )
+            if left > share:
+                return False
+            if self._divided:
+                return left <= sum(len(pulls) for _, pulls in self._in_full(share))
+            return left <= len(self._unchecked())
+        assert self.budget.seconds is not None
+        rest = self.budget.seconds - self.budget.spent_seconds
+        if rest > CHECK_SHARE * self.budget.seconds:
+            return False
+        if self._divided:  # What whole tasks cost isn't known.
+            return True
+        return rest <= len(self._unchecked()) * self.budget.spent_seconds / max(
+            self.budget.spent_pulls, 1
+        )
+
+    def _leaders(self) -> list[int]:
+        wanted = self.config.final_check if self.policy.pulls else 0
+        return self.policy.leaders(wanted) if wanted else []
 
     def _unchecked(self) -> list[Pull]:
-        if not self.config.final_check or not self.policy.pulls:
-            return []
+        """What the top arms lack."""
         reason = "final check: a top arm on all tasks"
         return [
             Pull(self.problem.arms[arm], self.problem.tasks[task], reason)
-            for arm in self.policy.leaders(self.config.final_check)
+            for arm in self._leaders()
             for task in np.flatnonzero(np.isnan(self.policy.observed[arm]))
         ]
 
-    def _check_in_full(self, advance: Callable[[int], None]) -> None:
-        """Score the top arms on whole tasks, arm by arm; the policy, which knows subsets, does
-        not observe them: whole tasks are another scale."""
-        for arm, pulls in self._in_full(self._room() if self.budget_pulls is not None else None):
-            scores = {r["task"]: r["score"] for r in self.observed if self._is_whole(r, arm)}
-            for batch in _batches(pulls, self.config.workers):
-                if not self._room():
-                    logger.info("the final check is cut short: the budget is spent")
-                    return
-                records = self._score(batch, "check", advance, full=True)
-                scores |= {r["task"]: r["score"] for r in records}
-                self.observed += records
-            self.checked[arm] = np.array([scores[task] for task in self.problem.tasks])
-
     def _in_full(self, room: float | None) -> list[tuple[int, list[Pull]]]:
         """As many of the top arms as ``room`` pulls score in full, each with the pulls it takes."""
+        reason = "final check: a top arm on whole tasks"
         found: list[tuple[int, list[Pull]]] = []
         left = math.inf if room is None else room
-        if not self.config.final_check or not self.policy.pulls:
-            return found
-        for arm in self.policy.leaders(self.config.final_check):
-            known = {r["task"] for r in self.observed if self._is_whole(r, arm)}
-            reason = "final check: a top arm on whole tasks"
-            name = self.problem.arms[arm]
+        for arm in self._leaders():
+            known, name = self._whole(arm), self.problem.arms[arm]
             pulls = [Pull(name, t, reason) for t in self.problem.tasks if t not in known]
             left -= len(pulls)
             if left < 0:
@@ -262,64 +285,34 @@ class _Loop:
             found.append((arm, pulls))
         return found
 
-    def _is_whole(self, record: Record, arm: int) -> bool:
-        return bool(record["arm"] == self.problem.arms[arm] and "halves" not in record)
-
-    def _must_check(self) -> bool:
-        """Whether what is left is just enough for the final check."""
-        if not self.config.final_check:
-            return False
-        if self.budget_pulls is not None:
-            left, share = self.budget_pulls - self.pulls, CHECK_SHARE * self.budget_pulls
-            if left > share:
-                return False
-            if self._divided:
-                return left <= sum(len(pulls) for _, pulls in self._in_full(share))
-            return left <= len(self._unchecked())
-        assert self.budget_seconds is not None
-        rest = self.budget_seconds - self.seconds
-        if rest > CHECK_SHARE * self.budget_seconds:
-            return False
-        if self._divided:  # What whole tasks cost isn't known.
-            return True
-        return rest <= len(self._unchecked()) * self.seconds / max(self.pulls, 1)
+    def _whole(self, arm: int) -> dict[str, float]:
+        """Task -> main score of the tasks that the arm was scored on as a whole."""
+        name = self.problem.arms[arm]
+        return {o.task: o.score for o in self.observed if o.arm == name and o.halves is None}
 
     # -- scoring and observing -----------------------------------------------------------------
 
-    def _affords(self, pulls: int) -> bool:
-        return self.budget_pulls is not None and self.budget_pulls >= pulls
+    def _make(self, pulls: list[Pull], kind: Kind, *, full: bool = False) -> list[Observation]:
+        """The pulls with their scores, in their order, billed."""
+        made = self.made.make(pulls, kind, full=full)
+        for one in made:
+            self.budget.bill(one.seconds)
+        self.on_pulls(len(made))
+        return made
 
-    def _room(self) -> int:
-        """Pulls that may still be made."""
-        if self.budget_pulls is not None:
-            return self.budget_pulls - self.pulls
-        assert self.budget_seconds is not None
-        return self.config.workers if self.seconds < self.budget_seconds else 0
-
-    def _score(
-        self, pulls: list[Pull], kind: str, advance: Callable[[int], None], *, full: bool = False
-    ) -> list[Record]:
-        """Records of the pulls, in their order, billed."""
-        records = self.made.records(pulls, kind, full=full)
-        advance(len(pulls))
-        self.pulls += len(pulls)
-        self.seconds += sum(record["seconds"] for record in records)
-        return records
-
-    def _observe(self, records: list[Record]) -> None:
-        for record in records:
-            task = record["task"]
-            spread = self.scale.spread[self._task_index[task]]
-            reward = self.scale.reward(record["score"], self._task_index[task])
-            noise = record.get("noise", 0.0)
-            if "halves" in record:
+    def _observe(self, made: list[Observation]) -> None:
+        for one in made:
+            task = self._task_index[one.task]
+            noise = one.noise
+            if one.halves is not None:
                 # Measured here and not where it was scored: it depends on what was observed before.
-                noise = self.noise.observe(task, record["halves"])
-                self._divided.add(task)
-            self.policy.observe(record["arm"], task, reward, record["seconds"], noise / spread)
-            self.observed.append(record)
-        if self.on_observe is not None:
-            self.on_observe(self.policy, self.pulls, self.seconds)
+                noise = self.noise.observe(one.task, one.halves)
+                self._divided.add(one.task)
+            reward = self.scale.reward(one.score, task)
+            spread = self.scale.spread[task]
+            self.policy.observe(one.arm, one.task, reward, one.seconds, noise / spread)
+            self.observed.append(one)
+        self.on_observe(self.policy, self.budget.spent_pulls, self.budget.spent_seconds)
 
     def _answer(self) -> tuple[Answer, Floats]:
         """The answer and the plane of rewards [arm, task] that goes with it."""
@@ -335,6 +328,10 @@ class _Loop:
             answer = replace(answer, p_best=None, expected_regret=None)
         rewards = {arm: self.scale.rewards(scores) for arm, scores in self.checked.items()}
         return after_full_check(answer, self.problem, plane, rewards, how)
+
+
+def _ignore(*_: object) -> None:
+    """Nobody wants to know."""
 
 
 def _header(problem: Problem, config: BanditConfig, rewards: RewardsConfig) -> Record:

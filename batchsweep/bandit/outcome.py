@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from batchsweep.bandit.ledger import Record
+from batchsweep.bandit.budget import Budget
+from batchsweep.bandit.ledger import Observation
 from batchsweep.bandit.policies import Answer, Problem
 from batchsweep.bandit.rewards import Floats, Scale
 
 #: Change when the pulls of a policy change: a ledger of another version is not resumed.
 VERSION = 2
+
+
+#: Why a search ended: the budget is spent, it is sure enough, or nothing is left to ask.
+Stopped = Literal["budget", "regret", "exhausted"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +30,8 @@ class Outcome:
         reward: one line that says what the reward is.
         scale: per-task centre and spread of the rewards.
         plane: [arm, task] believed main scores; measured ones where measured.
-        records: every pull in the order observed: kind, arm, task, score, seconds, reason.
-        pulls, seconds: spent. budget_pulls, budget_seconds: what might have been (or None).
+        observations: every pull in the order observed.
+        budget: what might be spent, and what was.
         texts_per_pull: what a pull scored of a task; None: all of it.
         noise: [task] measured standard deviation of a pull; 0 where whole tasks were scored.
         checked: arms that were scored in full after a search on subsets.
@@ -38,23 +43,27 @@ class Outcome:
     reward: str
     scale: Scale
     plane: Floats
-    records: tuple[Record, ...]
-    pulls: int
-    seconds: float
-    budget_pulls: int | None
-    budget_seconds: float | None
-    stopped: str
+    observations: tuple[Observation, ...]
+    budget: Budget
+    stopped: Stopped
     texts_per_pull: int | None
     noise: Floats
     checked: tuple[str, ...]
 
     @property
+    def pulls(self) -> int:
+        """Pulls that were made."""
+        return self.budget.spent_pulls
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that they took."""
+        return self.budget.spent_seconds
+
+    @property
     def left(self) -> float:
         """Part of the budget that was not spent, 0 to 1."""
-        if self.budget_pulls is not None:
-            return max(0.0, 1 - self.pulls / self.budget_pulls)
-        assert self.budget_seconds is not None
-        return max(0.0, 1 - self.seconds / self.budget_seconds)
+        return self.budget.left
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``answer.json``; the per-arm columns are in the problem's order."""
@@ -74,8 +83,8 @@ class Outcome:
             "pulls": self.pulls,
             "exhaustive_pulls": int(np.prod(self.problem.shape)),
             "seconds": self.seconds,
-            "budget_pulls": self.budget_pulls,
-            "budget_seconds": self.budget_seconds,
+            "budget_pulls": self.budget.pulls,
+            "budget_seconds": self.budget.seconds,
             "budget_left": self.left,
             "stopped": self.stopped,
             **self._subsets(),

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, as_completed
-from typing import Any
 
-from batchsweep.bandit.ledger import Ledger, Record
+from batchsweep.bandit.ledger import Kind, Ledger, Observation, Record, header_of, observations
 from batchsweep.bandit.policies import Pull
 from batchsweep.errors import StoreMismatch
+from batchsweep.score.record import Score
 
 logger = logging.getLogger(__name__)
 
-#: (arm, task) -> (main score, seconds, result). Of the result, if it is a mapping, two entries are
-#: read: ``halves``, the scores of the two subsets that the score is the mean of, from which the
-#: noise is measured; and ``noise``, its standard deviation, where that is known.
-#: A score that is not finite (a constant embedding has no correlation) counts as 0.
-ScoreFn = Callable[[str, str], tuple[float, float, Any]]
+#: (arm, task) -> what it scored. An undefined score counts as 0.
+ScoreFn = Callable[[str, str], Score]
 
 
 class Pulls:
@@ -48,7 +44,7 @@ class Pulls:
         self._score_fn, self._full_fn = score_fn, full_fn
         header = json.loads(json.dumps(header))
         records = ledger.records()
-        old = next((r for r in records if r["kind"] == "header"), None)
+        old = header_of(records)
         if old is None:
             # None yet, or one that was damaged and dropped: scores are the same without it.
             ledger.append({"kind": "header", **header})
@@ -60,63 +56,30 @@ class Pulls:
                     "give this run another name, or the old settings to go on with it"
                 )
         #: By cell, and whether it was scored in full after a search on subsets.
-        self._known = {
-            (r["arm"], r["task"], r.get("full", False)): r for r in records if r["kind"] != "header"
-        }
+        self._known = {(o.arm, o.task, o.full): o for o in observations(records)}
         if self._known:
             logger.info("going on from %d pulls in the ledger", len(self._known))
 
-    def records(self, pulls: list[Pull], kind: str, *, full: bool = False) -> list[Record]:
-        """Records of the pulls, in their order; each is in the ledger by then."""
-        done: dict[Pull, Record] = {}
-        fresh: list[Pull] = []
-        for pull in pulls:
-            record = self._known.get((pull.arm, pull.task, full))
-            if record is None:
-                fresh.append(pull)
-            else:
-                done[pull] = record
-        for pull, (score, seconds, more) in self._scored(fresh, full=full):
-            record = {
-                "kind": kind,
-                "arm": pull.arm,
-                "task": pull.task,
-                "score": score if math.isfinite(score) else 0.0,
-                "seconds": seconds,
-                "reason": pull.reason,
-                **more,
-            }
-            if full:
-                record["full"] = True
-            if not math.isfinite(score):
-                logger.warning("%s on %s: score is %s; counts as 0", pull.arm, pull.task, score)
-                record["undefined"] = True
-            self._ledger.append(record)
-            done[pull] = record
-        return [done[p] for p in pulls]
+    def make(self, pulls: list[Pull], kind: Kind, *, full: bool = False) -> list[Observation]:
+        """The pulls with their scores, in their order; each is in the ledger by then."""
+        known = [self._known.get((pull.arm, pull.task, full)) for pull in pulls]
+        fresh = [pull for pull, there in zip(pulls, known, strict=True) if there is None]
+        made: dict[Pull, Observation] = {}
+        for pull, score in self._scored(fresh, full=full):
+            made[pull] = observation = Observation.of(pull, score, kind, full=full)
+            if observation.undefined:
+                logger.warning(
+                    "%s on %s: score is %s; counts as 0", pull.arm, pull.task, score.main_score
+                )
+            self._ledger.append(observation.to_json())
+        return [there or made[pull] for pull, there in zip(pulls, known, strict=True)]
 
-    def _scored(
-        self, pulls: list[Pull], *, full: bool
-    ) -> Iterator[tuple[Pull, tuple[float, float, Record]]]:
+    def _scored(self, pulls: list[Pull], *, full: bool) -> Iterator[tuple[Pull, Score]]:
         score = self._full_fn if full else self._score_fn
         if self._executor is None or len(pulls) < 2:
             for pull in pulls:
-                yield pull, _plain(score(pull.arm, pull.task))
+                yield pull, score(pull.arm, pull.task)
             return
         futures = {self._executor.submit(score, p.arm, p.task): p for p in pulls}
         for future in as_completed(futures):
-            yield futures[future], _plain(future.result())
-
-
-def _plain(result: tuple[float, float, Any]) -> tuple[float, float, Record]:
-    """(score, seconds, what else the ledger keeps)."""
-    score, seconds, rest = result
-    more: Record = {}
-    if isinstance(rest, Mapping):
-        if rest.get("halves"):
-            more["halves"] = [
-                None if x is None or not math.isfinite(x) else float(x) for x in rest["halves"]
-            ]
-        elif rest.get("noise"):
-            more["noise"] = float(rest["noise"])
-    return float(score), float(seconds), more
+            yield futures[future], future.result()

@@ -16,6 +16,7 @@ from batchsweep.bandit.policies import Policy
 from batchsweep.bandit.score_table import ScoreTable
 from batchsweep.config import BanditConfig, RewardsConfig
 from batchsweep.errors import UsageError
+from batchsweep.score.record import Score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,10 +88,10 @@ def _one(
     task_index = {t: i for i, t in enumerate(problem.tasks)}
     noise = np.random.default_rng([seed, 13]).normal(size=table.scores.shape) * table.noise
 
-    def score(arm: str, task: str) -> tuple[float, float, Any]:
+    def score(arm: str, task: str) -> Score:
         a, t = index[arm], task_index[task]
         value = float(table.scores[a, t] + noise[a, t])
-        return value, float(table.seconds[a, t]), {"noise": table.noise}
+        return Score(value, float(table.seconds[a, t]), noise=table.noise)
 
     config = config.model_copy(update={"policy": name, "seed": seed})
     total = config.budget_for(*problem.shape)[0] or table.scores.size

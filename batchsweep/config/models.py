@@ -138,6 +138,9 @@ class LocalTask(Section):
     columns: dict[str, str] = {}
     """Column that the type needs -> what your file calls it."""
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.type, self.path, tuple(sorted(self.columns.items()))))
+
 
 class EveryLayers(Section):
     """Every n-th layer, counted back from the last: ``layers: {every: 2}``."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batchsweep.bandit.ledger import Observation, StoreLedger, header_of, observations
 from batchsweep.plan.plan import Plan, PlanEntry, load_plan
 from batchsweep.score.export import counted, main_score, records
 from batchsweep.store import GroupStatus, Store
@@ -50,13 +51,13 @@ class Search:
     Attributes:
         name: its folder below ``bandit/`` in the store.
         header: what it was run with: policy, budget, seed, rewards, tasks.
-        pulls: records in the order of the ledger: kind, arm, task, score, seconds, reason.
+        pulls: in the order of the ledger.
         answer: what it found; None as long as it runs.
     """
 
     name: str
     header: dict[str, Any]
-    pulls: tuple[dict[str, Any], ...]
+    pulls: tuple[Observation, ...]
     answer: dict[str, Any] | None
 
 
@@ -164,24 +165,14 @@ def read(store: Store) -> Findings:
 
 
 def _searches(store: Store) -> list[Search]:
-    pulls: dict[str, list[dict[str, Any]]] = {}
-    answers: dict[str, dict[str, Any]] = {}
-    for path in store.list_json("bandit"):
-        name = path.split("/")[1]
-        value = store.read_json(path)
-        if value is None:
-            continue
-        if "/pulls/" in path:
-            pulls.setdefault(name, []).append(value)
-        elif path.endswith("/answer.json"):
-            answers[name] = value
     found = []
-    for name in sorted(pulls.keys() | answers.keys(), key=lambda n: (n in answers, n)):
-        ledger = pulls.get(name, [])
-        header = next((r for r in ledger if r.get("kind") == "header"), {})
-        cells = tuple(r for r in ledger if r.get("kind") != "header")
-        found.append(Search(name, header, cells, answers.get(name)))
-    return found
+    for name in dict.fromkeys(path.split("/")[1] for path in store.list_json("bandit")):
+        records = StoreLedger(store, name).records()
+        answer = store.read_json(f"bandit/{name}/answer.json")
+        if records or answer is not None:
+            pulls = tuple(observations(records))
+            found.append(Search(name, header_of(records) or {}, pulls, answer))
+    return sorted(found, key=lambda search: (search.answer is not None, search.name))
 
 
 def _metrics(

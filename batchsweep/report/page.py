@@ -159,8 +159,8 @@ def _plane_section(view: View) -> str:
     out.append(_scale(view.limits, "mean main score"))
     pulls_A = np.zeros(len(view.findings.arms))
     if view.search:
-        for record in view.search.pulls:
-            pulls_A[view.findings.index(record["arm"])] += 1
+        for pull in view.search.pulls:
+            pulls_A[view.findings.index(pull.arm)] += 1
     for model, pooling, entries, layers, arms_LC in view.planes():
         out.append(f"<h3>{escape(_plane_name(view, model, pooling))}</h3><div class='planes'>")
         out.append(

@@ -20,19 +20,19 @@ def search_section(view: View) -> str:
     dots, best = [], []
     scores: dict[str, dict[str, float]] = {}
     top = math.nan
-    for record in search.pulls:
-        if record.get("full"):
+    for pull in search.pulls:
+        if pull.full:
             continue  # A whole task is another scale than the subsets that were pulled before.
-        i = column[record["task"]]
-        reward = (record["score"] - scale["centre"][i]) / scale["spread"][i]
-        arm = scores.setdefault(record["arm"], {})
-        arm[record["task"]] = reward
+        i = column[pull.task]
+        reward = (pull.score - scale["centre"][i]) / scale["spread"][i]
+        arm = scores.setdefault(pull.arm, {})
+        arm[pull.task] = reward
         if len(arm) == len(column):
             mean = sum(arm.values()) / len(arm)
             top = mean if math.isnan(top) else max(top, mean)
-        name = view.name(view.findings.index(record["arm"]))
-        said = f"{name} on {record['task']}: {record['score']:.4f}. {record['reason']}"
-        dots.append(svg.Dot(reward, record["kind"], said))
+        name = view.name(view.findings.index(pull.arm))
+        said = f"{name} on {pull.task}: {pull.score:.4f}. {pull.reason}"
+        dots.append(svg.Dot(reward, pull.kind, said))
         best.append(top)
     kinds = {kind: sum(d.kind == kind for d in dots) for kind in ("reference", "search", "check")}
     words = {

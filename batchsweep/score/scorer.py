@@ -20,6 +20,7 @@ from batchsweep.config import CorpusConfig
 from batchsweep.corpus.lookup import CHUNK, TextIndex, prefix_of
 from batchsweep.errors import StoreError, StoreMismatch, UsageError
 from batchsweep.numerics import one_compute_thread
+from batchsweep.score.record import Score
 from batchsweep.score.vectors import _Vectors
 from batchsweep.store import GroupReader, Store
 from batchsweep.tasks.evaluators import Halves, PreparedTask, prepare, prepare_halves
@@ -35,19 +36,14 @@ RECORD_VERSION = 1
 KEPT_BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
-class ScoreResult:
-    """One pull.
+@dataclass(frozen=True, kw_only=True)
+class ScoreResult(Score):
+    """One pull, by MTEB: the main score is the mean over splits and subsets.
 
     Attributes:
-        main_score: MTEB's main score, the mean over splits and subsets; nan where mteb gives nan.
-            Of a pull on a subset, the mean of both halves.
-        seconds: what scoring took, reading the vectors included.
         record: what the store keeps of it: plain JSON values, null for nan.
     """
 
-    main_score: float
-    seconds: float
     record: dict[str, Any]
 
 
@@ -265,10 +261,18 @@ def _mteb_version() -> str:
 
 
 def _from_record(record: dict[str, Any]) -> ScoreResult:
-    main_score = record["main_score"]
+    halves = None
+    if "halves" in record:
+        one, two = map(_number, record["halves"])
+        halves = (one, two)
     return ScoreResult(
-        math.nan if main_score is None else float(main_score), float(record["seconds"]), record
+        _number(record["main_score"]), float(record["seconds"]), halves, record=record
     )
+
+
+def _number(value: float | None) -> float:
+    """JSON has no nan."""
+    return math.nan if value is None else float(value)
 
 
 def _plain(value: Any) -> Any:

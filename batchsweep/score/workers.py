@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache
 
 from batchsweep.config import Config, CorpusConfig, LocalTask
-from batchsweep.score.scorer import Scorer
+from batchsweep.score.scorer import Scorer, ScoreResult
 from batchsweep.store import open_store
 from batchsweep.tasks.evaluators import Halves
 from batchsweep.tasks.resolve import resolve
@@ -15,7 +15,7 @@ from batchsweep.tasks.resolve import resolve
 
 @dataclass(frozen=True)
 class ScoreFunction:
-    """``(arm, task) -> (main score, seconds, record)`` for the bandit; can go to other processes.
+    """``(arm, task) -> score`` for the bandit; can go to other processes.
 
     Each process opens the store and prepares its tasks by itself, once.
     """
@@ -37,18 +37,16 @@ class ScoreFunction:
         """The same on whole tasks."""
         return replace(self, halves=None)
 
-    def __call__(self, arm: str, task: str) -> tuple[float, float, dict[str, Any]]:
-        name = repr(self.in_full)
-        scorer = _SCORERS.get(name)
-        if scorer is None:
-            store = open_store(self.store_url)
-            scorer = _SCORERS[name] = Scorer(store, resolve(self.tasks), corpus=self.corpus)
-        result = scorer.score(arm, task, self.halves)
-        return result.main_score, result.seconds, result.record
+    def __call__(self, arm: str, task: str) -> ScoreResult:
+        return _scorer(self.in_full).score(arm, task, self.halves)
 
 
-#: This process's scorers; prepared tasks are too costly to make for every pull.
-_SCORERS: dict[str, Scorer] = {}
+@cache
+def _scorer(whole: ScoreFunction) -> Scorer:
+    """This process's scorer of a store and tasks; prepared tasks are too costly to make anew for
+    every pull."""
+    store = open_store(whole.store_url)
+    return Scorer(store, resolve(whole.tasks), corpus=whole.corpus)
 
 
 def score_processes(workers: int) -> ProcessPoolExecutor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,10 @@ class Store:
                 "run 'batchsweep verify --repair', then the command that makes it"
             ) from None
 
+    def read_jsons(self, paths: Iterable[str]) -> list[Any | None]:
+        """:meth:`read_json` of each path, several at a time, in their order."""
+        return self._blobs.map(self.read_json, paths)
+
     def write_json(self, path: str, value: Any) -> None:
         """Replace a document at once; when this returns, it is on the disk.
 
@@ -79,6 +83,10 @@ class Store:
         and leaves out.
         """
         self._blobs.write(path, [documents.encode_checked(value)])
+
+    def delete_json(self, path: str) -> None:
+        """Remove a document if it is there."""
+        self._blobs.delete(path)
 
     def list_json(self, prefix: str) -> list[str]:
         """Paths of all documents below ``prefix/``, sorted."""

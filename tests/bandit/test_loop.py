@@ -16,6 +16,7 @@ from batchsweep.bandit.policies import POLICIES, Problem
 from batchsweep.bandit.rewards import aggregate, raw_scale, z_scale
 from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
 from batchsweep.errors import StoreMismatch
+from batchsweep.score.record import Score
 from batchsweep.tasks.resolve import tasks_of
 
 RAW = RewardsConfig(scale="raw")
@@ -48,16 +49,16 @@ class Scores:
         self.problem, self.dies_at = problem, dies_at
         self.asked: list[tuple[str, str]] = []
 
-    def __call__(self, arm: str, task: str) -> tuple[float, float, None]:
+    def __call__(self, arm: str, task: str) -> Score:
         if self.dies_at is not None and len(self.asked) >= self.dies_at:
             raise KeyboardInterrupt
         self.asked.append((arm, task))
         a, t = self.problem.arms.index(arm), self.problem.tasks.index(task)
-        return float(self.table[a, t]), [0.1, 1.0, 10.0, 0.5][t], None
+        return Score(float(self.table[a, t]), [0.1, 1.0, 10.0, 0.5][t])
 
 
 def same(a, b) -> bool:
-    return json.dumps(a.to_json()) == json.dumps(b.to_json()) and a.records == b.records
+    return json.dumps(a.to_json()) == json.dumps(b.to_json()) and a.observations == b.observations
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -114,9 +115,9 @@ def test_the_budget_is_never_exceeded_and_references_are_billed(problem, policy,
     )
     scores = Scores(problem)
     outcome = run(problem, scores, config, RewardsConfig(scale=scale), quiet=True)
-    assert outcome.budget_pulls == 40
+    assert outcome.budget.pulls == 40
     assert len(scores.asked) == len(set(scores.asked)) == outcome.pulls <= 40
-    kinds = [r["kind"] for r in outcome.records]
+    kinds = [r.kind for r in outcome.observations]
     assert kinds.count("reference") == (13 if scale == "z" else 0)
 
 
@@ -125,7 +126,7 @@ def test_the_machines_threads_decide_no_bit():
     scores = surface(problem)
 
     def score(arm, task):
-        return float(scores[problem.arms.index(arm), problem.tasks.index(task)]), 1.0, None
+        return Score(float(scores[problem.arms.index(arm), problem.tasks.index(task)]), 1.0)
 
     config = BanditConfig(budget=PullBudget(pulls=150), stop_at_regret=0, final_check=0)
     outcomes = []
@@ -147,7 +148,7 @@ def test_budget_in_arms_pulls_and_seconds(problem):
     timed = spend(PullBudget(seconds=30))
     # The last pull may go over by its own cost, no more.
     assert 30 <= timed.seconds < 40
-    assert timed.budget_pulls is None
+    assert timed.budget.pulls is None
     assert timed.left == 0
 
 
@@ -169,7 +170,7 @@ def test_a_budget_in_seconds_is_spent_on_what_tells_most_per_second():
 
         def score(arm, task, scores=scores, costs=costs):
             cell = problem.arms.index(arm), problem.tasks.index(task)
-            return float(scores[cell]), float(costs[cell]), None
+            return Score(float(scores[cell]), float(costs[cell]))
 
         def heard(policy, pulls, seconds, last=last):
             if seconds > limit:
@@ -179,7 +180,7 @@ def test_a_budget_in_seconds_is_spent_on_what_tells_most_per_second():
         common = {"stop_at_regret": 0, "final_check": 0, "seed": seed}
         config = BanditConfig(budget=PullBudget(seconds=limit), **common)
         outcome = run(problem, score, config, RAW, quiet=True)
-        assert outcome.seconds - limit <= outcome.records[-1]["seconds"]
+        assert outcome.seconds - limit <= outcome.observations[-1].seconds
         regrets["knows"].append(regret[problem.arms.index(outcome.answer.arm)])
         per_pull["knows"].append(outcome.seconds / outcome.pulls)
         blind = BanditConfig(budget=PullBudget(pulls=problem.shape[0] * 12), **common)
@@ -198,7 +199,7 @@ def test_no_more_seconds_than_the_running_pulls(problem, policy, workers):
         budget = PullBudget(seconds=seconds)
         config = BanditConfig(policy=policy, budget=budget, workers=workers, stop_at_regret=0)
         outcome = run(problem, Scores(problem), config, Z, quiet=True)
-        running = sum(r["seconds"] for r in outcome.records[-workers:])
+        running = sum(r.seconds for r in outcome.observations[-workers:])
         assert outcome.seconds - running < seconds
 
 
@@ -209,7 +210,7 @@ def test_final_check_completes_the_top_arms(problem):
         )
         outcome = run(problem, Scores(problem), config, RAW, quiet=True)
         assert outcome.pulls == 60
-        kinds = [r["kind"] for r in outcome.records]
+        kinds = [r.kind for r in outcome.observations]
         return outcome.answer.pulled[problem.arms.index(outcome.answer.arm)], kinds.count("check")
 
     assert check(0) == (3, 0)
@@ -301,11 +302,11 @@ def test_dropped_records_are_made_again_in_their_places(problem, lost):
 
 def test_an_undefined_score_counts_as_zero_and_is_marked(problem, caplog):
     def undefined(arm, task):
-        return float("nan"), 1.0, None
+        return Score(float("nan"), 1.0)
 
     config = BanditConfig(policy="random", budget=PullBudget(pulls=3), final_check=0)
     outcome = run(problem, undefined, config, RAW, quiet=True)
-    assert [(r["score"], r["undefined"]) for r in outcome.records] == [(0.0, True)] * 3
+    assert [(r.score, r.undefined) for r in outcome.observations] == [(0.0, True)] * 3
     assert "score is nan" in caplog.text
 
 

@@ -16,6 +16,7 @@ from batchsweep.cli import replay_text
 from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
 from batchsweep.errors import UsageError
 from batchsweep.report import regret_figure
+from batchsweep.score.record import Score
 from batchsweep.store import create_store
 
 STEPS, LAYERS, TASKS = (1, 100, 1000), 4, ("A", "B", "C")
@@ -164,7 +165,7 @@ def test_replay_is_the_live_loop(frame):
     arms, tasks = table.problem.arms, table.problem.tasks
 
     def score(arm, task):
-        return float(table.scores[arms.index(arm), tasks.index(task)]), 1.0, None
+        return Score(float(table.scores[arms.index(arm), tasks.index(task)]), 1.0)
 
     config = BanditConfig(
         policy="toptwo_gp", budget=PullBudget(pulls=25), seed=4, final_check=0, stop_at_regret=0

@@ -24,6 +24,7 @@ from batchsweep.cli.main import main
 from batchsweep.config import BanditConfig, CorpusConfig, LocalTask, PullBudget, RewardsConfig
 from batchsweep.errors import UsageError
 from batchsweep.score.export import records, table
+from batchsweep.score.record import Score
 from batchsweep.score.scorer import Scorer
 from batchsweep.score.workers import ScoreFunction, score_processes
 from batchsweep.store import Store
@@ -101,7 +102,7 @@ def test_every_arm_and_process_gets_the_same_examples(tmp_path: Path) -> None:
     score = ScoreFunction(store.url, tuple(tasks), CorpusConfig(), halves)
     with score_processes(2) as processes:
         there = list(processes.map(score, *zip(*pulls[::-1], strict=True)))
-    assert {p: r[2]["halves"] for p, r in zip(pulls[::-1], there, strict=True)} == here
+    assert {p: r.record["halves"] for p, r in zip(pulls[::-1], there, strict=True)} == here
 
 
 def test_a_cap_of_the_corpus_and_a_subset_compose(tmp_path: Path) -> None:
@@ -196,16 +197,16 @@ class Examples:
         self.asked.append((arm, task, how))
         return self.problem.arms.index(arm), self.tasks.index(task)
 
-    def half(self, arm: str, task: str) -> tuple[float, float, Any]:
+    def half(self, arm: str, task: str) -> Score:
         a, t = self._ask(arm, task, "subset")
         if task == "small":
-            return float(self.full_AT[a, t]), 1.0, {}
-        halves = [float(self.examples[t][a, rows].mean()) for rows in self.draws[t]]
-        return float(np.mean(halves)), 1.0, {"halves": halves}
+            return Score(float(self.full_AT[a, t]), 1.0)
+        one, two = (float(self.examples[t][a, rows].mean()) for rows in self.draws[t])
+        return Score(float(np.mean([one, two])), 1.0, halves=(one, two))
 
-    def full(self, arm: str, task: str) -> tuple[float, float, Any]:
+    def full(self, arm: str, task: str) -> Score:
         a, t = self._ask(arm, task, "full")
-        return float(self.full_AT[a, t]), 20.0, {}
+        return Score(float(self.full_AT[a, t]), 20.0)
 
 
 def searched(examples: Examples, ledger: Any = None, **settings: Any) -> Any:
@@ -301,7 +302,7 @@ def test_killed_and_restarted_ends_as_if_uninterrupted(
 ) -> None:
     settings = {"policy": policy, "workers": workers, "budget": PullBudget(pulls=60)}
     whole = searched(Examples(), **settings)
-    assert sum(bool(r.get("full")) for r in whole.records) == 9  # 3 arms; "small" was whole
+    assert sum(r.full for r in whole.observations) == 9  # 3 arms; "small" was whole
     store = FolderStore()
     first = Examples(dies_at=dies_at % whole.pulls)  # -4: amid the final check.
     with pytest.raises(KeyboardInterrupt):
@@ -309,11 +310,11 @@ def test_killed_and_restarted_ends_as_if_uninterrupted(
     second = Examples()
     resumed = searched(second, StoreLedger(store, "r"), **settings)
     assert json.dumps(resumed.to_json()) == json.dumps(whole.to_json())
-    assert resumed.records == whole.records
+    assert resumed.observations == whole.observations
     assert len(first.asked) + len(second.asked) == whole.pulls
     with ThreadPoolExecutor(3) as pool:
         together = searched(Examples(), pool=pool, **settings)
-    assert together.records == whole.records
+    assert together.observations == whole.observations
     assert json.dumps(together.to_json()) == json.dumps(whole.to_json())
 
 
@@ -344,7 +345,7 @@ def test_without_budget_for_the_check_the_answer_says_that_it_rests_on_subsets()
         outcome = searched(Examples(), **settings)
         assert outcome.checked == ()
         assert "rests on subsets" in outcome.answer.basis
-        assert not any(r.get("full") for r in outcome.records)
+        assert not any(r.full for r in outcome.observations)
 
 
 def test_a_search_on_subsets_can_score_everything_and_check() -> None:

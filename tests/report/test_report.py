@@ -23,6 +23,7 @@ from batchsweep.report.findings import read
 from batchsweep.report.page import render, write
 from batchsweep.report.svg import Limits, heat_map
 from batchsweep.report.view import View
+from batchsweep.score.record import Score
 from batchsweep.store import Store, create_store
 
 TASKS = ("Similar", "Sorted")
@@ -64,7 +65,7 @@ def search(store: Store, plan: Plan, **bandit: Any) -> None:
     """A real search of the store's arms; its pulls leave records as scoring does."""
     facts = {f"{e.key}#{n}": (e.checkpoint, n) for e in plan.entries for n in e.layers}
 
-    def score(arm: str, task: str) -> tuple[float, float, None]:
+    def score(arm: str, task: str) -> Score:
         checkpoint, layer = facts[arm]
         value = score_of(checkpoint.step or 0, layer, task)
         record = {
@@ -81,7 +82,7 @@ def search(store: Store, plan: Plan, **bandit: Any) -> None:
             "cap": None,
         }
         store.write_json(f"scores/{arm.replace('#', '/')}-mean/{task}.json", record)
-        return value, 0.5, None
+        return Score(value, 0.5)
 
     problem = Problem(
         arms=tuple(facts),

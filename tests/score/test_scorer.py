@@ -158,8 +158,8 @@ def test_other_processes_give_the_same_numbers(tmp_path: Path) -> None:
     here = [Scorer(store, resolve(tasks), keep=False).score(*p).main_score for p in pulls]
     with score_processes(2) as processes:
         there = list(processes.map(score, *zip(*pulls, strict=True)))
-    assert [result[0] for result in there] == here
-    assert all(result[1] > 0 and result[2]["result"]["scores"] for result in there)
+    assert [result.main_score for result in there] == here
+    assert all(result.seconds > 0 and result.record["result"]["scores"] for result in there)
 
 
 def test_a_pull_is_kept_and_not_scored_again(tmp_path: Path) -> None:

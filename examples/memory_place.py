@@ -6,7 +6,7 @@ python examples/memory_place.py
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -37,6 +37,10 @@ class MemoryBlobs:
     def read_range(self, path: str, start: int, length: int) -> bytes | None:
         blob = self._blobs.get(path)
         return None if blob is None else blob[start : start + length]
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        blob = self._blobs.get(path)
+        return None if blob is None else [blob[s : s + length] for s, length in ranges]
 
     def pieces(
         self, path: str, start: int, length: int, piece: int, space: memoryview[int], tail: int = 0

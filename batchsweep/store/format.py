@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from batchsweep.errors import StoreCorrupt
 from batchsweep.store.corpus import ArraySink, ArraySource
 from batchsweep.store.places.local import Blobs
 from batchsweep.store.spec import GroupSpec
-from batchsweep.store.values import Array
+from batchsweep.store.values import Array, as_bytes
 
 Float64 = npt.NDArray[np.float64]
 
@@ -89,6 +90,12 @@ class Format(Protocol):
     ) -> Iterator[tuple[Array, bytes]]:
         """Each layer of one block as in ``read_chunk``, with its stored checksum, verified."""
 
+    def checksums(self, key: str, spec: GroupSpec, name: str, block: int) -> bytes:
+        """The stored checksums of all layers of one block, joined; no chunk is read.
+
+        They are those that ``pieces`` and ``chunks`` hold the chunks against.
+        """
+
     def metadata_faults(self, key: str, spec: GroupSpec) -> list[str]:
         """What is damaged besides attributes, blocks and metrics, and follows from the spec."""
 
@@ -116,23 +123,33 @@ class Format(Protocol):
     def write_seal(self, key: str, spec: GroupSpec, block: int, seal: bytes | None) -> None:
         """Write a block's seal, or remove it."""
 
-    def seals(self, key: str, spec: GroupSpec) -> dict[int, bytes]:
-        """The seal of each block that has one; empty bytes for a torn one."""
+    def seals(
+        self, key: str, spec: GroupSpec, blocks: Iterable[int] | None = None
+    ) -> dict[int, bytes]:
+        """The seal of each block that has one (of ``blocks``, if given); empty for a torn one."""
 
     def count_sealed(self, key: str, spec: GroupSpec) -> int:
         """Number of seals, found without reading them."""
 
     def write_metrics(self, key: str, spec: GroupSpec, metrics: Mapping[str, Float64]) -> None:
-        """Write the metrics, [layer] each, replacing all that were there."""
+        """Write the metrics, [layer] each, with their seal, replacing all that were there."""
 
     def metrics(self, key: str, spec: GroupSpec) -> dict[str, Float64]:
-        """The metrics, empty if there are none."""
+        """The metrics, empty if there are none; their seal is verified."""
 
     def corpus_sink(self) -> ArraySink:
         """Where a new corpus goes; the old one is gone from here on."""
 
     def corpus_source(self) -> ArraySource | None:
         """The corpus; None if none was written to completion."""
+
+
+def metric_seal(key: str, spec: GroupSpec, metrics: Mapping[str, Float64]) -> str:
+    """What ties metrics to their group: sha256 (hex) of its spec digest and key, and of them."""
+    hashed = hashlib.sha256(spec.digest + key.encode())
+    for name, values in sorted(metrics.items()):
+        hashed.update(f"#{name}#".encode() + as_bytes(values.astype("<f8")))
+    return hashed.hexdigest()
 
 
 def piece_bytes(row_bytes: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, Self
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchsweep.errors import StoreCorrupt, StoreError, StoreMismatch
-from batchsweep.store.format import Float64, Format, spec_of
+from batchsweep.store.format import Float64, Format, corrupt_at, spec_of
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.values import Array, Float32, as_bytes, decode, encode, stored_dtype
 
@@ -22,9 +22,22 @@ _LOOKAHEAD = 2
 _DIGEST_BYTES = 32
 
 
-def seal_of(spec: GroupSpec, checksums: Iterable[bytes]) -> bytes:
-    """The 64 bytes that seal a block: the spec's digest, then sha256 of its chunks' checksums."""
-    return spec.digest + hashlib.sha256(b"".join(checksums)).digest()
+def seal_of(key: str, spec: GroupSpec, block: int, checksums: Iterable[bytes]) -> bytes:
+    """The 64 bytes that seal a block: the spec's digest, then one of its chunks and its place."""
+    return spec.digest + _content_digest(checksums, f"{key}#{block}")
+
+
+def is_sealed_by(
+    seal: bytes, key: str, spec: GroupSpec, block: int, checksums: Sequence[bytes]
+) -> bool:
+    """Whether a seal is that of these chunks at this place."""
+    # Older versions sealed without the place.
+    of_old = spec.digest + _content_digest(checksums, "")
+    return seal in (seal_of(key, spec, block, checksums), of_old)
+
+
+def _content_digest(checksums: Iterable[bytes], place: str) -> bytes:
+    return hashlib.sha256(b"".join(checksums) + place.encode()).digest()
 
 
 def sealed_blocks(fmt: Format, key: str, spec: GroupSpec) -> frozenset[int]:
@@ -131,7 +144,7 @@ class GroupWriter:
             fmt.write_seal(key, spec, block, None)
             self.sealed -= {block}
         checksums = [fmt.write_array(key, spec, n, block, arrays[n]) for n in spec.arrays]
-        fmt.write_seal(key, spec, block, seal_of(spec, checksums))
+        fmt.write_seal(key, spec, block, seal_of(key, spec, block, checksums))
         self.sealed |= {block}
 
     def _encoded(
@@ -222,6 +235,8 @@ class GroupReader:
         self.spec, self.complete = there
         self._format = fmt
         self._sealed: frozenset[int] | None = None
+        #: Blocks whose seal was held against their chunks' checksums.
+        self._checked: set[int] = set()
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -267,7 +282,7 @@ class GroupReader:
         """Vectors of one layer, float32 [text, hidden], in the order of ``rows``.
 
         Only the chunks of this layer that hold some of the rows are read, and the checksum of each
-        is verified.
+        is verified; so is, once for each block, that its checksums are the ones that were sealed.
 
         Args:
             pooling: one of ``poolings``.
@@ -335,6 +350,7 @@ class GroupReader:
             )
 
         def fill(block: int) -> None:
+            self._check_seal(block)
             places = np.flatnonzero(of_block == block)
             local = wanted[places] - block * spec.block_texts
             # The common case, a run of rows into a run of the result, needs no copy more.
@@ -363,6 +379,21 @@ class GroupReader:
 
         self._format.blobs.map(fill, blocks.tolist())
         return out
+
+    def _check_seal(self, block: int) -> None:
+        """Refuse a block that was sealed with other bytes, or at another place.
+
+        Its chunks' checksums are read, not the chunks: those are held against them as they come.
+        """
+        if block in self._checked:
+            return
+        fmt, key, spec = self._format, self.key, self.spec
+        seal = fmt.seals(key, spec, [block]).get(block, b"")
+        checksums = [fmt.checksums(key, spec, name, block) for name in spec.arrays]
+        if not is_sealed_by(seal, key, spec, block, checksums):
+            what = f"block {block} isn't what was sealed there"
+            raise corrupt_at(fmt.blobs, fmt.folder(key), what)
+        self._checked.add(block)
 
     def _scale(self, pooling: str, block: int, position: int) -> Float32 | None:
         """The scales [text] of one layer of a block of int8 vectors; None for other types."""

@@ -12,7 +12,7 @@ from batchsweep.errors import StoreCorrupt, StoreError
 from batchsweep.progress import progress
 from batchsweep.store.corpus import Corpus
 from batchsweep.store.format import Format, spec_of
-from batchsweep.store.group import seal_of
+from batchsweep.store.group import is_sealed_by
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.store import Store
 
@@ -235,6 +235,6 @@ def _block(
                     return f"{where}: {name}, layer {spec.layers[position]}: NaN or infinite"
     except StoreCorrupt as error:
         return f"{where}: {_what(error)}"
-    if seal_of(spec, checksums) != seal:
+    if not is_sealed_by(seal, key, spec, block, checksums):
         return f"{where}: its bytes are not the ones that were sealed"
     return None

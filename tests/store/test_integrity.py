@@ -281,7 +281,7 @@ def test_nan_by_another_writer_is_found(tmp_path: Path) -> None:
     values = np.full((100, 16), np.nan, np.float16)
     with store.writer(KEY, of):
         checksums = store.backend.write_array(KEY, of, "mean", 0, [values] * 3)
-        store.backend.write_seal(KEY, of, 0, seal_of(of, [checksums]))
+        store.backend.write_seal(KEY, of, 0, seal_of(KEY, of, 0, [checksums]))
     assert "block 0: mean, layer 1: NaN or infinite" in verify(store)[0].message
 
 

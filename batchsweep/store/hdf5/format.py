@@ -19,7 +19,14 @@ import numpy as np
 
 from batchsweep.errors import StoreCorrupt, StoreError
 from batchsweep.store import documents
-from batchsweep.store.format import FORMAT_VERSION, SEAL_BYTES, Float64, corrupt_at, piece_bytes
+from batchsweep.store.format import (
+    FORMAT_VERSION,
+    SEAL_BYTES,
+    Float64,
+    corrupt_at,
+    metric_seal,
+    piece_bytes,
+)
 from batchsweep.store.hdf5.corpus import PATH as CORPUS
 from batchsweep.store.hdf5.corpus import Hdf5Sink, Hdf5Source, read_attributes
 from batchsweep.store.hdf5.files import check_metadata, make, opened, reserve
@@ -208,14 +215,17 @@ class Hdf5Format:
     def chunks(
         self, key: str, spec: GroupSpec, name: str, block: int
     ) -> Iterator[tuple[Array, bytes]]:
-        size = len(spec.layers) * CRC_BYTES
-        table = self._get(key, f"{name}_crc32c", block * size, size)
+        table = self.checksums(key, spec, name, block)
         for layer in range(len(spec.layers)):
             stored = self._chunk(key, spec, name, block, layer)
             checksum = table[layer * CRC_BYTES : (layer + 1) * CRC_BYTES]
             if struct.pack("<I", crc32c(stored)) != checksum:
                 raise self._damaged(key, spec, name, block, layer)
             yield _values(spec, name, stored), checksum
+
+    def checksums(self, key: str, spec: GroupSpec, name: str, block: int) -> bytes:
+        size = len(spec.layers) * CRC_BYTES
+        return self._get(key, f"{name}_crc32c", block * size, size)
 
     def metadata_faults(self, key: str, spec: GroupSpec) -> list[str]:
         path = self.folder(key)
@@ -267,10 +277,13 @@ class Hdf5Format:
         row = bytes(_SEAL_ROW) if seal is None else seal + struct.pack("<I", crc32c(seal))
         self._put(key, "seals", block * _SEAL_ROW, row)
 
-    def seals(self, key: str, spec: GroupSpec) -> dict[int, bytes]:
+    def seals(
+        self, key: str, spec: GroupSpec, blocks: Iterable[int] | None = None
+    ) -> dict[int, bytes]:
         table = self._get(key, "seals", 0, spec.blocks * _SEAL_ROW)
-        rows = [table[i * _SEAL_ROW : (i + 1) * _SEAL_ROW] for i in range(spec.blocks)]
-        return {block: _seal_in(row) for block, row in enumerate(rows) if any(row)}
+        wanted = range(spec.blocks) if blocks is None else blocks
+        rows = {i: table[i * _SEAL_ROW : (i + 1) * _SEAL_ROW] for i in wanted}
+        return {block: _seal_in(row) for block, row in rows.items() if any(row)}
 
     def count_sealed(self, key: str, spec: GroupSpec) -> int:
         table = np.frombuffer(self._get(key, "seals", 0, spec.blocks * _SEAL_ROW), np.uint8)
@@ -285,6 +298,8 @@ class Hdf5Format:
                 dataset.dims[0].label = "layer"
                 dataset.dims[0].attach_scale(layer)
 
+            file.attrs["seal"] = np.bytes_(metric_seal(key, spec, metrics))
+
         make(self.blobs, f"metrics/{key}.h5", fill)
 
     def metrics(self, key: str, spec: GroupSpec) -> dict[str, Float64]:
@@ -294,7 +309,12 @@ class Hdf5Format:
         check_metadata(self.blobs, path)
         with opened(self.blobs, path) as file:
             names = sorted(n for n in file if file[n].dtype == np.float64)
-            return {name: file[name][()] for name in names}
+            found = {name: file[name][()] for name in names}
+            seal = file.attrs.get("seal")
+        # Older versions wrote no seal.
+        if seal is not None and seal != metric_seal(key, spec, found).encode():
+            raise corrupt_at(self.blobs, path, "these aren't the metrics of this checkpoint")
+        return found
 
     def corpus_sink(self) -> Hdf5Sink:
         return Hdf5Sink(self.blobs)

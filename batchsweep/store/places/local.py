@@ -15,7 +15,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +43,9 @@ class Blobs(Protocol):
 
     def read_range(self, path: str, start: int, length: int) -> bytes | None:
         """``length`` bytes from ``start`` (fewer at the end), or None if there is no such blob."""
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        """As ``read_range``, of several (start, length) at once."""
 
     def pieces(
         self, path: str, start: int, length: int, piece: int, space: memoryview[int], tail: int = 0
@@ -109,10 +112,16 @@ class LocalBlobs:
             raise store_error(error, self.url, path) from None
 
     def read_range(self, path: str, start: int, length: int) -> bytes | None:
+        stored = self.read_ranges(path, [(start, length)])
+        return None if stored is None else stored[0]
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
         try:
             with (self.root / path).open("rb", buffering=0) as file:
-                file.seek(start)
-                return file.read(length)
+                if len(ranges) > 1 and hasattr(os, "posix_fadvise"):
+                    # Else the kernel would read on after each.
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                return [os.pread(file.fileno(), length, start) for start, length in ranges]
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

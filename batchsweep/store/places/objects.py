@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -74,6 +74,13 @@ class ObjectBlobs:
     def read_range(self, path: str, start: int, length: int) -> bytes | None:
         with self._errors(path), contextlib.suppress(NotFoundError, FileNotFoundError):
             return bytes(obstore.get_range(self._store, path, start=start, length=length))
+        return None
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        starts, lengths = zip(*ranges, strict=True)
+        with self._errors(path), contextlib.suppress(NotFoundError, FileNotFoundError):
+            found = obstore.get_ranges(self._store, path, starts=starts, lengths=lengths)
+            return [bytes(part) for part in found]
         return None
 
     def pieces(

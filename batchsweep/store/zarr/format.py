@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchsweep.errors import StoreCorrupt, StoreError
-from batchsweep.store.format import FORMAT_VERSION, SEAL_BYTES, Float64, corrupt_at, piece_bytes
+from batchsweep.store.format import (
+    FORMAT_VERSION,
+    SEAL_BYTES,
+    Float64,
+    corrupt_at,
+    metric_seal,
+    piece_bytes,
+)
 from batchsweep.store.places.local import Blobs
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.values import Array, stored_dtype
@@ -77,14 +84,14 @@ class ZarrFormat:
 
     def mark(self, key: str, spec: GroupSpec, *, complete: bool) -> None:
         # What was recorded at the start (versions) stays as it was.
-        names = self._metric_names(key) if complete else []
+        metrics = self._metric_attributes(key) if complete else {}
         attributes = {
             **(self.attributes(key) or spec.to_json()),
             "complete": complete,
-            "metric_count": len(names),
+            "metric_count": len(metrics.get("names", ())),
         }
         path = f"{self.folder(key)}/zarr.json"
-        members = _members(spec, names) if complete else None
+        members = _members(spec, metrics) if complete else None
         self._write(path, v3.group(attributes, members))
         if complete:
             # A kill between making the group and noting it.
@@ -175,6 +182,18 @@ class ZarrFormat:
             )
             yield values[0, : rows.stop - rows.start], stored[-v3.CRC_BYTES :]
 
+    def checksums(self, key: str, spec: GroupSpec, name: str, block: int) -> bytes:
+        path = self._shard(key, spec, name, block)
+        if spec.compression == "none":
+            ends = [(n + 1) * _chunk_bytes(spec, name) for n in range(len(spec.layers))]
+        else:
+            ends = [int(start + length) for start, length in self._index(path, spec).tolist()]
+        ranges = [(end - v3.CRC_BYTES, v3.CRC_BYTES) for end in ends]
+        stored = self.blobs.read_ranges(path, ranges)
+        if stored is None:
+            raise corrupt_at(self.blobs, path, "missing")
+        return b"".join(stored)
+
     def metadata_faults(self, key: str, spec: GroupSpec) -> list[str]:
         folder = self.folder(key)
         wanted = {f"{folder}/{n}/zarr.json": s for n, s in _array_documents(spec).items()}
@@ -183,15 +202,16 @@ class ZarrFormat:
         attributes = self.attributes(key) or {}
         chunks = {f"{folder}/{n}": values for n, (values, _) in _coordinates(spec).items()}
         # Metrics that don't read at all are another kind of fault.
-        if names := self._metric_names(key):
+        metrics = self._metric_attributes(key)
+        if metrics:
             chunks[f"{folder}/metrics/layer"] = chunks[f"{folder}/layer"]
         complete = attributes.get("complete") is True
-        members = _members(spec, names) if complete else None
+        members = _members(spec, metrics) if complete else None
         wanted[f"{folder}/zarr.json"] = v3.group(attributes, members)
-        if complete and names:
-            arrays = _metric_arrays(spec, names)
+        if complete and metrics:
+            arrays = _metric_arrays(spec, metrics["names"])
             wanted |= {f"{folder}/metrics/{n}/zarr.json": s for n, s in arrays.items()}
-            wanted[f"{folder}/metrics/zarr.json"] = v3.group({"names": names}, arrays)
+            wanted[f"{folder}/metrics/zarr.json"] = v3.group(metrics, arrays)
         paths = list(wanted)
         stored = self.blobs.map(self.blobs.read, paths)
         faults = [
@@ -208,8 +228,8 @@ class ZarrFormat:
     def restore_metadata(self, key: str, spec: GroupSpec) -> None:
         for group in ("checkpoints", self.folder(key).rsplit("/", 1)[0]):
             self._write(f"{group}/zarr.json", v3.group({}))
-        if names := self._metric_names(key):
-            self._write_metric_documents(key, spec, names)
+        if metrics := self._metric_attributes(key):
+            self._write_metric_documents(key, spec, metrics)
         self.start_group(key, spec)
 
     def has_seals(self, key: str) -> bool:
@@ -259,20 +279,26 @@ class ZarrFormat:
         values = np.frombuffer(seal, np.uint8)[None]
         self.blobs.write(path, v3.encode_chunk(values, _SEAL_CHUNK))
 
-    def seals(self, key: str, spec: GroupSpec) -> dict[int, bytes]:
+    def seals(
+        self, key: str, spec: GroupSpec, blocks: Iterable[int] | None = None
+    ) -> dict[int, bytes]:
         folder = f"{self.folder(key)}/seals"
-        names = self.blobs.files(folder)
-        blocks = [b for b in range(spec.blocks) if v3.chunk_key(b, 0) in names]
+        if blocks is None:
+            names = self.blobs.files(folder)
+            blocks = (b for b in range(spec.blocks) if v3.chunk_key(b, 0) in names)
 
-        def one(block: int) -> bytes:
+        def one(block: int) -> tuple[int, bytes] | None:
             path = f"{folder}/{v3.chunk_key(block, 0)}"
+            stored = self.blobs.read(path)
+            if stored is None:
+                return None
             try:
-                stored = self.blobs.read(path) or b""
-                return v3.decode_chunk(stored, _SEAL_CHUNK, np.dtype("u1"), where=path).tobytes()
+                seal = v3.decode_chunk(stored, _SEAL_CHUNK, np.dtype("u1"), where=path).tobytes()
             except StoreCorrupt:
-                return b""
+                seal = b""
+            return block, seal
 
-        return dict(zip(blocks, self.blobs.map(one, blocks), strict=True))
+        return dict(found for found in self.blobs.map(one, blocks) if found is not None)
 
     def count_sealed(self, key: str, spec: GroupSpec) -> int:
         return sum(name.startswith("c.") for name in self.blobs.files(f"{self.folder(key)}/seals"))
@@ -281,10 +307,12 @@ class ZarrFormat:
         self.drop_metrics(key)
         for name, values in metrics.items():
             self._write_only_chunk(f"{self.folder(key)}/metrics/{name}", values)
-        self._write_metric_documents(key, spec, sorted(metrics))
+        attributes = {"names": sorted(metrics), "seal": metric_seal(key, spec, metrics)}
+        self._write_metric_documents(key, spec, attributes)
 
     def metrics(self, key: str, spec: GroupSpec) -> dict[str, Float64]:
-        names = self._metric_names(key)
+        attributes = self._metric_attributes(key)
+        names = attributes.get("names", [])
 
         def one(name: str) -> Float64:
             path = f"{self.folder(key)}/metrics/{name}/{v3.chunk_key(0)}"
@@ -294,19 +322,26 @@ class ZarrFormat:
             shape = (len(spec.layers),)
             return v3.decode_chunk(stored, shape, np.dtype("<f8"), where=path).astype(np.float64)
 
-        return dict(zip(names, self.blobs.map(one, names), strict=True))
+        found = dict(zip(names, self.blobs.map(one, names), strict=True))
+        # Older versions wrote no seal.
+        if "seal" in attributes and attributes["seal"] != metric_seal(key, spec, found):
+            folder = f"{self.folder(key)}/metrics"
+            raise corrupt_at(self.blobs, folder, "these aren't the metrics of this checkpoint")
+        return found
 
-    def _write_metric_documents(self, key: str, spec: GroupSpec, names: list[str]) -> None:
+    def _write_metric_documents(
+        self, key: str, spec: GroupSpec, attributes: dict[str, Any]
+    ) -> None:
         folder = f"{self.folder(key)}/metrics"
         self._write_only_chunk(f"{folder}/layer", np.asarray(spec.layers, np.int64))
-        arrays = _metric_arrays(spec, names)
+        arrays = _metric_arrays(spec, attributes["names"])
         for name, stored in arrays.items():
             self._write(f"{folder}/{name}/zarr.json", stored)
-        self._write(f"{folder}/zarr.json", v3.group({"names": names}, arrays))
+        self._write(f"{folder}/zarr.json", v3.group(attributes, arrays))
 
-    def _metric_names(self, key: str) -> list[str]:
-        attributes = self._group_attributes(f"{self.folder(key)}/metrics/zarr.json") or {}
-        return list(attributes.get("names", []))
+    def _metric_attributes(self, key: str) -> dict[str, Any]:
+        """``names`` and ``seal`` of the metrics; empty if there are none."""
+        return self._group_attributes(f"{self.folder(key)}/metrics/zarr.json") or {}
 
     def corpus_sink(self) -> ZarrSink:
         return ZarrSink(self.blobs)
@@ -386,12 +421,12 @@ def _array_documents(spec: GroupSpec) -> dict[str, bytes]:
     return arrays
 
 
-def _members(spec: GroupSpec, metrics: list[str]) -> dict[str, bytes]:
+def _members(spec: GroupSpec, metrics: dict[str, Any]) -> dict[str, bytes]:
     """``zarr.json`` of all nodes of a complete group, by path."""
     members = _array_documents(spec)
     if metrics:
-        members["metrics"] = v3.group({"names": metrics})
-        arrays = _metric_arrays(spec, metrics)
+        members["metrics"] = v3.group(metrics)
+        arrays = _metric_arrays(spec, metrics["names"])
         members |= {f"metrics/{name}": stored for name, stored in arrays.items()}
     return members
 

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from typing import Any
+from typing import Any, Literal
 
 
 class JsonFormatter(logging.Formatter):
@@ -47,7 +47,19 @@ def _handler() -> _StderrHandler | None:
     return next((h for h in handlers if isinstance(h, _StderrHandler)), None)
 
 
-def set_up_logging(*, log_format: str = "text", debug: bool = False) -> None:
+def log_format() -> Literal["text", "json"]:
+    """The form that the log has now."""
+    handler = _handler()
+    json_lines = handler is not None and isinstance(handler.formatter, JsonFormatter)
+    return "json" if json_lines else "text"
+
+
+def debugging() -> bool:
+    """Whether debug messages are shown, and tracebacks with them."""
+    return logging.getLogger("batchsweep").isEnabledFor(logging.DEBUG)
+
+
+def set_up_logging(*, log_format: Literal["text", "json"] = "text", debug: bool = False) -> None:
     """Send batchsweep's log to standard error, as plain text or as JSON lines."""
     root = logging.getLogger("batchsweep")
     handler = _handler()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from batchsweep.log import JsonFormatter, _handler
+from batchsweep.log import log_format
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -91,9 +91,7 @@ def progress(what: str, *, total: int, unit: str) -> Iterator[Bar]:
         >>> with progress("extract", total=2, unit="texts") as bar:
         ...     bar.advance(2)
     """
-    handler = _handler()
-    json_lines = handler is not None and isinstance(handler.formatter, JsonFormatter)
-    if json_lines or not sys.stderr.isatty():
+    if log_format() == "json" or not sys.stderr.isatty():
         bar = Bar(what, total=total, unit=unit, live=None)
         try:
             yield bar

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
-
 from batchsweep.checkpoints.audit import Audit
+from batchsweep.table import Column, table_text, visible
 
 
 def audit_table(found: Audit) -> str:
     """What the audit found: one line a model, then one a warning."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("model")
-    for column in ("indexes", "identical", "missing", "without weights"):
-        table.add_column(column, justify="right")
+    titles = ("indexes", "identical", "missing", "without weights")
     models = dict.fromkeys([c.model for c in found.checkpoints] + [s.model for s in found.skipped])
-    for model in models:
-        mine = [c for c in found.checkpoints if c.model == model]
-        table.add_row(
+    rows = [
+        (
             model,
-            str(len(mine)),
+            str(sum(c.model == model for c in found.checkpoints)),
             str(sum(len(d.others) for d in found.duplicates if d.model == model)),
             str(sum(s.model == model for s in found.missing)),
             str(sum(s.model == model for s in found.weightless)),
         )
-    console = Console(file=io.StringIO(), width=100, highlight=False)
-    console.print(table)
-    file = console.file
-    assert isinstance(file, io.StringIO)
-    lines = [line.rstrip() for line in file.getvalue().splitlines()]
-    return "\n".join([*lines, *_warnings(found.warnings), _closing(found)]) + "\n"
+        for model in models
+    ]
+    table = table_text([Column("model"), *(Column(t, right=True) for t in titles)], rows)
+    return table + "\n".join([*_warnings(found.warnings), _closing(found)]) + "\n"
 
 
 def _warnings(warnings: Sequence[str]) -> list[str]:
-    return [f"warning: {line}" for line in warnings] or [
+    return [f"warning: {visible(line)}" for line in warnings] or [
         "All revisions are there, have weights of their own, and share no file."
     ]
 

@@ -2,71 +2,55 @@
 
 from __future__ import annotations
 
-import io
-import shutil
+import textwrap
 from itertools import groupby
-
-from rich.console import Console
-from rich.table import Table
 
 from batchsweep.plan.estimate import DOWNLOAD_RATE, START_SECONDS, WRITE_RATE, Estimate, gib
 from batchsweep.plan.plan import Plan
 from batchsweep.progress import duration
+from batchsweep.table import Column, line_width, table_text, visible
 
 
 def plan_table(plan: Plan, costs: Estimate) -> str:
     """Models, totals, what would save, and the warnings, as text for a terminal."""
-    width = max(80, min(shutil.get_terminal_size((100, 24)).columns, 120))
-    console = Console(file=io.StringIO(), width=width, highlight=False, markup=False)
-    console.print(_models(plan, costs))
-    console.print(_totals(plan, costs))
-    if costs.savings:
-        console.print(_savings(costs))
-    for line in _notes(plan, costs):
-        console.print(line, soft_wrap=line.startswith("warning"))
-    file = console.file
-    assert isinstance(file, io.StringIO)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+    warnings = [f"warning: {visible(line)}" for line in _warnings(plan, costs)]
+    notes = ["\n".join(textwrap.wrap(visible(n), line_width())) for n in _notes(plan, costs)]
+    tables = _models(plan, costs) + _totals(plan, costs) + _savings(costs)
+    return tables + "\n".join([*warnings, *notes]) + "\n"
 
 
-def _table(*columns: str, title: str = "") -> Table:
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    return table
+def _numbers(*titles: str) -> list[Column]:
+    return [Column(title, right=True) for title in titles]
 
 
-def _models(plan: Plan, costs: Estimate) -> Table:
+def _models(plan: Plan, costs: Estimate) -> str:
     """One line a model; a checkpoint's size where its indexes agree on it."""
-    table = _table(
-        "model", "indexes", "checkpoints", "layers", "arms", "store each", "store", "download"
-    )
+    numbers = ("indexes", "checkpoints", "layers", "arms", "store each", "store", "download")
+    rows = []
     arms = plan.arms_per_model()
     pairs = zip(plan.entries, costs.entries, strict=True)
     by_model = sorted(pairs, key=lambda p: plan.models.index(p[0].checkpoint.model))
     for model, group in groupby(by_model, key=lambda p: p[0].checkpoint.model):
         entries, each = zip(*group, strict=True)
         layers = sorted({len(e.layers) for e in entries})
-        table.add_row(
-            model,
-            _indexes([e.index for e in entries]),
-            str(len(entries)),
-            " or ".join(map(str, layers)),
-            f"{arms[model]:,}",
-            gib(max(e.store_bytes for e in each)),
-            gib(sum(e.store_bytes for e in each)),
-            gib(sum(e.download_bytes for e in each))
-            if any(e.download_bytes for e in each)
-            else "-",
+        download = sum(e.download_bytes for e in each)
+        rows.append(
+            (
+                model,
+                _indexes([e.index for e in entries]),
+                str(len(entries)),
+                " or ".join(map(str, layers)),
+                f"{arms[model]:,}",
+                gib(max(e.store_bytes for e in each)),
+                gib(sum(e.store_bytes for e in each)),
+                gib(download) if download else "-",
+            )
         )
-    return table
+    return table_text([Column("model"), *_numbers(*numbers)], rows)
 
 
-def _totals(plan: Plan, costs: Estimate) -> Table:
+def _totals(plan: Plan, costs: Estimate) -> str:
     about = "" if costs.size.exact else "about "
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
     n = len(plan.entries)
     pulls = f"{costs.exhaustive_pulls:,} exhaustively"
     if costs.budget_pulls is not None:
@@ -90,20 +74,26 @@ def _totals(plan: Plan, costs: Estimate) -> Table:
     ]
     if costs.machine_seconds is not None:
         rows.insert(7, ("", f"about {duration(costs.machine_seconds)} here ({costs.machine})"))
-    for row in rows:
-        table.add_row(*row)
-    return table
+    return table_text([Column(""), Column("", prose=True)], rows, header=False, width=line_width())
 
 
-def _savings(costs: Estimate) -> Table:
-    table = _table("cheaper with", "store", f"time on {costs.gpu}")
-    for saving in costs.savings:
-        table.add_row(saving.change, gib(saving.store_bytes), duration(saving.gpu_seconds))
-    return table
+def _savings(costs: Estimate) -> str:
+    if not costs.savings:
+        return ""
+    columns = [Column("cheaper with", prose=True), *_numbers("store", f"time on {costs.gpu}")]
+    rows = [(s.change, gib(s.store_bytes), duration(s.gpu_seconds)) for s in costs.savings]
+    return table_text(columns, rows)
+
+
+def _warnings(plan: Plan, costs: Estimate) -> list[str]:
+    warnings = list(plan.warnings)
+    if costs.size.unknown:
+        warnings.append(f"no statistics, so not counted above: {', '.join(costs.size.unknown)}")
+    return warnings
 
 
 def _notes(plan: Plan, costs: Estimate) -> list[str]:
-    notes = [f"warning: {line}" for line in plan.warnings]
+    notes = []
     if not plan.audited:
         notes.append(
             "Not audited: 'batchsweep checkpoints --audit' (and 'prepare') asks the Hub which "
@@ -113,10 +103,6 @@ def _notes(plan: Plan, costs: Estimate) -> list[str]:
         notes.append(
             "Texts are estimated from mteb's statistics; shared texts count twice. "
             "'prepare' counts them."
-        )
-    if costs.size.unknown:
-        notes.append(
-            f"warning: no statistics, so not counted above: {', '.join(costs.size.unknown)}"
         )
     notes.append(
         f"Time is a rule of thumb (a factor of 3 either way): {START_SECONDS:.0f} s to start an "

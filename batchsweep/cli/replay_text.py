@@ -8,24 +8,25 @@ import pandas as pd
 
 from batchsweep.bandit.replay import summary
 from batchsweep.errors import UsageError
+from batchsweep.table import Column, table_text
 
 
 def text(curves: pd.DataFrame, pulls: Sequence[int] | None = None) -> str:
     """The summary as a table to print: regret in points (100 x score) with its interval."""
-    rows = summary(curves, pulls)
-    lines = [
-        f"{'policy':<20} {'pulls':>6} {'seeds':>6} {'regret, points':>22} {'best':>6} "
-        f"{'within 0.5 %':>20}"
-    ]
-    for row in rows.itertuples(index=False):
-        interval = f"{100 * row.regret:.3f} ({100 * row.regret_low:.3f} to "
-        interval += f"{100 * row.regret_high:.3f})"
-        within = f"{row.within:.0%} ({row.within_low:.0%} to {row.within_high:.0%})"
-        lines.append(
-            f"{row.policy:<20} {row.pulls:>6} {row.seeds:>6} {interval:>22} {row.best:>6.0%} "
-            f"{within:>20}"
+    titles = ("pulls", "seeds", "regret, points", "best", "within 0.5 %")
+    columns = [Column("policy"), *(Column(title, right=True) for title in titles)]
+    rows = [
+        (
+            row.policy,
+            str(row.pulls),
+            str(row.seeds),
+            f"{100 * row.regret:.3f} ({100 * row.regret_low:.3f} to {100 * row.regret_high:.3f})",
+            f"{row.best:.0%}",
+            f"{row.within:.0%} ({row.within_low:.0%} to {row.within_high:.0%})",
         )
-    return "\n".join(lines)
+        for row in summary(curves, pulls).itertuples(index=False)
+    ]
+    return table_text(columns, rows).rstrip("\n")
 
 
 def seeds_of(spelled: str) -> range:

@@ -16,6 +16,7 @@ from batchsweep.errors import IndexFailed, TryAgain, UsageError
 from batchsweep.jobs.exit_rules import action_of
 from batchsweep.jobs.index import format_indexes, parse_indexes
 from batchsweep.jobs.kubernetes import INDEXES_ANNOTATION, Object
+from batchsweep.table import Column, table_text
 
 logger = logging.getLogger(__name__)
 
@@ -368,12 +369,11 @@ def index_table(
     kubernetes: Mapping[int, str], store: Mapping[int, str], names: Mapping[int, str]
 ) -> str:
     """Kubernetes' view beside the store's, one line an index."""
-    rows = [("index", "checkpoint", "Kubernetes", "blocks in the store")]
-    rows += [
+    columns = [Column(t) for t in ("index", "checkpoint", "Kubernetes", "blocks in the store")]
+    rows = [
         (str(i), names.get(i, "?"), kubernetes.get(i, "waiting"), store.get(i, "?"))
         for i in sorted({*kubernetes, *store, *names})
     ]
-    widths = [max(len(row[c]) for row in rows) for c in range(4)]
-    table = "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    table = table_text(columns, rows).rstrip("\n")
     note = "" if store else "\n(the store isn't reached from here: ? is unknown)"
     return table + note

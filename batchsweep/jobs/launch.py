@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from batchsweep.config import Config, load
@@ -26,23 +26,12 @@ from batchsweep.jobs.kubernetes import Cluster, Object, render, sweep_name, to_y
 from batchsweep.jobs.local import LocalLauncher, LocalWorker, visible_gpus
 from batchsweep.jobs.runner import Launcher, Worker, run_indexes, run_once
 from batchsweep.jobs.slurm import array_script
+from batchsweep.log import log_format
 from batchsweep.plan.plan import Plan, load_plan, make_plan
 from batchsweep.progress import duration
 from batchsweep.signals import stop_on_signals
 
 logger = logging.getLogger(__name__)
-
-
-def run(args: argparse.Namespace) -> str:
-    """Do what the command line says; the value is for standard output."""
-    config = load(args.config)
-    places: dict[str, Callable[[argparse.Namespace, Config], str]] = {
-        "local": _local,
-        "docker": _docker,
-        "k8s": _k8s,
-        "slurm": _slurm,
-    }
-    return places[args.place](args, config).rstrip("\n")
 
 
 def logs_folder(config: Config) -> Path:
@@ -52,8 +41,8 @@ def logs_folder(config: Config) -> Path:
     return Path(config.store_url).parent / "logs"
 
 
-def frozen_plan(config: Config) -> Plan | None:
-    """The plan that ``prepare`` froze, or None where the store isn't there (or not reached)."""
+def plan_in_reach(config: Config) -> Plan | None:
+    """The plan that ``prepare`` froze; None where the store isn't there (or not reached)."""
     from batchsweep.store import open_store
 
     try:
@@ -103,7 +92,7 @@ def _elsewhere_indexes(text: str | None, config: Config) -> tuple[tuple[int, ...
     With ``--indexes`` and no frozen plan in reach they are believed: models and store may be
     where only the job gets.
     """
-    plan = frozen_plan(config)
+    plan = plan_in_reach(config)
     if plan is None and text is not None:
         return parse_indexes(text), False
     plan = plan or planned(config)
@@ -132,138 +121,179 @@ def _sealed(config: Config, plan: Plan) -> Mapping[int, str]:
     }
 
 
-def _local(args: argparse.Namespace, config: Config) -> str:
+def local(config_file: Path, *, indexes: str | None, parallel: int | None, grace: float) -> str:
+    """Prepare, then extract, as processes of this machine; the value is what to say at the end.
+
+    Raises:
+        UsageError: ``indexes`` or ``parallel`` can't be.
+        BatchsweepError: what the workers ended with.
+    """
+    config = load(config_file)
     gpus = visible_gpus(os.environ)
-    parallel = _parallel(args.parallel, gpus)
-    arguments = ["--config", args.config, "--log-format", args.log_format]
+    workers = at_once(parallel, gpus)
+    arguments = ["--config", str(config_file), "--log-format", log_format()]
     launcher = LocalLauncher(
-        ["extract", *arguments, "--grace", str(args.grace)], parallel=parallel, gpus=gpus
+        ["extract", *arguments, "--grace", str(grace)], parallel=workers, gpus=gpus
     )
 
     def prepare() -> LocalWorker:
         return launcher.run(["prepare", *arguments])
 
-    return _one_machine(args, config, launcher, prepare, parallel)
+    machine = _OneMachine(config, config_file, launcher, workers, grace)
+    return machine.run(prepare, indexes)
 
 
-def _docker(args: argparse.Namespace, config: Config) -> str:
+def docker(
+    config_file: Path,
+    *,
+    image: str,
+    network: str | None,
+    indexes: str | None,
+    parallel: int | None,
+    grace: float,
+) -> str:
+    """Like :func:`local`, in a container per index."""
     from batchsweep.jobs.docker import DockerLauncher, DockerWorker, connect, mounts
 
+    config = load(config_file)
     gpus = visible_gpus(os.environ)
-    parallel = _parallel(args.parallel, gpus)
+    workers = at_once(parallel, gpus)
     cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    config_path = Path(args.config).resolve()
-    arguments = ["--config", str(config_path), "--log-format", args.log_format]
+    absolute = config_file.resolve()
+    arguments = ["--config", str(absolute), "--log-format", log_format()]
     launcher = DockerLauncher(
         connect(),
-        ["extract", *arguments, "--grace", str(args.grace)],
+        ["extract", *arguments, "--grace", str(grace)],
         name=config.name,
-        image=args.image,
-        mounts=mounts(config, config_path, cache=cache),
+        image=image,
+        mounts=mounts(config, absolute, cache=cache),
         cache=cache,
-        parallel=parallel,
+        parallel=workers,
         gpus=gpus,
-        network=args.network,
+        network=network,
     )
 
     def prepare() -> DockerWorker:
         return launcher.run(["prepare", *arguments], "prepare")
 
-    return _one_machine(args, config, launcher, prepare, parallel)
+    machine = _OneMachine(config, config_file, launcher, workers, grace)
+    return machine.run(prepare, indexes)
 
 
-def _parallel(asked: int | None, gpus: Sequence[str]) -> int:
+def at_once(asked: int | None, gpus: Sequence[str] = ()) -> int:
+    """How many indexes run at once: as asked, else one per GPU.
+
+    Raises:
+        UsageError: ``asked`` is less than 1.
+    """
     if asked is not None and asked < 1:
         raise UsageError(f"--parallel must be at least 1, not {asked}")
     return asked or max(1, len(gpus))
 
 
-def _one_machine(
-    args: argparse.Namespace,
-    config: Config,
-    launcher: Launcher,
-    prepare: Callable[[], Worker],
-    parallel: int,
-) -> str:
+@dataclass(frozen=True)
+class _OneMachine:
     """Prepare, then all indexes; what both launchers of one machine do."""
-    from batchsweep.store import open_store
 
-    logs = logs_folder(config)
-    start = time.monotonic()
-    with stop_on_signals(args.grace) as stop:
-        run_once(prepare(), what="prepare", log=logs / "prepare.log", stop=stop)
-        plan = load_plan(open_store(config.store_url))
-        indexes = chosen_indexes(args.indexes, plan)
-        run_indexes(
-            launcher,
-            indexes,
-            parallel=parallel,
-            logs=logs,
-            stop=stop,
-            names=_names(plan),
-            sealed=lambda: _sealed(config, plan),
-        )
-    return (
-        f"{len(indexes)} indexes done in {duration(time.monotonic() - start)}; logs in {logs}/\n"
-        f"next: batchsweep bandit --config {args.config}"
-    )
+    config: Config
+    config_file: Path
+    launcher: Launcher
+    parallel: int
+    grace: float
 
+    def run(self, prepare: Callable[[], Worker], indexes: str | None) -> str:
+        from batchsweep.store import open_store
 
-def _k8s(args: argparse.Namespace, config: Config) -> str:
-    sweep = sweep_name(config.name)
-    kubectl = Kubectl(args.namespace)
-    config_file = Path(args.config)
-    if args.status:
-        plan = frozen_plan(config)
-        now = snapshot(kubectl, sweep)
-        if not now.jobs:
-            raise UsageError(f"the cluster has no Jobs of {sweep}; submit it with --apply")
-        store = _sealed(config, plan) if plan is not None else {}
-        return "\n\n".join(
-            part
-            for part in (
-                index_table(now.index_states, store, _names(plan) if plan is not None else {}),
-                summary(now),
-                advice(now, args.config),
+        logs = logs_folder(self.config)
+        start = time.monotonic()
+        with stop_on_signals(self.grace) as stop:
+            run_once(prepare(), what="prepare", log=logs / "prepare.log", stop=stop)
+            plan = load_plan(open_store(self.config.store_url))
+            chosen = chosen_indexes(indexes, plan)
+            run_indexes(
+                self.launcher,
+                chosen,
+                parallel=self.parallel,
+                logs=logs,
+                stop=stop,
+                names=_names(plan),
+                sealed=lambda: _sealed(self.config, plan),
             )
-            if part
+        return (
+            f"{len(chosen)} indexes done in {duration(time.monotonic() - start)}; logs in {logs}/\n"
+            f"next: batchsweep bandit --config {self.config_file}"
         )
 
-    cluster = Cluster(
-        image=args.image,
-        namespace=args.namespace,
-        parallelism=_parallel(args.parallel, ()),
-        gpu=None if args.gpu == "none" else args.gpu,
-        gpu_type=args.gpu_type,
-        storage_class=args.storage_class,
-        storage=args.storage,
-        cache=args.cache,
-        queue=args.queue,
-        bandit_after=args.bandit_after,
-        workdir=args.workdir,
-    )
-    indexes, whole = _elsewhere_indexes(args.indexes, config)
 
-    def objects(indexes: Sequence[int], whole: bool) -> list[Object]:
+def kubernetes_status(config_file: Path, *, namespace: str | None) -> str:
+    """What the cluster and the store say about the sweep.
+
+    Raises:
+        UsageError: the cluster has no Job of it.
+    """
+    config = load(config_file)
+    sweep = sweep_name(config.name)
+    plan = plan_in_reach(config)
+    now = snapshot(Kubectl(namespace), sweep)
+    if not now.jobs:
+        raise UsageError(f"the cluster has no Jobs of {sweep}; submit it with --apply")
+    store = _sealed(config, plan) if plan is not None else {}
+    parts = (
+        index_table(now.index_states, store, _names(plan) if plan is not None else {}),
+        summary(now),
+        advice(now, str(config_file)),
+    )
+    return "\n\n".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """A sweep's Kubernetes objects, for any choice of its indexes."""
+
+    config: Config
+    config_file: Path
+    cluster: Cluster
+
+    @property
+    def name(self) -> str:
+        return sweep_name(self.config.name)
+
+    def objects(self, indexes: Sequence[int], whole: bool) -> list[Object]:
         return render(
-            sweep=sweep,
-            config_file=config_file.name,
-            config_text=config_file.read_text(encoding="utf-8"),
-            store_url=config.store_url,
+            sweep=self.name,
+            config_file=self.config_file.name,
+            config_text=self.config_file.read_text(encoding="utf-8"),
+            store_url=self.config.store_url,
             indexes=indexes,
             whole=whole,
-            cluster=cluster,
+            cluster=self.cluster,
         )
 
-    if not args.apply:
-        return to_yaml(objects(indexes, whole))
+
+def kubernetes_yaml(config_file: Path, cluster: Cluster, *, indexes: str | None) -> str:
+    """The sweep's Kubernetes objects, to be read or applied by hand."""
+    config = load(config_file)
+    sweep = _Sweep(config, config_file, cluster)
+    return to_yaml(sweep.objects(*_elsewhere_indexes(indexes, config)))
+
+
+def kubernetes_apply(config_file: Path, cluster: Cluster, *, indexes: str | None) -> str:
+    """Submit the sweep with kubectl and follow it to its end.
+
+    Raises:
+        IndexFailed: an index or a Job failed; the message says what to do about each.
+    """
+    config = load(config_file)
+    sweep = _Sweep(config, config_file, cluster)
+    kubectl = Kubectl(cluster.namespace)
+    chosen, _ = _elsewhere_indexes(indexes, config)
     submit(
         kubectl,
-        sweep,
-        objects,
-        indexes,
-        again=args.indexes is not None,
-        queue=args.queue is not None,
+        sweep.name,
+        sweep.objects,
+        chosen,
+        again=indexes is not None,
+        queue=cluster.queue is not None,
     )
     shown: list[str] = []
 
@@ -273,8 +303,8 @@ def _k8s(args: argparse.Namespace, config: Config) -> str:
             shown.append(text)
             logger.info("%s", text)
 
-    end = follow(kubectl, sweep, show=show)
-    what_to_do = advice(end, args.config)
+    end = follow(kubectl, sweep.name, show=show)
+    what_to_do = advice(end, str(config_file))
     if what_to_do:
         raise IndexFailed(what_to_do)
     if end.broken:
@@ -282,14 +312,14 @@ def _k8s(args: argparse.Namespace, config: Config) -> str:
     return summary(end)
 
 
-def _slurm(args: argparse.Namespace, config: Config) -> str:
-    if args.gpu not in ("gpu", "none"):
-        raise UsageError(f"--gpu {args.gpu}: valid: gpu, none")
-    indexes, _ = _elsewhere_indexes(args.indexes, config)
+def slurm(config_file: Path, *, indexes: str | None, parallel: int, gpu: bool) -> str:
+    """An array script for ``sbatch``."""
+    config = load(config_file)
+    chosen, _ = _elsewhere_indexes(indexes, config)
     return array_script(
         sweep=sweep_name(config.name),
-        config_path=args.config,
-        indexes=indexes,
-        parallel=_parallel(args.parallel, ()),
-        gpu=args.gpu == "gpu",
+        config_path=str(config_file),
+        indexes=chosen,
+        parallel=at_once(parallel),
+        gpu=gpu,
     )

@@ -22,6 +22,7 @@ from batchsweep.jobs.exit_rules import RETRIES, action_of, max_failed_indexes, r
 from batchsweep.jobs.index import format_indexes
 from batchsweep.progress import duration
 from batchsweep.signals import StopRequest
+from batchsweep.table import visible
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -346,6 +347,7 @@ class _View:
 
     def table(self) -> Table:
         from rich.table import Table
+        from rich.text import Text
 
         if self._run.sealed is not None and time.monotonic() - self._asked > STORE_INTERVAL:
             self._blocks, self._asked = self._run.sealed(), time.monotonic()
@@ -353,7 +355,7 @@ class _View:
         for number, index in self._run.indexes.items():
             table.add_row(
                 str(number),
-                self._run.names.get(number, ""),
+                Text(visible(self._run.names.get(number, ""))),
                 index.state + (f" on {index.slot}" if index.state == "running" else ""),
                 self._blocks.get(number, ""),
                 str(index.retries or ""),

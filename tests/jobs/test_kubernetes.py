@@ -7,10 +7,10 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from command_line import parsed
 
 from batchsweep import errors
 from batchsweep.checkpoints.audit import nominal
-from batchsweep.cli import main as cli
 from batchsweep.config import load
 from batchsweep.demo import REVISIONS
 from batchsweep.demo.suite import SIZES
@@ -151,9 +151,10 @@ def test_the_demos_overlay_trains_the_suite_before_prepare():
         kubernetes_validate.validate(item, versions()[-1], strict=True)
     prepare = jobs(objects)["prepare"]["spec"]["template"]["spec"]
     (suite,) = prepare["initContainers"]
-    args = cli.build_parser().parse_args(suite["args"])
+    command, options = parsed(suite["args"])
     # The demo's folder is where the other containers' relative paths start.
-    assert (args.command, args.make_only, str(args.out)) == ("demo", True, suite["workingDir"])
+    assert (command, options["make_only"]) == ("demo", True)
+    assert str(options["out"]) == suite["workingDir"]
     assert suite["workingDir"] == prepare["containers"][0]["workingDir"] == "/runs"
     assert suite["securityContext"] == prepare["containers"][0]["securityContext"]
     # All that differs from the rendered sweep is this container and the sizes.
@@ -264,23 +265,22 @@ def test_names_that_objects_refer_to_exist():
 
 
 def test_every_containers_arguments_are_a_command_line_of_this_version():
-    parser = cli.build_parser()
     for indexes in (None, "2,5"):
         objects = rendered(indexes=indexes)
         config_map = next(o for o in objects if o["kind"] == "ConfigMap")
         for pod in pods(objects):
             for container in containers(pod):
-                args = parser.parse_args(container["args"])
+                _, options = parsed(container["args"])
                 mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
-                folder, name = args.config.rsplit("/", 1)
+                folder, name = str(options["config"]).rsplit("/", 1)
                 assert folder == mounts["config"] and name in config_map["data"]
 
 
 def test_kubernetes_waits_longer_than_the_process_needs_to_seal():
     pod = jobs(rendered())["extract"]["spec"]["template"]["spec"]
-    args = cli.build_parser().parse_args(pod["containers"][0]["args"])
-    assert args.grace == GRACE
-    assert pod["terminationGracePeriodSeconds"] > args.grace
+    _, options = parsed(pod["containers"][0]["args"])
+    assert options["grace"] == GRACE
+    assert pod["terminationGracePeriodSeconds"] > options["grace"]
 
 
 def test_extract_holds_no_gpu_before_the_plan_and_the_others_never():

@@ -7,8 +7,8 @@ import subprocess
 import time
 
 import pytest
+from command_line import parsed
 
-from batchsweep.cli import main as cli
 from batchsweep.jobs.exit_rules import RETRIES
 from batchsweep.jobs.slurm import GRACE, array_script
 
@@ -98,9 +98,9 @@ def test_the_worker_gets_a_command_line_of_this_version(cluster):
     start(cluster).wait()
     script = (cluster / "extract.sbatch").read_text()
     line = next(text for text in script.splitlines() if text.startswith("batchsweep extract"))
-    args = cli.build_parser().parse_args(shlex.split(line.removesuffix(" &"))[1:])
-    assert args.config == "configs/my sweep.yaml"
-    assert args.grace == GRACE
+    _, options = parsed(shlex.split(line.removesuffix(" &"))[1:])
+    assert str(options["config"]) == "configs/my sweep.yaml"
+    assert options["grace"] == GRACE
     expected = f"extract --config configs/my sweep.yaml --grace {GRACE}\n"
     assert (cluster / "worker-arguments").read_text() == expected
 

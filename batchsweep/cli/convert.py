@@ -1,0 +1,28 @@
+"""``batchsweep convert``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+
+def command(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="directory or URL of a store")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="where the copy goes")],
+    format: Annotated[
+        Literal["zarr", "hdf5"] | None, typer.Option(help="default: the other one")
+    ] = None,
+) -> None:
+    """Copy a store into the other format, value for value.
+
+    example:
+      batchsweep convert runs/quick/store.zarr runs/quick/store.h5
+    """
+    from batchsweep.store import create_store, open_store
+    from batchsweep.store.convert import convert
+
+    store = open_store(source)
+    wanted = format or ("hdf5" if store.format == "zarr" else "zarr")
+    convert(store, create_store(target, format=wanted))
+    print(f"{target}: {wanted}, converted from {store.url}")

@@ -1,0 +1,37 @@
+"""``batchsweep plan``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from batchsweep.cli.options import AsJson, ConfigFile
+
+
+def command(
+    config: ConfigFile,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="estimate the time on this GPU (default: h100)"),
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="measure this machine's speed first")
+    ] = False,
+    json_output: AsJson = False,
+) -> None:
+    """Show arms, indexes, sizes and times of a sweep; changes nothing.
+
+    example:
+      batchsweep plan --config configs/mteb_layersweep.yaml --gpu h100
+    """
+    from batchsweep.cli.plan_table import plan_table
+    from batchsweep.config import load
+    from batchsweep.plan.preview import plan_and_costs
+
+    found, costs = plan_and_costs(load(config), gpu=gpu, calibrated=calibrate)
+    if json_output:
+        print(json.dumps({"plan": found.to_json(), "costs": costs.to_json()}, indent=1))
+    else:
+        print(plan_table(found, costs), end="")

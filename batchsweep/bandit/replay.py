@@ -16,6 +16,7 @@ from batchsweep.bandit.policies import Policy
 from batchsweep.bandit.score_table import ScoreTable
 from batchsweep.config import BanditConfig, RewardsConfig
 from batchsweep.errors import UsageError
+from batchsweep.progress import progress
 from batchsweep.score.record import Score
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 #: Moments of a run at which the policy states its full answer (P(best)), evenly over the budget.
 STATEMENTS = 20
+COLUMNS = (
+    "policy", "seed", "pulls", "seconds", "arm", "regret", "best", "within", "p_best", "cells"
+)  # fmt: skip
 #: "Within" is a regret of at most this part of the best arm's mean score.
 WITHIN = 0.005
 
@@ -47,12 +51,12 @@ def replay(
         options: policy -> its options.
 
     Returns:
-        Columns policy, seed, pulls, seconds, regret (in mean main score), best (whether the
-        believed arm is the truly best), within (regret of at most 0.5 % of the best arm's mean
+        Columns policy, seed, pulls, seconds, arm (believed best), regret (in mean main score), best
+        (whether that arm is the truly best), within (regret of at most 0.5 % of the best arm's mean
         score), p_best (stated; NaN between statements or without a model), cells (of the table).
 
     Raises:
-        UsageError: pulls on subsets, of which a table knows nothing.
+        UsageError: pulls on subsets, of which a table knows nothing; a baseline that it lacks.
     """
     import pandas as pd
 
@@ -63,13 +67,16 @@ def replay(
             "be scored; leave it out of a replay"
         )
     rewards = rewards or RewardsConfig(scale="raw")
+    table = table.for_rewards(rewards)
     rows: list[tuple[Any, ...]] = []
-    for seed in seeds:
-        part = table.subset(seed, arms=arms, tasks=tasks) if (arms, tasks) != (1, 1) else table
-        for name in policies:
-            rows += _one(part, name, seed, config, rewards, dict((options or {}).get(name, {})))
-    columns = ["policy", "seed", "pulls", "seconds", "regret", "best", "within", "p_best", "cells"]
-    return pd.DataFrame(rows, columns=columns)
+    seeds = list(seeds)
+    with progress("replay", total=len(seeds) * len(policies), unit="runs") as bar:
+        for seed in seeds:
+            part = table.subset(seed, arms=arms, tasks=tasks) if (arms, tasks) != (1, 1) else table
+            for name in policies:
+                rows += _one(part, name, seed, config, rewards, dict((options or {}).get(name, {})))
+                bar.advance()
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _one(
@@ -97,6 +104,7 @@ def _one(
     total = config.budget_for(*problem.shape)[0] or table.scores.size
     moments = {round(total * (k + 1) / STATEMENTS) for k in range(STATEMENTS)}
     rows: list[tuple[Any, ...]] = []
+    cells = table.scores.size
 
     def row(policy: Policy, pulls: int, seconds: float, *, state: bool) -> None:
         arm, stated = policy.leader(), float("nan")
@@ -104,9 +112,8 @@ def _one(
             answer = policy.best()
             stated = float("nan") if answer.p_best is None else answer.p_best
         at = regret[arm]
-        rows.append(
-            (name, seed, pulls, seconds, at, at <= 0, at <= within, stated, table.scores.size)
-        )
+        chosen = problem.arms[arm]
+        rows.append((name, seed, pulls, seconds, chosen, at, at <= 0, at <= within, stated, cells))
 
     def heard(policy: Policy, pulls: int, seconds: float) -> None:
         row(policy, pulls, seconds, state=pulls in moments)
@@ -115,9 +122,9 @@ def _one(
         problem, score, config, rewards, options=options, on_observe=heard, quiet=True
     )
     if not rows:  # a policy that pulls nothing answers all the same
-        arm = index[outcome.answer.arm]
-        at = regret[arm]
-        rows.append((name, seed, 0, 0.0, at, at <= 0, at <= within, float("nan"), truth.size))
+        chosen = outcome.answer.arm
+        at = regret[index[chosen]]
+        rows.append((name, seed, 0, 0.0, chosen, at, at <= 0, at <= within, float("nan"), cells))
     return rows
 
 
@@ -168,6 +175,24 @@ def summary(curves: pd.DataFrame, pulls: Sequence[int] | None = None) -> pd.Data
             }
         )
     return pd.DataFrame(rows).sort_values(["pulls", "regret"], ignore_index=True)
+
+
+def found(curves: pd.DataFrame) -> pd.DataFrame:
+    """Which arms the runs ended with: policy, arm, seeds (how many), of (all), regret of the arm.
+
+    Most frequent first. The regret is the mean over those seeds, which may be of different parts of
+    the table.
+    """
+    last = at_pulls(curves, [int(curves["pulls"].max())])
+    counted = last.groupby(["policy", "arm"], sort=False).agg(
+        seeds=("seed", "size"), regret=("regret", "mean")
+    )
+    counted["of"] = counted.groupby("policy")["seeds"].transform("sum")
+    counted = counted.reset_index().sort_values(["seeds", "regret"], ascending=[False, True])
+    order = {name: k for k, name in enumerate(dict.fromkeys(curves["policy"]))}
+    return counted.sort_values("policy", key=lambda c: c.map(order), kind="stable").reset_index(
+        drop=True
+    )
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from batchsweep.checkpoints.checkpoint import steps_in
 from batchsweep.config import RewardsConfig
 from batchsweep.errors import UsageError
 from batchsweep.score.export import counted, main_score, records
+from batchsweep.tasks.resolve import resolve, tasks_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,14 @@ class ScoreTable:
         return counted(self.scores)
 
     def subset(self, seed: int, *, arms: float = 1.0, tasks: float = 1.0) -> ScoreTable:
-        """A random part of the arms and tasks; at least one of each, and one baseline layer."""
+        """A random part of the arms and tasks; at least one of each, and one baseline layer.
+
+        Raises:
+            UsageError: ``arms`` or ``tasks`` is not above 0 and at most 1.
+        """
+        for what, part in (("arms", arms), ("tasks", tasks)):
+            if not 0 < part <= 1:
+                raise UsageError(f"{what} {part:g}: the part to keep is above 0 and at most 1")
         rng = np.random.default_rng([seed, 7])
         count_a, count_t = self.problem.shape
         keep_t = np.sort(rng.permutation(count_t)[: max(1, round(tasks * count_t))])
@@ -69,6 +77,34 @@ class ScoreTable:
         cells = np.ix_(keep, keep_t)
         return replace(
             self, problem=problem, scores=self.scores[cells], seconds=self.seconds[cells]
+        )
+
+    def for_rewards(self, rewards: RewardsConfig) -> ScoreTable:
+        """The part of the table that these rewards are of: the target's tasks, the baseline's arms.
+
+        Raises:
+            UsageError: no arm of the baseline's name, or no task of the target's type.
+        """
+        problem = self.problem
+        keep = np.ones(len(problem.tasks), dtype=bool)
+        if rewards.target is not None:
+            types = {t.metadata.name: str(t.metadata.type) for t in resolve(problem.tasks)}
+            keep = np.isin(problem.tasks, tasks_of(rewards.target, types))
+        baseline = problem.baseline
+        if rewards.baseline is not None:
+            of = [Arm.parse(arm).key.rsplit("/", 1)[-1] for arm in problem.arms]
+            baseline = np.array([name == rewards.baseline for name in of])
+            if not baseline.any():
+                raise UsageError(
+                    f"rewards.baseline '{rewards.baseline}': the table has no such revision; "
+                    f"valid: {', '.join(dict.fromkeys(of))}"
+                )
+        tasks = tuple(np.array(problem.tasks)[keep].tolist())
+        return replace(
+            self,
+            problem=replace(problem, tasks=tasks, baseline=baseline),
+            scores=self.scores[:, keep],
+            seconds=self.seconds[:, keep],
         )
 
     def truth(self, rewards: RewardsConfig) -> tuple[Floats, float]:
@@ -96,7 +132,8 @@ def read_scores(path: str | Path, *, metrics: str | Path | None = None) -> Score
             ``value``, optional ``model`` and ``key`` (a variant of the metric).
 
     Raises:
-        UsageError: unreadable, a missing column, a cell that is missing or there twice.
+        UsageError: unreadable, a missing column, a value that is no number (named with its row),
+            a cell that is missing or there twice.
     """
     if _is_store(path):
         frame = _store_frame(str(path))
@@ -106,13 +143,21 @@ def read_scores(path: str | Path, *, metrics: str | Path | None = None) -> Score
         path = Path(path)
         frame = _mteb_folder(path) if path.is_dir() else _read_frame(path)
     extra = None if metrics is None else _read_frame(Path(metrics))
-    return table_of(frame, source=str(path), metrics=extra)
+    return table_of(frame, source=str(path), metrics=extra, metrics_source=str(metrics))
 
 
 def table_of(
-    frame: pd.DataFrame, *, source: str = "scores", metrics: pd.DataFrame | None = None
+    frame: pd.DataFrame,
+    *,
+    source: str = "scores",
+    metrics: pd.DataFrame | None = None,
+    metrics_source: str = "metrics",
 ) -> ScoreTable:
-    """A table from a data frame with the columns of :func:`read_scores`."""
+    """A table from a data frame with the columns of :func:`read_scores`.
+
+    Raises:
+        UsageError: as :func:`read_scores`; names ``source`` or ``metrics_source``.
+    """
     frame = frame.rename(columns={k: v for k, v in ALIASES.items() if v not in frame})
     missing = [c for c in ("revision", "layer", "task", "score") if c not in frame]
     if missing:
@@ -120,6 +165,9 @@ def table_of(
             f"{source}: no column {', '.join(missing)}; needed: revision, layer, task, score; "
             f"there: {', '.join(map(str, frame.columns))}"
         )
+    for column in ("score", "layer", "step", "seconds"):
+        if column in frame:
+            frame = frame.assign(**{column: _numbers(frame, column, source)})
     frame = frame.assign(model=frame.get("model", "model"))
     if "step" not in frame:
         frame = frame.assign(step=_steps(frame))
@@ -140,9 +188,14 @@ def table_of(
             f"{source}: {gaps} of {scores.size} cells (arm x task) have no score; a replay needs a "
             "complete table"
         )
-    undefined = int(scores.isna().to_numpy().sum())
-    if undefined:
-        logger.warning("%s: %d scores are empty or NaN; they count as 0", source, undefined)
+    undefined = np.flatnonzero(frame["score"].isna())
+    if len(undefined):
+        logger.warning(
+            "%s: %d scores are empty or NaN; they count as 0; the first is in %s",
+            source,
+            len(undefined),
+            _row(frame, int(undefined[0])),
+        )
     if "seconds" in frame:
         seconds = frame.pivot(index=keys, columns="task", values="seconds").reindex(scores.index)
         seconds_AT = seconds[scores.columns].fillna(1.0).to_numpy(dtype=float)
@@ -156,12 +209,44 @@ def table_of(
         model=tuple(str(m) for m in arms["model"]),
         step=arms["step"].to_numpy(dtype=float),
         depth=layer / np.maximum(top, 1.0),
-        metrics={} if metrics is None else _metric_columns(metrics, arms),
+        metrics={} if metrics is None else _metric_columns(metrics, arms, metrics_source),
     )
     return ScoreTable(problem, scores.to_numpy(dtype=float), seconds_AT)
 
 
-def _metric_columns(metrics: pd.DataFrame, arms: pd.DataFrame) -> dict[str, Floats]:
+def _numbers(frame: pd.DataFrame, column: str, source: str) -> pd.Series[Any]:
+    """The column as numbers: empty is NaN where that has a meaning, all else is refused."""
+    import pandas as pd
+
+    values = pd.to_numeric(frame[column], errors="coerce")
+    wrong, what = np.isinf(values) | (values.isna() & frame[column].notna()), "a finite number"
+    if column == "layer":
+        wrong, what = ~(values % 1 == 0) | (values < 0), "a layer: 0, 1, 2, ..."
+    if wrong.any():
+        at = int(np.flatnonzero(wrong)[0])
+        raise UsageError(
+            f"{source}: {column} '{frame[column].iloc[at]}' in {_row(frame, at)} is not {what}"
+        )
+    return values.astype("int64" if column == "layer" else "float64")
+
+
+def _row(frame: pd.DataFrame, at: int) -> str:
+    """``row 3 (main, layer 2, STS12)``: counted from 1, without the header."""
+    names = {"model": "", "revision": "", "layer": "layer ", "task": "", "metric": ""}
+    there = [f"{what}{frame[name].iloc[at]}" for name, what in names.items() if name in frame]
+    return f"row {at + 1} ({', '.join(there)})"
+
+
+def _metric_columns(metrics: pd.DataFrame, arms: pd.DataFrame, source: str) -> dict[str, Floats]:
+    missing = [c for c in ("revision", "layer", "metric", "value") if c not in metrics]
+    if missing:
+        raise UsageError(
+            f"{source}: no column {', '.join(missing)}; needed: revision, layer, metric, value; "
+            f"there: {', '.join(map(str, metrics.columns))}"
+        )
+    metrics = metrics.assign(
+        **{c: _numbers(metrics, c, source) for c in ("layer", "value")},
+    )
     names = metrics["metric"].astype(str)
     if "key" in metrics:
         key = metrics["key"].fillna("").astype(str)

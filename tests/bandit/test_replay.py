@@ -257,3 +257,80 @@ def test_seeds_and_text(frame):
     assert len(lines) == 2
     assert lines[1].split()[:4] == ["exhaustive", "45", "2", "0.000"]
     assert "100%" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value", "message"),
+    [
+        (7, "layer", 2.5, r"s\.csv: layer '2.5' in row 8 \(step1, layer 2.5, B\) is not a layer"),
+        (7, "layer", -1, "is not a layer"),
+        (3, "main_score", np.inf, r"score 'inf' in row 4 \(step1, layer 1, A\) is not a finite"),
+        (3, "main_score", "good", "score 'good' in row 4"),
+        (3, "step", "late", "step 'late' in row 4"),
+    ],
+)
+def test_what_is_no_number_is_named_with_its_row(frame, tmp_path, row, column, value, message):
+    frame[column] = frame[column].astype(object)
+    frame.loc[row, column] = value
+    frame.to_csv(tmp_path / "s.csv", index=False)
+    with pytest.raises(UsageError, match=message):
+        read_scores(tmp_path / "s.csv")
+
+
+def test_an_undefined_score_is_named_with_its_row(frame, caplog):
+    frame.loc[4, "main_score"] = np.nan
+    table_of(frame)
+    assert "the first is in row 5 (model, step1, layer 1, B)" in caplog.text
+
+
+def test_metrics_without_their_columns_or_numbers_are_refused(frame, tmp_path):
+    frame.to_csv(tmp_path / "s.csv", index=False)
+    metrics = pd.DataFrame(
+        [("main", k, "lidar", float(k)) for k in range(5)],
+        columns=["revision", "layer", "metric", "value"],
+    )
+    metrics.drop(columns="metric").to_csv(tmp_path / "m.csv", index=False)
+    with pytest.raises(UsageError, match=r"m\.csv: no column metric; needed: revision, layer"):
+        read_scores(tmp_path / "s.csv", metrics=tmp_path / "m.csv")
+    metrics["value"] = metrics["value"].astype(object)
+    metrics.loc[2, "value"] = "none"
+    metrics.to_csv(tmp_path / "m.csv", index=False)
+    with pytest.raises(UsageError, match=r"value 'none' in row 3 \(main, layer 2, lidar\)"):
+        read_scores(tmp_path / "s.csv", metrics=tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize("part", [0, -0.5, 1.5, float("inf"), float("nan")])
+def test_parts_are_above_0_and_at_most_1(frame, part):
+    with pytest.raises(UsageError, match="above 0 and at most 1"):
+        replay.replay(table_of(frame), ["random"], arms=part)
+    with pytest.raises(UsageError, match="above 0 and at most 1"):
+        replay.replay(table_of(frame), ["random"], tasks=part)
+
+
+def test_the_baseline_is_the_configs(frame):
+    table = table_of(frame)
+    rewards = RewardsConfig(scale="z", baseline="step1")
+    chosen = table.for_rewards(rewards)
+    assert np.flatnonzero(chosen.problem.baseline).tolist() == [0, 1, 2, 3, 4]
+    curves = replay.replay(table, ["exhaustive"], rewards=rewards, seeds=[0])
+    truth, _ = chosen.truth(rewards)
+    assert curves["arm"].iloc[-1] == table.problem.arms[int(truth.argmax())]
+    with pytest.raises(UsageError, match=r"baseline 'step7'.*valid: step1, step100, main"):
+        replay.replay(table, ["random"], rewards=RewardsConfig(baseline="step7"))
+
+
+def test_only_the_targets_tasks_count(frame):
+    names = {"A": "STS12", "B": "Banking77Classification", "C": "STS13"}
+    table = table_of(frame.replace({"task": names}))
+    chosen = table.for_rewards(RewardsConfig(target="sts"))
+    assert chosen.problem.tasks == ("STS12", "STS13")
+    np.testing.assert_array_equal(chosen.scores, table.scores[:, [1, 2]])
+
+
+def test_which_arms_were_found_in_how_many_seeds(frame):
+    curves = replay.replay(table_of(frame), ["exhaustive", "heuristic"], seeds=range(3))
+    found = replay.found(curves)
+    assert found["policy"].tolist() == ["exhaustive", "heuristic"]
+    assert found["seeds"].tolist() == found["of"].tolist() == [3, 3]
+    assert found["regret"].iloc[0] == 0
+    assert found["arm"].tolist() == curves.groupby("policy")["arm"].last().tolist()

@@ -28,6 +28,7 @@ from batchsweep.bandit.policies import Policy
 from batchsweep.bandit.replay import WITHIN
 from batchsweep.bandit.score_table import ScoreTable
 from batchsweep.config import BanditConfig, PullBudget
+from batchsweep.score.record import Score
 
 HELD_OUT = 1000
 #: Parts of the cells that a run may spend, and the part for a run that may stop early.
@@ -69,8 +70,8 @@ def one(table: ScoreTable, policy: str, part: float, seed: int, *, stops: bool) 
             ]
         )
 
-    def score(arm: str, task: str) -> tuple[float, float, None]:
-        return float(scores[arms[arm], tasks[task]]), 1.0, None
+    def score(arm: str, task: str) -> Score:
+        return Score(float(scores[arms[arm], tasks[task]]), 1.0)
 
     plain = {"final_check": 0, "stop_at_regret": 0.0} if not stops else {}
     config = BanditConfig(policy=policy, seed=seed, budget=PullBudget(pulls=pulls), **plain)
@@ -79,7 +80,7 @@ def one(table: ScoreTable, policy: str, part: float, seed: int, *, stops: bool) 
     regret = float(truth.max() - truth[arms[outcome.answer.arm]])
     stated = outcome.answer.expected_regret
     return {
-        "pulls": outcome.pulls,
+        "pulls": outcome.budget.spent_pulls,
         "regret": 100 * regret,
         "within": regret <= WITHIN * float(truth.max()),
         "stopped": outcome.stopped,

@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 # One constraints file pins every install.
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: demo test lint docs test-containers k8s torture benchmarks clean
+.PHONY: demo test lint docs test-browser test-containers k8s torture benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/batchsweep demo
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -m "not containers and not torture"
+	$(BIN)/python -m pytest -m "not containers and not browser and not torture"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -21,6 +21,10 @@ lint: $(VENV)/.installed-test
 # The site, into build/site. A link to nowhere is an error.
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# The report in a headless Chromium, which is installed on Debian as root.
+test-browser: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m browser tests/browser
 
 test-containers: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m containers tests/containers

@@ -118,6 +118,7 @@ def write_corpus(
                 "cut": recorder.cut,
                 "unknown": recorder.unknown,
                 "capped": recorder.capped,
+                "categories": {t.metadata.name: str(t.metadata.type) for t in tasks},
             }
         )
     written = store.corpus()

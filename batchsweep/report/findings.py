@@ -72,6 +72,7 @@ class Findings:
         seconds_AT: [arm, task]; NaN where not measured.
         searches: runs of the bandit, those with an answer last, by name.
         metrics: label-free metric -> [arm]; NaN where not measured.
+        categories: task -> its category (``STS``); of a store's corpus that says none, empty.
         status: blocks sealed, per checkpoint key.
     """
 
@@ -82,6 +83,7 @@ class Findings:
     seconds_AT: Floats
     searches: tuple[Search, ...]
     metrics: dict[str, Floats] = field(default_factory=dict)
+    categories: dict[str, str] = field(default_factory=dict)
     status: dict[str, GroupStatus] = field(default_factory=dict)
 
     @property
@@ -141,6 +143,7 @@ def read(store: Store) -> Findings:
     scored = list(records(store))
     corpus = store.corpus()
     known = list(corpus.tasks()) if corpus is not None else []
+    categories = dict(corpus.attributes.get("categories", {})) if corpus is not None else {}
     tasks = tuple(dict.fromkeys([*known, *sorted(r["task"] for r in scored)]))
     score_AT = np.full((len(arms), len(tasks)), np.nan)
     seconds_AT = score_AT.copy()
@@ -160,6 +163,7 @@ def read(store: Store) -> Findings:
         seconds_AT=seconds_AT,
         searches=tuple(_searches(store)),
         metrics=_metrics(store, arms, status),
+        categories=categories,
         status=status,
     )
 

@@ -1,70 +1,37 @@
-"""The report's section on the search: its pulls in their order, and what they scored."""
+"""The report's section on the search: what it was run with, and what its pulls were for."""
 
 from __future__ import annotations
 
-import math
-from html import escape
+from typing import Any
 
 import numpy as np
 
-from batchsweep.report import svg
 from batchsweep.report.view import View
 
+#: What pulls of a kind are for.
+_WORDS = {
+    "reference": "baseline layers, which the rewards are scaled by",
+    "search": "the search",
+    "check": "final check of the top arms",
+}
 
-def search_section(view: View) -> str:
-    """The report's section on one search; empty if there is none with an answer."""
+
+def search_section(view: View) -> dict[str, Any] | None:
+    """What the page says of one search; None if there is none with an answer."""
     if view.search is None or not view.answer:
-        return ""
-    search, answer, scale = view.search, view.answer, view.answer["scale"]
-    column = {t: i for i, t in enumerate(scale["tasks"])}
-    dots, best = [], []
-    scores: dict[str, dict[str, float]] = {}
-    top = math.nan
-    for pull in search.pulls:
-        if pull.full:
-            continue  # A whole task is another scale than the subsets that were pulled before.
-        i = column[pull.task]
-        reward = (pull.score - scale["centre"][i]) / scale["spread"][i]
-        arm = scores.setdefault(pull.arm, {})
-        arm[pull.task] = reward
-        if len(arm) == len(column):
-            mean = sum(arm.values()) / len(arm)
-            top = mean if math.isnan(top) else max(top, mean)
-        name = view.name(view.findings.index(pull.arm))
-        said = f"{name} on {pull.task}: {pull.score:.4f}. {pull.reason}"
-        dots.append(svg.Dot(reward, pull.kind, said))
-        best.append(top)
-    kinds = {kind: sum(d.kind == kind for d in dots) for kind in ("reference", "search", "check")}
-    words = {
-        "reference": "baseline layers, which the rewards are scaled by",
-        "search": "the search",
-        "check": "final check of the top arms",
+        return None
+    search, answer = view.search, view.answer
+    kinds = [pull.kind for pull in search.pulls if not pull.full]
+    return {
+        "policy": str(search.header.get("policy", "?")),
+        "seed": str(search.header.get("seed", "?")),
+        "pulls": len(search.pulls),
+        "budget": answer.get("budget_pulls"),
+        "exhaustive": answer["exhaustive_pulls"],
+        "kinds": [(k, kinds.count(k), words) for k, words in _WORDS.items() if k in kinds],
+        "subsets": _subsets(view),
+        "others": [s.name for s in view.findings.searches if s is not search],
     }
-    keys = ", ".join(
-        f"<span class='key {kind}'></span>{n} {words[kind]}" for kind, n in kinds.items() if n
-    )
-    unit = "reward (standard deviations)" if scale["kind"] == "z" else "main score"
-    policy = search.header.get("policy", "?")
-    picture = svg.trajectory(
-        dots,
-        best,
-        total=answer["exhaustive_pulls"],
-        label=f"{len(dots)} pulls in their order and the best arm so far",
-        value_name=unit,
-    )
-    budget = answer.get("budget_pulls")
-    of_budget = f" of a budget of {budget}" if budget is not None else ""
-    others = [s.name for s in view.findings.searches if s is not search]
-    more = f"<p class='soft'>Other searches in this store: {escape(', '.join(others))}.</p>"
-    return (
-        "<h2>The search</h2>"
-        f"<p>Policy <code>{escape(str(policy))}</code>, seed {search.header.get('seed', '?')}: "
-        f"{len(search.pulls)} pulls{of_budget}; exhaustive would be "
-        f"{answer['exhaustive_pulls']}. {_subsets(view)}"
-        f"Each dot is one arm on one task: {keys}; <span class='key line'></span> mean of the best "
-        "arm so far that is scored on all tasks.</p>"
-        f"<figure>{picture}</figure>" + (more if others else "")
-    )
 
 
 def _subsets(view: View) -> str:

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchsweep.plan.plan import PlanEntry
-from batchsweep.report.findings import Findings, Search, short_name
-from batchsweep.report.svg import Bools, Floats, Limits
+from batchsweep.report.findings import Findings, Floats, Search, short_name
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 class View:
@@ -24,6 +24,7 @@ class View:
         plane_AT: [arm, task] measured score, else the believed one, else NaN.
         measured_AT: [arm, task] whether it is measured.
         mean_A: [arm] mean over the tasks that count; NaN if any of them is NaN.
+        complete_A: [arm] whether all tasks that count are measured.
         best: position of the best arm, or None.
     """
 
@@ -41,6 +42,7 @@ class View:
         self.plane_AT: Floats = np.where(self.measured_AT, findings.counted_AT, self._believed())
         counted = self.plane_AT[:, self.tasks]
         self.mean_A: Floats = counted.mean(axis=1) if self.tasks else np.full(len(counted), np.nan)
+        self.complete_A: Bools = np.all(self.measured_AT[:, self.tasks], axis=1)
         self.best = self._best()
 
     def _believed(self) -> Floats:
@@ -57,12 +59,13 @@ class View:
         if self.answer:
             arm = self.answer["best"]["arm"]
             return next((i for i, a in enumerate(self.findings.arms) if a.arm == arm), None)
-        complete = np.where(self.measured_AT[:, self.tasks].all(axis=1), self.mean_A, np.nan)
+        complete = np.where(self.complete_A & bool(self.tasks), self.mean_A, np.nan)
         return int(np.nanargmax(complete)) if np.isfinite(complete).any() else None
 
     @property
-    def limits(self) -> Limits:
-        return Limits.of(self.mean_A)
+    def categories(self) -> dict[str, str]:
+        """Task -> its category (``STS``), of those that the corpus says it of."""
+        return self.findings.categories
 
     def measured_tasks(self, arm: int) -> int:
         return int(self.measured_AT[arm, self.tasks].sum())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,98 +13,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from report_store import SHAPE, TASKS, plan_of, score_of, search, store_of
 
-from batchsweep.bandit.loop import StoreLedger, run
-from batchsweep.bandit.policies import Problem
+from batchsweep.bandit.ledger import Observation
 from batchsweep.checkpoints.audit import Skipped
 from batchsweep.checkpoints.checkpoint import Checkpoint
-from batchsweep.checkpoints.shape import Shape
-from batchsweep.config import BanditConfig, RewardsConfig
 from batchsweep.errors import UsageError
 from batchsweep.plan.plan import Plan, PlanEntry
-from batchsweep.report.findings import read
+from batchsweep.report.explore import scripts
+from batchsweep.report.findings import ArmFacts, Findings, Search, read
 from batchsweep.report.page import render, write
-from batchsweep.report.svg import Limits, heat_map
 from batchsweep.report.view import View
-from batchsweep.score.record import Score
 from batchsweep.store import Store, create_store
-
-TASKS = ("Similar", "Sorted")
-STEPS = (0, 8, 64)
-SHAPE = Shape(
-    **{
-        name: 4 if name == "num_layers" else 8
-        for name in Shape.__dataclass_fields__
-        if Shape.__dataclass_fields__[name].default is not None
-    }
-)
-
-
-def score_of(step: int, layer: int, task: str) -> float:
-    """The truth of the sweep below: late checkpoints and layer 3 are best."""
-    return 0.2 + 0.08 * STEPS.index(step) - 0.03 * abs(layer - 3) + (task == "Sorted") * 0.1
-
-
-def plan_of(model: str = "tests/tiny", **more: Any) -> Plan:
-    entries = tuple(
-        PlanEntry(
-            i,
-            Checkpoint(model, f"step{step}", "c0ffee", step, aliases=("main",) if i == 2 else ()),
-            (1, 2, 3, 4),
-            SHAPE,
-        )
-        for i, step in enumerate(STEPS)
-    )
-    return Plan(entries, ("mean",), {}, **more)
-
-
-def store_of(path: Path, plan: Plan) -> Store:
-    store = create_store(path)
-    store.write_json("plan.json", plan.to_json())
-    return store
-
-
-def search(store: Store, plan: Plan, **bandit: Any) -> None:
-    """A real search of the store's arms; its pulls leave records as scoring does."""
-    facts = {f"{e.key}#{n}": (e.checkpoint, n) for e in plan.entries for n in e.layers}
-
-    def score(arm: str, task: str) -> Score:
-        checkpoint, layer = facts[arm]
-        value = score_of(checkpoint.step or 0, layer, task)
-        record = {
-            "main_score": value,
-            "seconds": 0.5,
-            "task": task,
-            "model": checkpoint.model,
-            "revision": checkpoint.revision,
-            "step": checkpoint.step,
-            "layer": layer,
-            "pooling": "mean",
-            "mteb_version": "2.26.24",
-            "dataset_revision": "c0ffee",
-            "cap": None,
-        }
-        store.write_json(f"scores/{arm.replace('#', '/')}-mean/{task}.json", record)
-        return Score(value, 0.5)
-
-    problem = Problem(
-        arms=tuple(facts),
-        tasks=TASKS,
-        model=tuple(c.model for c, _ in facts.values()),
-        step=np.array([c.step for c, _ in facts.values()], dtype=float),
-        depth=np.array([n / 4 for _, n in facts.values()]),
-    )
-    config = BanditConfig(**bandit)
-    outcome = run(
-        problem, score, config, RewardsConfig(), ledger=StoreLedger(store, "one"), quiet=True
-    )
-    store.write_json("bandit/one/answer.json", outcome.to_json())
 
 
 class Balance(HTMLParser):
     """Complains of an element that is closed wrongly or not at all."""
 
-    VOID = frozenset({"meta", "rect", "path", "line", "circle", "link", "br"})
+    VOID = frozenset({"meta", "rect", "path", "line", "circle", "link", "br", "input"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +39,7 @@ class Balance(HTMLParser):
         self.unnamed = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "svg" and dict(attrs).get("role") == "img":
+        if tag == "div" and dict(attrs).get("role") == "img":
             self.figures += 1
             self.unnamed += not dict(attrs).get("aria-label")
         self.open.append(tag)
@@ -140,15 +69,15 @@ def test_page_names_the_best_arm_and_what_it_beats(searched: Store) -> None:
     assert f"{truth:.3f}" in html and f"best is +{truth - default:.3f}" in html
     assert "24" in html and "of 24 (100%)" in html
     for task in TASKS:
-        assert f"<h3>{task} " in html
+        assert f'<td class="name">{task}</td>' in html
 
 
 def test_page_is_well_formed_and_pictures_have_names(searched: Store) -> None:
     parser = Balance()
     parser.feed(render(read(searched), title="a sweep"))
     assert parser.open == []
-    # Plane, pulls, two tasks, three colour scales, trajectory.
-    assert parser.figures == 8 and parser.unnamed == 0
+    # The plane (its name follows what it shows), two curves, the tasks, the search.
+    assert parser.figures == 5 and parser.unnamed == 1
 
 
 def test_same_store_gives_same_bytes_wherever_it_is_written(
@@ -162,7 +91,9 @@ def test_same_store_gives_same_bytes_wherever_it_is_written(
 
 def test_page_needs_nothing_from_elsewhere(searched: Store, tmp_path: Path) -> None:
     html = render(read(searched), title="a sweep")
-    assert not re.search(r"https?://|src=|@import|<link|<script", html)
+    own = html.replace(scripts()[0], "")
+    assert not re.search(r"https?://|src=|@import|<link|url\(", own)
+    assert "default-src 'none'" in own, "the browser itself refuses to fetch anything"
     assert str(tmp_path) not in html
 
 
@@ -194,7 +125,22 @@ def test_an_undefined_score_is_measured_shown_as_none_and_counts_as_zero(tmp_pat
     assert view.mean_A[arm] == pytest.approx(score_of(8, 2, "Similar") / 2)
 
 
-def test_predicted_cells_are_hatched_and_measured_ones_are_not(tmp_path: Path) -> None:
+def data_of(html: str) -> dict[str, Any]:
+    """The data in a page, unpacked: plane and measured are [task, arm]."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html)
+    assert found is not None
+    data = json.loads(found[1])
+    shape = (len(data["tasks"]), len(data["arms"]["name"]))
+    plane = np.frombuffer(base64.b64decode(data["plane"]), "<i2").reshape(shape)
+    bits = np.frombuffer(base64.b64decode(data["measured"]), np.uint8)
+    return {
+        **data,
+        "plane": np.where(plane == data["none"], np.nan, plane * data["unit"]),
+        "measured": np.unpackbits(bits, count=plane.size, bitorder="little").reshape(shape) == 1,
+    }
+
+
+def test_the_pages_data_tell_measured_cells_from_predicted_ones(tmp_path: Path) -> None:
     plan = plan_of()
     store = store_of(tmp_path / "store.zarr", plan)
     search(store, plan, policy="toptwo_gp", budget={"pulls": 12}, stop_at_regret=0)
@@ -204,11 +150,43 @@ def test_predicted_cells_are_hatched_and_measured_ones_are_not(tmp_path: Path) -
     np.testing.assert_allclose(
         view.plane_AT[view.measured_AT], view.findings.score_AT[view.measured_AT]
     )
-    html = render(view.findings, title="x")
-    unmeasured = int((~view.measured_AT.all(axis=1)).sum()) + int((~view.measured_AT).sum())
-    assert html.count('fill="url(#hatch)"') == unmeasured
-    assert html.count("(predicted)") == unmeasured
-    assert html.count("<title>pull ") == 12
+    data = data_of(render(view.findings, title="x"))
+    np.testing.assert_array_equal(data["measured"], view.measured_AT.T)
+    np.testing.assert_allclose(data["plane"], view.plane_AT.T, atol=0.6e-4)
+    assert len(data["search"]["arm"]) == len(data["search"]["reasons"]) == 12
+    assert data["best"] == view.best and data["usual"] == [view.findings.default_arm("tests/tiny")]
+
+
+def test_a_page_of_thousands_of_arms_and_pulls_stays_below_three_megabytes(tmp_path: Path) -> None:
+    steps, layers, tasks = 154, 12, [f"Task{i}" for i in range(32)]
+    checkpoints = [
+        PlanEntry(i, Checkpoint(m, f"step{s}", "c0ffee", s), tuple(range(1, layers + 1)), SHAPE)
+        for i, (m, s) in enumerate(
+            (m, s) for m in ("a/14m", "a/70m", "a/160m") for s in range(steps)
+        )
+    ]
+    arms = tuple(ArmFacts(f"{e.key}#{n}", e, n, "mean") for e in checkpoints for n in e.layers)
+    assert len(arms) == 5544
+    score_AT = np.random.default_rng(0).uniform(0, 1, (len(arms), 32))
+    pulls = tuple(
+        Observation(
+            "search", arms[i % len(arms)].arm, tasks[i % 32], 0.5, 1.0,
+            "to tell the front from the runner-up",
+        )
+        for i in range(20_000)
+    )  # fmt: skip
+    answer = {
+        "best": {"arm": arms[0].arm, "mean": 0.5, "interval": [0.4, 0.6], "p_best": 0.5},
+        "scale": {"tasks": tasks, "kind": "raw"}, "pulls": 20_000, "exhaustive_pulls": 177_408,
+        "seconds": 1.0, "stopped": "budget", "reward": "mean of main scores",
+        "arms": [{"arm": a.arm, "mean": 0.5, "sd": 0.1, "pulled": 4} for a in arms],
+        "plane": score_AT.tolist(),
+    }  # fmt: skip
+    found = Findings(
+        Plan(tuple(checkpoints), ("mean",), {}), arms, tuple(tasks), score_AT,
+        np.where(score_AT > 0.9, 1.0, np.nan), (Search("one", {}, pulls, answer),),
+    )  # fmt: skip
+    assert len(render(found, title="all").encode()) < 3e6
 
 
 def test_page_before_any_search_says_what_to_run(tmp_path: Path) -> None:
@@ -232,7 +210,9 @@ def test_names_from_outside_can_not_break_the_page(tmp_path: Path) -> None:
     store = store_of(tmp_path / "store.zarr", plan)
     search(store, plan, policy="exhaustive", budget=12)
     html = render(read(store), title="<i>$title")
-    assert "<script" not in html and "&lt;script&gt;" in html
+    assert "<script>alert" not in html and "&lt;script&gt;" in html
+    assert html.count("<script") == 3, "data, charts, our own"
+    assert data_of(html)["models"][0]["name"] == "evil/<script>alert(1)&$body"
     assert "&lt;i&gt;$title" in html
 
 
@@ -244,23 +224,10 @@ def test_aliases_and_skipped_checkpoints_are_told(tmp_path: Path) -> None:
     assert "same weights as" in html and ">main<" in html
 
 
-def test_a_plane_of_all_pythia_checkpoints_stays_on_the_page() -> None:
-    plane = np.linspace(0, 1, 24 * 154).reshape(24, 154)
-    svg = heat_map(
-        plane,
-        layers=range(1, 25),
-        columns=[str(n) for n in range(154)],
-        limits=Limits.of(plane),
-        label="all",
+def test_the_charts_are_the_released_library(tmp_path: Path) -> None:
+    library = scripts()[0]
+    digest = "b66b25aeb4df84e33199dc21694014d336d222cbd9deb0e5a7c14bd6aa0d0fd0"
+    assert hashlib.sha256(library.encode()).hexdigest() == digest, (
+        "echarts 6.1.0, dist/echarts.min.js"
     )
-    width = float(re.search(r'viewBox="0 0 (\S+)', svg)[1])  # type: ignore[index]
-    assert width < 900
-    assert svg.count("<g>") == 24 * 154
-    assert ">153</text>" in svg, "the last checkpoint is named"
-
-
-def test_colours_reach_both_ends_and_survive_a_flat_plane() -> None:
-    limits = Limits.of(np.array([0.1, np.nan, 0.5]))
-    assert limits.colour(0.1) == (68, 1, 84) and limits.colour(0.5) == (253, 231, 37)
-    assert Limits(0.3, 0.3).colour(0.3) == Limits(0.0, 1.0).colour(0.5)
-    assert Limits.of(np.array([np.nan])) == Limits(0.0, 1.0)
+    assert "</script" not in library + scripts()[1]

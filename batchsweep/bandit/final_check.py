@@ -1,4 +1,7 @@
-"""The answer after the search: by another aggregate, and after the top arms are scored in full."""
+"""The answer after the search: by another aggregate, after the top arms are scored in full.
+
+And what most of its reward comes from.
+"""
 
 from __future__ import annotations
 
@@ -103,3 +106,21 @@ def after_full_check(
         ),
         plane_AT,
     )
+
+
+def with_main_task(answer: Answer, problem: Problem, plane_AT: Floats) -> Answer:
+    """The answer, whose basis says so if one task supplies most of the best arm's reward.
+
+    Args:
+        plane_AT: [arm, task] z rewards that the answer rests on.
+    """
+    reward_T = plane_AT[problem.arms.index(answer.arm)]
+    task = int(np.argmax(reward_T))
+    if len(reward_T) < 3 or reward_T[task] <= reward_T.sum() / 2:
+        return answer
+    without = float(np.delete(reward_T, task).mean())
+    basis = (
+        f"{answer.basis}; {problem.tasks[task]} alone supplies most of its reward "
+        f"({reward_T[task]:+.2f}; the mean of the other tasks is {without:+.2f})"
+    )
+    return replace(answer, basis=basis)

@@ -20,7 +20,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from batchsweep.bandit.budget import Budget
-from batchsweep.bandit.final_check import after_full_check, by_aggregate
+from batchsweep.bandit.final_check import after_full_check, by_aggregate, with_main_task
 from batchsweep.bandit.ledger import Kind, Ledger, MemoryLedger, Observation, Record, StoreLedger
 from batchsweep.bandit.outcome import VERSION, Outcome, Stopped
 from batchsweep.bandit.policies import Answer, Policy, Problem, Pull, make_policy
@@ -28,6 +28,7 @@ from batchsweep.bandit.pull_noise import SplitHalvesNoise
 from batchsweep.bandit.pulls import Pulls, ScoreFn
 from batchsweep.bandit.rewards import Floats, describe, raw_scale, z_scale
 from batchsweep.config import BanditConfig, RewardsConfig
+from batchsweep.errors import UsageError
 from batchsweep.numerics import one_compute_thread
 from batchsweep.progress import progress
 
@@ -35,10 +36,7 @@ __all__ = ["Ledger", "MemoryLedger", "Outcome", "StoreLedger", "run", "run_diges
 
 logger = logging.getLogger(__name__)
 
-#: Layers of the baseline checkpoint that z rewards rest on, unless everything is affordable.
-REFERENCE_LAYERS = 5
-#: Largest part of the budget that reference pulls, and the final check, may take.
-REFERENCE_SHARE = 1 / 3
+#: Largest part of the budget that the final check may take.
 CHECK_SHARE = 0.2
 CHECK_PASSES = 3
 
@@ -77,7 +75,7 @@ def run(
         on_observe: called as (policy, pulls, seconds) each time the policy has heard all it was to.
 
     Raises:
-        UsageError: unknown policy or option.
+        UsageError: unknown policy or option; z rewards that the budget can't pay for.
         StoreMismatch: the ledger belongs to another run; names what differs.
     """
     rewards = rewards or RewardsConfig(scale="raw")
@@ -106,7 +104,8 @@ def run(
             outcome = loop.run()
     if outcome.stopped == "regret":
         logger.info(
-            "stopped early: expected regret is below %g in score; %.0f %% of budget is left",
+            "stopped early: the expected regret is at most stop_at_regret, %g in score; %.0f %% of "
+            "the budget is left",
             config.stop_at_regret,
             100 * budget.left,
         )
@@ -148,7 +147,13 @@ class _Loop:
             self._check_in_full()
         else:
             self._check()
+            # What the check found may unsettle the answer: what is left goes on searching.
+            while stopped == "regret" and not self.policy.sure(self._regret):
+                stopped = self._search()
+                self._check()
         answer, plane = self._answer()
+        if self.scale.kind == "z":
+            answer = with_main_task(answer, self.problem, plane)
         tasks = self.problem.tasks
         return Outcome(
             problem=self.problem,
@@ -164,39 +169,58 @@ class _Loop:
             stopped=stopped,
         )
 
+    @property
+    def _regret(self) -> float:
+        """The expected regret to stop at, in units of the reward."""
+        return self.config.stop_at_regret * self.scale.unit
+
     # -- the phases ----------------------------------------------------------------------------
 
     def _reference(self) -> None:
-        """Score baseline layers first: z rewards rest on them. They are billed like any pull."""
-        arms, tasks = self.problem.shape
-        most, limit = self.budget.pulls, self.budget.seconds
-        everything = most is not None and most >= arms * tasks
+        """Score all layers of the baseline checkpoint: z rewards are defined by them.
+
+        They are billed like any pull.
+
+        Raises:
+            UsageError: the budget can't pay for them.
+        """
+        assert self.problem.baseline is not None
+        arms = np.flatnonzero(self.problem.baseline)
+        reason = "reference: baseline layer, for the z-scale"
         cells = [
-            Pull(self.problem.arms[a], task, "reference: baseline layer, for the z-scale")
-            for a in self.problem.reference_arms(arms if everything else REFERENCE_LAYERS)
+            Pull(self.problem.arms[arm], task, reason)
+            for arm in arms
             for task in self.problem.tasks
         ]
-        if most is not None and not everything:
-            cells = cells[: int(REFERENCE_SHARE * most)]
+        if self.budget.pulls is not None and len(cells) > self.budget.pulls:
+            raise self._too_dear(len(cells), len(arms), f"{self.budget.pulls} pulls")
         observed: list[Observation] = []
         for batch in _batches(cells, self.config.workers):
-            if limit is not None and self.budget.spent_seconds >= REFERENCE_SHARE * limit:
-                break
+            if not self.budget.room(len(batch)):
+                raise self._too_dear(
+                    len(cells), len(arms), f"{self.budget.seconds:g} s, enough for {len(observed)}"
+                )
             observed += self._make(batch, "reference")
         scores = np.full(self.problem.shape, np.nan)
         index = {a: i for i, a in enumerate(self.problem.arms)}
         for one in observed:
             scores[index[one.arm], self._task_index[one.task]] = one.score
-        self.scale = z_scale(scores)
+        self.scale = z_scale(scores[arms])
         self._observe(observed)
 
+    def _too_dear(self, pulls: int, layers: int, budget: str) -> UsageError:
+        return UsageError(
+            f"rewards.scale z is defined by all {layers} layers of the baseline checkpoint on "
+            f"{len(self.problem.tasks)} tasks: {pulls} pulls, and the budget is {budget}; give "
+            "a larger bandit.budget, or rewards: {scale: raw}"
+        )
+
     def _search(self) -> Stopped:
-        regret = self.config.stop_at_regret * self.scale.unit
         while True:
             room = self.budget.room(self.config.workers)
             if room <= 0:
                 return "budget"
-            if regret > 0 and self.policy.sure(regret):
+            if self._regret > 0 and self.policy.sure(self._regret):
                 return "regret"
             if self._must_check():
                 return "budget"

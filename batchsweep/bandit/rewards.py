@@ -20,9 +20,6 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
-#: A spread below this part of the median task's counts as this much: a task on which all
-#: baseline layers score alike would otherwise outweigh all the others.
-LEAST_SPREAD = 0.05
 #: Part of the tasks that ``robust_mean`` leaves out at each end.
 TRIMMED = 0.1
 
@@ -65,29 +62,19 @@ def raw_scale(tasks: int) -> Scale:
 
 
 def z_scale(baseline_AT: Floats) -> Scale:
-    """Mean 0 and standard deviation 1 per task over the baseline checkpoint's layers.
+    """Mean 0 and about unit spread per task over all layers of the baseline checkpoint.
+
+    A task's variance is averaged with that of the median task. Where all layers score alike, a
+    difference too small to matter would otherwise outweigh all other tasks; so none counts more
+    than 1.4 times as much as with the median's spread.
 
     Args:
-        baseline_AT: [arm, task] main scores of baseline layers; NaN where not scored. A task with
-            fewer than two scores gets the median spread of the others (1 if there is none).
+        baseline_AT: [arm, task] main scores of the baseline's layers.
     """
-    known = np.isfinite(baseline_AT)
-    count = known.sum(axis=0)
-    centre = np.where(known, baseline_AT, 0.0).sum(axis=0) / np.maximum(count, 1)
-    variance = (np.where(known, baseline_AT - centre, 0.0) ** 2).sum(axis=0) / np.maximum(count, 1)
-    spread = np.sqrt(variance)
-    enough = count >= 2
-    usual = float(np.median(spread[enough])) if enough.any() else 1.0
-    usual = usual if usual > 0 else 1.0
-    if not enough.all():
-        logger.warning(
-            "z rewards: %d of %d tasks have fewer than two baseline scores; "
-            "they take the median spread. Give a larger budget, or rewards: {scale: raw}",
-            int((~enough).sum()),
-            len(enough),
-        )
-    spread = np.where(enough, np.maximum(spread, LEAST_SPREAD * usual), usual)
-    return Scale("z", centre, spread, int(count.max(initial=0)))
+    variance = baseline_AT.var(axis=0)
+    usual = float(np.median(variance)) or float(variance.mean()) or 1.0
+    spread = np.sqrt((variance + usual) / 2)
+    return Scale("z", baseline_AT.mean(axis=0), spread, len(baseline_AT))
 
 
 def aggregate(plane_AT: Floats, how: str) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from batchsweep.bandit.loop import MemoryLedger, StoreLedger, run, run_digest
 from batchsweep.bandit.policies import POLICIES, Problem
 from batchsweep.bandit.rewards import aggregate, raw_scale, z_scale
 from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
-from batchsweep.errors import StoreMismatch
+from batchsweep.errors import StoreMismatch, UsageError
 from batchsweep.score.record import Score
 from batchsweep.tasks.resolve import tasks_of
 
@@ -118,7 +119,7 @@ def test_the_budget_is_never_exceeded_and_references_are_billed(problem, policy,
     assert outcome.budget.pulls == 40
     assert len(scores.asked) == len(set(scores.asked)) == outcome.pulls <= 40
     kinds = [r.kind for r in outcome.observations]
-    assert kinds.count("reference") == (13 if scale == "z" else 0)
+    assert kinds.count("reference") == (24 if scale == "z" else 0)
 
 
 def test_the_machines_threads_decide_no_bit():
@@ -198,7 +199,7 @@ def test_no_more_seconds_than_the_running_pulls(problem, policy, workers):
     for seconds in (1, 10, 60):
         budget = PullBudget(seconds=seconds)
         config = BanditConfig(policy=policy, budget=budget, workers=workers, stop_at_regret=0)
-        outcome = run(problem, Scores(problem), config, Z, quiet=True)
+        outcome = run(problem, Scores(problem), config, RAW, quiet=True)
         running = sum(r.seconds for r in outcome.observations[-workers:])
         assert outcome.seconds - running < seconds
 
@@ -249,7 +250,8 @@ def test_exhaustive_z_uses_all_baseline_layers(problem):
     scores = Scores(problem)
     outcome = run(problem, scores, BanditConfig(policy="exhaustive", budget=1e9), Z, quiet=True)
     last = scores.table[-6:]
-    z = (scores.table - last.mean(axis=0)) / last.std(axis=0)
+    spread = np.sqrt((last.var(axis=0) + np.median(last.var(axis=0))) / 2)
+    z = (scores.table - last.mean(axis=0)) / spread
     assert outcome.scale.layers == 6
     np.testing.assert_allclose(outcome.answer.mean_of, z.mean(axis=1))
     assert outcome.answer.arm == problem.arms[int(z.mean(axis=1).argmax())]
@@ -333,15 +335,72 @@ def test_aggregates_by_hand():
     np.testing.assert_allclose(aggregate(plane, "rank"), [(0 + 0.75 + 1) / 3, 1.75 / 3, 1 / 3])
 
 
-def test_z_scale_by_hand(caplog):
-    scale = z_scale(np.array([[0.1, 0.5, np.nan], [0.3, 0.5, 0.4]]))
-    np.testing.assert_allclose(scale.centre, [0.2, 0.5, 0.4])
-    # Spreads 0.1 and 0: median 0.05, of which the least counted is 5 %; one score: the median.
-    np.testing.assert_allclose(scale.spread, [0.1, 0.0025, 0.05])
-    assert scale.reward(0.4, 0) == pytest.approx(2.0)
-    np.testing.assert_allclose(scale.score(np.array([[2.0, 0.0, 0.0]])), [[0.4, 0.5, 0.4]])
+def test_z_scale_by_hand():
+    scale = z_scale(np.array([[0.1, 0.5, 0.3], [0.3, 0.5, 0.4]]))
+    np.testing.assert_allclose(scale.centre, [0.2, 0.5, 0.35])
+    # Variances 0.01, 0 and 0.0025, each averaged with their median.
+    np.testing.assert_allclose(scale.spread**2, [0.00625, 0.00125, 0.0025])
+    assert scale.reward(0.2 + 0.00625**0.5, 0) == pytest.approx(1.0)
+    np.testing.assert_allclose(scale.score(np.array([[0.0, 0.0, 2.0]])), [[0.2, 0.5, 0.45]])
     assert raw_scale(3).unit == 1.0
-    assert "fewer than two" in caplog.text
+    assert z_scale(np.full((2, 2), 0.5)).spread.tolist() == [0.5**0.5] * 2
+
+
+@pytest.mark.parametrize("budget", [6, 8.5, 1e9])
+def test_z_rewards_are_defined_by_the_baseline_and_not_by_the_budget(problem, budget):
+    scores = Scores(problem)
+    config = BanditConfig(policy="random", budget=budget, stop_at_regret=0)
+    outcome = run(problem, scores, config, Z, quiet=True)
+    whole = z_scale(scores.table[-6:])
+    assert outcome.scale.spread.tolist() == whole.spread.tolist()
+    assert outcome.scale.centre.tolist() == whole.centre.tolist()
+    kinds = [o.kind for o in outcome.observations]
+    assert kinds[:24] == ["reference"] * 24 and kinds.count("reference") == 24
+
+
+def test_z_rewards_that_the_budget_can_not_pay_for_are_refused(problem):
+    scores = Scores(problem)
+    config = BanditConfig(budget=PullBudget(pulls=23))
+    with pytest.raises(UsageError, match=r"all 6 layers .* on 4 tasks: 24 pulls.* is 23 pulls"):
+        run(problem, scores, config, Z, quiet=True)
+    assert scores.asked == []
+    config = BanditConfig(budget=PullBudget(seconds=30))
+    with pytest.raises(UsageError, match=r"24 pulls, and the budget is 30 s, enough for \d+;"):
+        run(problem, scores, config, Z, quiet=True)
+
+
+def test_a_task_that_supplies_most_of_a_z_reward_is_named(problem):
+    scores = Scores(problem)
+    scores.table[2, 2] += 5.0
+    config = BanditConfig(policy="exhaustive")
+    outcome = run(problem, scores, config, Z, quiet=True)
+    assert outcome.answer.arm == problem.arms[2]
+    assert "wide alone supplies most of its reward" in outcome.answer.basis
+    scores.table = scores.table[:, :1] * np.array([1.0, 1.0, 2.0, 0.1])  # All tasks agree.
+    assert "alone" not in run(problem, scores, config, Z, quiet=True).answer.basis
+
+
+class Unsettled(POLICIES["random"]):
+    """Sure after 20 pulls, no longer so after the check that follows, and again after 40."""
+
+    def sure(self, regret):
+        seen = np.isfinite(self.observed).sum()
+        return seen == 20 or seen >= 40
+
+
+def test_a_check_that_unsettles_the_answer_is_followed_by_more_search(problem, monkeypatch):
+    monkeypatch.setitem(POLICIES, "random", Unsettled)
+    kinds = {}
+    for pulls in (100, 30):
+        config = BanditConfig(policy="random", budget=PullBudget(pulls=pulls), final_check=2)
+        outcome = run(problem, Scores(problem), config, RAW, quiet=True)
+        kinds[pulls] = [(k, len([*g])) for k, g in groupby(o.kind for o in outcome.observations)]
+        assert outcome.stopped == {100: "regret", 30: "budget"}[pulls]
+    first, check, more, *_ = kinds[100]
+    assert first == ("search", 20)
+    assert check[0] == "check" and more == ("search", 20 - check[1])
+    assert kinds[30][:2] == [first, check]
+    assert sum(n for _, n in kinds[30]) == 30
 
 
 def test_target_selects_a_category():

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from batchsweep.arm import Arm
 from batchsweep.errors import StoreError, UsageError
 from batchsweep.plan.plan import PLAN_PATH
-from batchsweep.score.export import main_score
+from batchsweep.score.records import score_rows
 from batchsweep.store import Corpus, GroupReader, Store, open_store
 from batchsweep.store.pairs import ready_tasks
 
@@ -226,17 +226,7 @@ class Sweep:
     @cached_property
     def _score_rows(self) -> pd.DataFrame:
         """One row a score that the store has."""
-        import pandas as pd
-
-        columns = ["key", "model", "revision", "step", "layer", "pooling", "task", "score"]
-        rows = []
-        for path in self.store.list_json("scores"):
-            record = self.store.read_json(path)
-            if record is not None:
-                key = "/".join(path.split("/")[1:3])
-                rows.append({**record, "key": key, "score": main_score(record)})
-        frame = pd.DataFrame(rows).reindex(columns=columns)
-        return frame.astype({"step": "Int64", "layer": "Int64", "score": float})
+        return score_rows(self.store)
 
     def _reader(self, key: str) -> GroupReader:
         if key not in self._readers:

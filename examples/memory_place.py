@@ -6,6 +6,7 @@ python examples/memory_place.py
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -70,6 +71,10 @@ class MemoryBlobs:
 
     def walk(self, prefix: str) -> list[str]:
         return sorted(path for _, path in self._below(prefix))
+
+    def stamps(self, prefix: str) -> dict[str, str]:
+        found = {path: self._blobs[path] for path in self.walk(prefix)}
+        return {path: hashlib.sha256(blob).hexdigest() for path, blob in found.items()}
 
     def clean(self, prefix: str) -> None:
         """Nothing to do: a write that doesn't end leaves nothing."""

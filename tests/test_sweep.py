@@ -11,7 +11,9 @@ import pytest
 from store_data import TASKS, TEXTS, block, spec, states, write_corpus
 
 import batchsweep
+from batchsweep.arm import Arm
 from batchsweep.errors import StoreError, UsageError
+from batchsweep.score.record import path_of
 from batchsweep.store import create_store
 
 KEYS = {"org--a/step1": 1, "org--a/step8": 8, "org--b/step8": 8, "org--b/main": None}
@@ -51,7 +53,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "layer": layer,
                     "pooling": "mean",
                 }
-                store.write_json(f"scores/{key}/{layer}-mean/{number}.json", record)
+                store.write_json(path_of(Arm(key, layer, "mean"), task), record)
     return path
 
 

@@ -16,7 +16,8 @@ from batchsweep.bandit.rewards import Floats, aggregate, raw_scale, z_scale
 from batchsweep.checkpoints.checkpoint import steps_in
 from batchsweep.config import RewardsConfig
 from batchsweep.errors import UsageError
-from batchsweep.score.export import counted, main_score, records
+from batchsweep.score.export import counted
+from batchsweep.score.records import score_rows
 from batchsweep.tasks.resolve import resolve, tasks_of
 
 if TYPE_CHECKING:
@@ -289,14 +290,14 @@ def _mteb_folder(folder: Path) -> pd.DataFrame:
             raise UsageError(f"{file}: no layer in its path; name a folder like 'layer_3'")
         parts = [re.sub(r"[#@_-]*layer[_-]?\d+", "", p) for p in Path(place).parts[:-1]]
         parts = [p for p in parts if p]
-        main = [main_score(s) for split in content["scores"].values() for s in split]
+        main = [s["main_score"] for split in content["scores"].values() for s in split]
         rows.append(
             {
                 "model": parts[0] if len(parts) > 1 else "model",
                 "revision": parts[-1] if parts else "main",
                 "layer": int(layer[1]),
                 "task": content.get("task_name", file.stem),
-                "score": float(np.mean(main)),
+                "score": float(np.mean(np.array(main, dtype=float))),
                 "seconds": content.get("evaluation_time"),
             }
         )
@@ -315,28 +316,17 @@ def _is_store(path: str | Path) -> bool:
 
 def _store_frame(url: str) -> pd.DataFrame:
     """Rows from the records that scoring left in a store."""
-    import pandas as pd
-
     from batchsweep.store import open_store
 
-    store = open_store(url)
-    found = list(records(store))
-    if not found:
+    rows = score_rows(open_store(url))
+    if rows.empty:
         raise UsageError(f"{url}: no scores in this store; run 'bandit --policy exhaustive' first")
-    several = len({r.get("pooling") for r in found}) > 1
-    return pd.DataFrame(
-        {
-            # As in the bandit, another pooling is another surface, as another model is.
-            "model": f"{r['model']}#{r['pooling']}" if several else r["model"],
-            "revision": r["revision"],
-            "step": np.nan if r.get("step") is None else float(r["step"]),
-            "layer": int(r["layer"]),
-            "task": r["task"],
-            "score": main_score(r),
-            "seconds": float(r["seconds"]),
-        }
-        for r in found
-    )
+    frame = rows[["model", "revision", "layer", "task", "score", "seconds"]].astype({"model": str})
+    frame["step"] = rows["step"].astype("Float64").to_numpy(dtype=float, na_value=np.nan)
+    if rows["pooling"].nunique() > 1:
+        # As in the bandit, another pooling is another surface, as another model is.
+        frame["model"] += "#" + rows["pooling"].astype(str)
+    return frame.astype({"revision": str, "task": str})
 
 
 def _arm(model: Any, revision: Any, layer: Any) -> str:

@@ -26,6 +26,7 @@ def command(
     """
     from batchsweep.config import load
     from batchsweep.plan.plan import frozen_plan
+    from batchsweep.score.records import misplaced
     from batchsweep.store import integrity, open_store
 
     sweep = load(config)
@@ -36,7 +37,7 @@ def command(
     with suppress(StoreCorrupt):
         plan = frozen_plan(store, sweep, scoring=True)
         expected = {entry.key: entry.origin(sweep) for entry in plan.entries}
-    faults = integrity.verify(store, expected=expected)
+    faults = [*integrity.verify(store, expected=expected), *misplaced(store)]
     for fault in faults:
         print(f"{fault.message}; {fault.remedy}" if repair else fault.message)
     if not faults:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from batchsweep import __version__
 from batchsweep.arm import Arm
 from batchsweep.config import Config
 from batchsweep.plan.plan import PlanEntry
-from batchsweep.score.export import main_score, records
+from batchsweep.score.records import score_rows
 from batchsweep.store import Store
 
 
@@ -111,18 +112,15 @@ def _is(text: str, arm: Arm) -> bool:
 
 def _scores(store: Store, arm: Arm) -> list[str]:
     """The arm's main scores, task by task."""
-    mine = [
-        r
-        for r in records(store)
-        if (r["key"], r["layer"], r["pooling"]) == (arm.key, arm.layer, arm.pooling)
-    ]
-    if not mine:
+    rows = score_rows(store)
+    at = (rows["key"] == arm.key) & (rows["layer"] == arm.layer) & (rows["pooling"] == arm.pooling)
+    if not at.any():
         return []
     lines = ["## Scores", "", "| task | main score | texts |", "| --- | --- | --- |"]
-    for record in sorted(mine, key=lambda r: str(r["task"])):
-        cap = (record["cap"] or {}).get("max_texts_per_task")
-        texts = "all" if cap is None else f"at most {cap}: not comparable with published scores"
-        lines.append(f"| {record['task']} | {main_score(record):.6f} | {texts} |")
+    for row in rows[at].sort_values("task").itertuples():
+        capped = f"at most {row.max_texts}: not comparable with published scores"
+        texts = "all" if pd.isna(row.max_texts) else capped
+        lines.append(f"| {row.task} | {row.score:.6f} | {texts} |")
     return [*lines, ""]
 
 

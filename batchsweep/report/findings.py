@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from batchsweep.bandit.ledger import Observation, StoreLedger, header_of, observations
 from batchsweep.plan.plan import Plan, PlanEntry, load_plan
-from batchsweep.score.export import counted, main_score, records
+from batchsweep.score.export import counted
+from batchsweep.score.records import score_rows
 from batchsweep.store import GroupStatus, Store
 
 Floats = NDArray[np.float64]
@@ -140,20 +141,20 @@ def read(store: Store) -> Findings:
             strict=True,
         )
     )
-    scored = list(records(store))
+    scored = score_rows(store)
     corpus = store.corpus()
     known = list(corpus.tasks()) if corpus is not None else []
     categories = dict(corpus.attributes.get("categories", {})) if corpus is not None else {}
-    tasks = tuple(dict.fromkeys([*known, *sorted(r["task"] for r in scored)]))
+    tasks = tuple(dict.fromkeys([*known, *sorted(scored["task"].unique())]))
     score_AT = np.full((len(arms), len(tasks)), np.nan)
     seconds_AT = score_AT.copy()
-    places = {(a.model, a.revision, a.layer, a.pooling): i for i, a in enumerate(arms)}
+    places = {(a.entry.key, a.layer, a.pooling): i for i, a in enumerate(arms)}
     columns = {task: i for i, task in enumerate(tasks)}
-    for r in scored:
-        place = places.get((r["model"], r["revision"], r["layer"], r["pooling"]))
+    for r in scored.itertuples():
+        place = places.get((r.key, r.layer, r.pooling))
         if place is not None:
-            score_AT[place, columns[r["task"]]] = main_score(r)
-            seconds_AT[place, columns[r["task"]]] = r["seconds"]
+            score_AT[place, columns[r.task]] = r.score
+            seconds_AT[place, columns[r.task]] = r.seconds
     status = {s.key: s for s in store.status()}
     return Findings(
         plan=plan,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchsweep.errors import StoreError
 from batchsweep.progress import progress
+from batchsweep.score.records import records, score_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,26 +45,13 @@ class Exported:
     """The folder for ``mteb.ResultCache``."""
 
 
-def records(store: Store) -> Iterator[dict[str, Any]]:
-    """The record of each pull that the store keeps (see ``score.Scorer``)."""
-    for path in store.list_json("scores"):
-        record = store.read_json(path)
-        if record is not None:
-            yield record
-
-
-def main_score(record: Mapping[str, Any]) -> float:
-    """A record's main score; NaN where mteb could not define one (a constant embedding).
-
-    The rule for such a score, everywhere: tables and arrays say NaN, which is not the same as not
-    measured; :func:`counted` makes it the 0 that it is in the bandit's means, rewards and ledger.
-    """
-    value = record["main_score"]
-    return math.nan if value is None else float(value)
-
-
 def counted(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Measured scores, any shape, as the bandit counts them: 0 where undefined (NaN)."""
+    """Measured scores, any shape, as the bandit counts them: 0 where undefined (NaN).
+
+    The rule for a score that mteb could not define (a constant embedding), everywhere: tables and
+    arrays say NaN, which is not the same as not measured; in the bandit's means, rewards and ledger
+    it is 0.
+    """
     import numpy as np
 
     return np.where(np.isnan(scores), 0.0, scores)
@@ -76,21 +63,7 @@ def table(store: Store) -> pd.DataFrame:
     ``score`` is missing where mteb gives not-a-number, ``step`` where none is known, ``max_texts``
     where the task was not capped.
     """
-    import pandas as pd
-
-    rows = [
-        {
-            **{name: record.get(name) for name in COLUMNS},
-            "score": main_score(record),
-            "max_texts": (record["cap"] or {}).get("max_texts_per_task"),
-        }
-        for record in records(store)
-    ]
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    frame = frame.astype(
-        {"step": "Int64", "max_texts": "Int64", "score": "float64", "seconds": "float64"}
-    )
-    return frame.sort_values(
+    return score_rows(store)[list(COLUMNS)].sort_values(
         ["model", "step", "revision", "layer", "pooling", "task"], ignore_index=True
     )
 
@@ -112,25 +85,24 @@ def export(store: Store, out: Path) -> Exported:
     from batchsweep.arm import arm_name
     from batchsweep.score.encoder import model_meta
 
-    found = list(records(store))
-    if not found:
+    frame = table(store)
+    if frame.empty:
         raise StoreError(f"{store.url}: no scores yet; run 'batchsweep bandit'")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        frame = table(store)
         frame.to_csv(out / "scores.csv", index=False)
         frame.to_parquet(out / "scores.parquet", index=False)
         cache = ResultCache(out / "mteb")
-        with progress("export", total=len(found), unit="pulls") as bar:
-            for record in found:
-                name = arm_name(record["key"], record["layer"], record["pooling"])
-                meta = model_meta(name, str(record["commit"] or "no_revision_available"))
-                result = TaskResult.from_dict(_with_nan(record["result"]))
+        with progress("export", total=len(frame), unit="pulls") as bar:
+            for record in records(store):
+                name = arm_name(record.key, record.layer, record.pooling)
+                meta = model_meta(name, record.commit or "no_revision_available")
+                result = TaskResult.from_dict(_with_nan(record.document["result"]))
                 cache.save_to_cache(result, meta)
                 bar.advance()
     except OSError as error:
         raise StoreError(f"{out}: can't be written: {error.strerror or error}") from None
-    return Exported(len(found), out / "scores.csv", out / "mteb")
+    return Exported(len(frame), out / "scores.csv", out / "mteb")
 
 
 def _with_nan(result: dict[str, Any]) -> dict[str, Any]:

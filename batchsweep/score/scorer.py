@@ -6,10 +6,8 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 from mteb.results import TaskResult
@@ -20,7 +18,8 @@ from batchsweep.config import CorpusConfig
 from batchsweep.corpus.lookup import CHUNK, TextIndex, prefix_of
 from batchsweep.errors import StoreError, StoreMismatch, UsageError
 from batchsweep.numerics import one_compute_thread
-from batchsweep.score.record import Score
+from batchsweep.score.record import ScoreRecord, path_of
+from batchsweep.score.records import read_record
 from batchsweep.score.vectors import _Vectors
 from batchsweep.store import GroupReader, Store
 from batchsweep.tasks.evaluators import Halves, PreparedTask, prepare, prepare_halves
@@ -34,17 +33,6 @@ RECORD_VERSION = 1
 
 #: Memory for vectors that a task asks for several times, as float32.
 KEPT_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreResult(Score):
-    """One pull, by MTEB: the main score is the mean over splits and subsets.
-
-    Attributes:
-        record: what the store keeps of it: plain JSON values, null for nan.
-    """
-
-    record: dict[str, Any]
 
 
 class Scorer:
@@ -94,7 +82,7 @@ class Scorer:
                 "store.path"
             )
 
-    def score(self, arm: str | Arm, task: str, halves: Halves | None = None) -> ScoreResult:
+    def score(self, arm: str | Arm, task: str, halves: Halves | None = None) -> ScoreRecord:
         """Score one arm on one task, or on two subsets of it.
 
         Args:
@@ -114,30 +102,27 @@ class Scorer:
                 f"{arm.key}#{arm.layer}: which pooling? Add one of "
                 + ", ".join(f"#{p}" for p in reader.poolings)
             )
-        pooling = arm.pooling or reader.poolings[0]
-        path = f"{arm.key}/{arm.layer}-{pooling}/{quote(task, safe='')}.json"
-        if halves is None:
-            path = f"scores/{path}"
-        else:
-            path = f"subsets/{halves.texts}-{halves.seed}/{path}"
+        arm = Arm(arm.key, arm.layer, arm.pooling or reader.poolings[0])
+        folder = "scores" if halves is None else f"subsets/{halves.texts}-{halves.seed}"
+        path = path_of(arm, task, folder)
+        origin = self._origin(reader, task, halves)
         if self._keep:
-            record = self.store.read_json(path)
-            if record is not None and record.get("origin") == self._origin(reader, task, halves):
-                return _from_record(record)
+            kept = read_record(self.store, path)
+            if kept is not None and kept.origin == origin:
+                return kept
         parts = (self._whole(task),) if halves is None else self._parts(task, halves)
         if halves is not None and len(parts) == 1:
             return self.score(arm, task)
-        kept = self._kept_rows(parts, reader)
+        rows = self._kept_rows(parts, reader)
         start = time.perf_counter()
         with self._one_thread():
-            vectors = _Vectors(reader, arm.layer, pooling, kept)
+            vectors = _Vectors(reader, arm, rows)
             scores = [part.evaluate(vectors) for part in parts]
         seconds = time.perf_counter() - start
-        record = self._record(reader, arm.layer, pooling, parts, scores, seconds)
-        record["origin"] = self._origin(reader, task, halves)
+        document = self._document(reader, arm, parts, scores, seconds) | {"origin": origin}
         if self._keep:
-            self.store.write_json(path, record)
-        return _from_record(record)
+            self.store.write_json(path, document)
+        return ScoreRecord.at(path, document, where=self.store.url)
 
     def _reader(self, key: str) -> GroupReader:
         reader = self._readers.get(key)
@@ -211,11 +196,10 @@ class Scorer:
             origin |= {"texts_per_pull": halves.texts, "subset_seed": halves.seed}
         return origin
 
-    def _record(
+    def _document(
         self,
         reader: GroupReader,
-        layer: int,
-        pooling: str,
+        arm: Arm,
         parts: tuple[PreparedTask, ...],
         scores: list[dict[str, dict[str, Any]]],
         seconds: float,
@@ -237,8 +221,8 @@ class Scorer:
             "revision": reader.provenance.get("revision"),
             "step": reader.provenance.get("step"),
             "commit": reader.provenance.get("commit"),
-            "layer": layer,
-            "pooling": pooling,
+            "layer": arm.layer,
+            "pooling": arm.pooling,
             "mteb_version": _mteb_version(),
             "dataset_revision": str(task.metadata.revision),
             "splits": list(task.eval_splits),
@@ -260,21 +244,6 @@ def _mteb_version() -> str:
     return version("mteb")
 
 
-def _from_record(record: dict[str, Any]) -> ScoreResult:
-    halves = None
-    if "halves" in record:
-        one, two = map(_number, record["halves"])
-        halves = (one, two)
-    return ScoreResult(
-        _number(record["main_score"]), float(record["seconds"]), halves, record=record
-    )
-
-
-def _number(value: float | None) -> float:
-    """JSON has no nan."""
-    return math.nan if value is None else float(value)
-
-
 def _plain(value: Any) -> Any:
     """Plain JSON values; JSON has no nan, which becomes null."""
     if isinstance(value, dict):
@@ -286,6 +255,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-# Several processes

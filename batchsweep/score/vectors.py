@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from batchsweep.arm import Arm
 from batchsweep.store import GroupReader
 from batchsweep.tasks.evaluators import Request
 from batchsweep.tasks.evaluators.base import Float32, Rows
@@ -12,9 +13,11 @@ from batchsweep.tasks.evaluators.base import Float32, Rows
 class _Vectors:
     """Gives a prepared task the vectors of one arm: reads only the rows that are asked for."""
 
-    def __init__(self, reader: GroupReader, layer: int, pooling: str, kept: Rows) -> None:
-        self._reader, self._layer, self._pooling = reader, layer, pooling
-        self._kept = reader.read(pooling, layer, kept)
+    def __init__(self, reader: GroupReader, arm: Arm, kept: Rows) -> None:
+        """``arm``: its pooling named."""
+        assert arm.pooling is not None
+        self._reader, self._layer, self._pooling = reader, arm.layer, arm.pooling
+        self._kept = reader.read(arm.pooling, arm.layer, kept)
 
     def different(self, request: Request) -> Float32:
         return self.some(request, slice(None))

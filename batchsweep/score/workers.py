@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from batchsweep.config import Config, CorpusConfig, LocalTask
-from batchsweep.score.scorer import Scorer, ScoreResult
+from batchsweep.score.record import ScoreRecord
+from batchsweep.score.scorer import Scorer
 from batchsweep.store import open_store
 from batchsweep.tasks.evaluators import Halves
 from batchsweep.tasks.resolve import resolve
@@ -37,7 +38,7 @@ class ScoreFunction:
         """The same on whole tasks."""
         return replace(self, halves=None)
 
-    def __call__(self, arm: str, task: str) -> ScoreResult:
+    def __call__(self, arm: str, task: str) -> ScoreRecord:
         return _scorer(self.in_full).score(arm, task, self.halves)
 
 

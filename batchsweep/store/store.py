@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from batchsweep.errors import StoreCorrupt, StoreError
 from batchsweep.store import documents
@@ -16,6 +16,9 @@ from batchsweep.store.group import GroupReader, GroupWriter
 from batchsweep.store.places.local import Blobs, LocalBlobs
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.zarr.format import ZarrFormat
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 FORMATS = ("zarr", "hdf5")
 
@@ -74,7 +77,7 @@ class Store:
 
     def read_jsons(self, paths: Iterable[str]) -> list[Any | None]:
         """:meth:`read_json` of each path, several at a time, in their order."""
-        return self._blobs.map(self.read_json, paths)
+        return self.map(self.read_json, paths)
 
     def write_json(self, path: str, value: Any) -> None:
         """Replace a document at once; when this returns, it is on the disk.
@@ -83,6 +86,27 @@ class Store:
         and leaves out.
         """
         self._blobs.write(path, [documents.encode_checked(value)])
+
+    def read_bytes(self, path: str) -> bytes | None:
+        """What lies beside the documents, such as a table; None if there is nothing."""
+        return self._blobs.read(path)
+
+    def write_bytes(self, path: str, content: bytes) -> None:
+        """Replace it at once."""
+        self._blobs.write(path, [content])
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """``function`` of each item, as many at a time as the place can take, in their order."""
+        return self._blobs.map(function, items)
+
+    def stamps(self, prefix: str) -> dict[str, str]:
+        """Path -> stamp of all documents below ``prefix/``.
+
+        As long as a document's stamp is the same, so are its bytes: on a disk it is size, times of
+        change and inode, on an object store the ETag.
+        """
+        found = self._blobs.stamps(prefix.rstrip("/"))
+        return {path: stamp for path, stamp in found.items() if path.endswith(".json")}
 
     def delete_json(self, path: str) -> None:
         """Remove a document if it is there."""

@@ -23,8 +23,9 @@ from batchsweep.bandit.score_table import ScoreTable
 from batchsweep.cli.main import main
 from batchsweep.config import BanditConfig, CorpusConfig, LocalTask, PullBudget, RewardsConfig
 from batchsweep.errors import UsageError
-from batchsweep.score.export import records, table
+from batchsweep.score.export import table
 from batchsweep.score.record import Score
+from batchsweep.score.records import records
 from batchsweep.score.scorer import Scorer
 from batchsweep.score.workers import ScoreFunction, score_processes
 from batchsweep.store import Store
@@ -56,13 +57,13 @@ def test_a_pull_scores_two_different_parts_of_what_the_whole_task_asks_for(
     halves = Halves(60, seed=3)
     result = scorer.score(f"{KEY}#1", name, halves)
     one, two = scorer._halves[name, halves]
-    assert (one.half, two.half) == (result.record["half"],) * 2
+    assert (one.half, two.half) == (result.document["half"],) * 2
     rows = [[request.rows.tolist() for request in part.requests] for part in (one, two)]
     assert rows[0] != rows[1]
     whole = {row for request in scorer._whole(name).requests for row in request.rows.tolist()}
     assert {row for part in rows for request in part for row in request} <= whole
-    assert result.main_score == pytest.approx(np.mean(result.record["halves"]))
-    assert result.record["half"] == {"texts_per_pull": 60, "seed": 3}
+    assert result.main_score == pytest.approx(np.mean(result.document["halves"]))
+    assert result.document["half"] == {"texts_per_pull": 60, "seed": 3}
 
 
 @pytest.mark.parametrize("name", [*all_tasks()])
@@ -70,9 +71,9 @@ def test_a_small_task_is_scored_whole(store: Store, name: str) -> None:
     scorer = Scorer(store, list(all_tasks().values()), keep=False)
     whole = scorer.score(f"{KEY}#1", name)
     pull = scorer.score(f"{KEY}#1", name, Halves(10_000, seed=0))
-    same = {k: v for k, v in pull.record.items() if k not in ("seconds", "result")}
-    assert same == {k: whole.record[k] for k in same}
-    assert "halves" not in pull.record
+    same = {k: v for k, v in pull.document.items() if k not in ("seconds", "result")}
+    assert same == {k: whole.document[k] for k in same}
+    assert "halves" not in pull.document
 
 
 def test_every_arm_and_process_gets_the_same_examples(tmp_path: Path) -> None:
@@ -93,16 +94,18 @@ def test_every_arm_and_process_gets_the_same_examples(tmp_path: Path) -> None:
     pulls = [(f"{KEY}#{layer}", task.name) for task in tasks for layer in (1, 2)]
     scorer = Scorer(store, resolve(tasks), keep=False)
     # In this order here, in another there: what is drawn hangs on the seed alone.
-    here = {p: scorer.score(*p, halves).record["halves"] for p in pulls}
+    here = {p: scorer.score(*p, halves).document["halves"] for p in pulls}
     other = {
-        p: Scorer(store, resolve(tasks), keep=False).score(*p, Halves(40, seed=5)).record["halves"]
+        p: Scorer(store, resolve(tasks), keep=False)
+        .score(*p, Halves(40, seed=5))
+        .document["halves"]
         for p in pulls
     }
     assert here != other
     score = ScoreFunction(store.url, tuple(tasks), CorpusConfig(), halves)
     with score_processes(2) as processes:
         there = list(processes.map(score, *zip(*pulls[::-1], strict=True)))
-    assert {p: r.record["halves"] for p, r in zip(pulls[::-1], there, strict=True)} == here
+    assert {p: r.document["halves"] for p, r in zip(pulls[::-1], there, strict=True)} == here
 
 
 def test_a_cap_of_the_corpus_and_a_subset_compose(tmp_path: Path) -> None:
@@ -111,11 +114,11 @@ def test_a_cap_of_the_corpus_and_a_subset_compose(tmp_path: Path) -> None:
     store = store_of(tmp_path / "x.zarr", tasks.values(), corpus=corpus)
     scorer = Scorer(store, [all_tasks()[name] for name in tasks], corpus=corpus)
     for name in tasks:
-        record = scorer.score(f"{KEY}#1", name, Halves(40, seed=1)).record
+        record = scorer.score(f"{KEY}#1", name, Halves(40, seed=1)).document
         assert record["cap"] == {"max_texts_per_task": 80, "seed": 3}
         assert record["half"] == {"texts_per_pull": 40, "seed": 1}
         # The whole of the capped task, after its halves: capped again when it is loaded again.
-        assert scorer.score(f"{KEY}#1", name).record["cap"] == record["cap"]
+        assert scorer.score(f"{KEY}#1", name).document["cap"] == record["cap"]
 
 
 def test_halves_leave_the_task_as_it_was() -> None:
@@ -135,9 +138,9 @@ def test_records_of_subsets_are_kept_apart(tmp_path: Path) -> None:
     first = scorer.score(f"{KEY}#1", "sts", Halves(60, seed=1))
     assert list(records(store)) == [] and table(store).empty
     whole = scorer.score(f"{KEY}#1", "sts")
-    assert [r["main_score"] for r in records(store)] == [whole.main_score]
+    assert [r.main_score for r in records(store)] == [whole.main_score]
     again = Scorer(store, tasks)
-    assert again.score(f"{KEY}#1", "sts", Halves(60, seed=1)).record == first.record
+    assert again.score(f"{KEY}#1", "sts", Halves(60, seed=1)).document == first.document
     assert not again._halves and not again._prepared
     other = [Halves(60, seed=2), Halves(80, seed=1)]
     assert len({again.score(f"{KEY}#1", "sts", h).main_score for h in other}) == 2
@@ -270,7 +273,7 @@ def test_measured_noise_of_real_evaluations(tmp_path: Path) -> None:
             noise = SplitHalvesNoise(columns)
             pulls = [scorer.score(f"{KEY}#{n}", kind, Halves(200, seed)) for n in layers]
             for pull in pulls:
-                noise.observe(kind, pull.record["halves"])
+                noise.observe(kind, pull.document["halves"])
             error = np.array([pull.main_score for pull in pulls]) - full
             within.append(float(np.mean(np.abs(error - error.mean()) < 2 * noise.of(kind))))
     assert np.mean(within) > 0.9

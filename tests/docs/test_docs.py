@@ -19,8 +19,10 @@ from architectures import ARCHITECTURES
 from simulated import play, problem_of, surface
 from store_data import KEY, TASKS, block, spec, states, write_corpus, write_group
 
+from batchsweep.arm import Arm
 from batchsweep.bandit.policies import Policy
 from batchsweep.errors import TryAgain
+from batchsweep.score.record import path_of
 from batchsweep.store import create_store, repair, verify
 
 ROOT = Path(__file__).parents[2]
@@ -118,8 +120,8 @@ def test_the_example_of_offline_analysis(
     runpy.run_path(script, run_name="__main__")
     assert "no arm is scored on every task" in capsys.readouterr().out
     for layer in of.layers:
-        for number, task in enumerate(["STSBenchmark", "Bank/77:en", "empty"]):
-            where = f"scores/EleutherAI--pythia-14m/step1000/{layer}-mean/{number}.json"
+        for task in ("STSBenchmark", "Bank/77:en", "empty"):
+            where = path_of(Arm("EleutherAI--pythia-14m/step1000", layer, "mean"), task)
             record = {"main_score": 0.5 - abs(layer - 2) / 10, "task": task, "layer": layer}
             named = {n: of.provenance[n] for n in ("model", "revision", "step")}
             store.write_json(where, {**record, **named, "pooling": "mean", "seconds": 1.0})

@@ -66,10 +66,10 @@ def test_score_is_that_of_the_live_model(scorer: Scorer, name: str) -> None:
     live = live_score(all_tasks()[name])
     result = scorer.score(f"{KEY}#1", name)
     assert result.main_score == pytest.approx(live.get_score(), abs=1e-6, nan_ok=True)
-    assert_same(result.record["result"]["scores"], live.to_dict()["scores"])
-    assert result.record["result"]["task_name"] == name
-    assert result.record["dataset_revision"] == live.dataset_revision
-    assert result.record["mteb_version"] == live.mteb_version
+    assert_same(result.document["result"]["scores"], live.to_dict()["scores"])
+    assert result.document["result"]["task_name"] == name
+    assert result.document["dataset_revision"] == live.dataset_revision
+    assert result.document["mteb_version"] == live.mteb_version
 
 
 def test_tasks_of_common_classes_take_the_shortcut(scorer: Scorer) -> None:
@@ -159,7 +159,7 @@ def test_other_processes_give_the_same_numbers(tmp_path: Path) -> None:
     with score_processes(2) as processes:
         there = list(processes.map(score, *zip(*pulls, strict=True)))
     assert [result.main_score for result in there] == here
-    assert all(result.seconds > 0 and result.record["result"]["scores"] for result in there)
+    assert all(result.seconds > 0 and result.document["result"]["scores"] for result in there)
 
 
 def test_a_pull_is_kept_and_not_scored_again(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_pull_is_kept_and_not_scored_again(tmp_path: Path) -> None:
     store = store_of(tmp_path / "x.zarr", tasks)
     first = Scorer(store, tasks).score(f"{KEY}#1", "sts")
     again = Scorer(store, tasks)
-    assert again.score(f"{KEY}#1", "sts").record == first.record
+    assert again.score(f"{KEY}#1", "sts").document == first.document
     assert not again._prepared
     [path] = store.list_json("scores")
     record = store.read_json(path)
@@ -224,7 +224,7 @@ def test_nan_is_null_in_the_store(tmp_path: Path) -> None:
     with pytest.warns(match="constant"):
         result = Scorer(store, [task]).score(f"{KEY}#1", "flat")
     assert math.isnan(result.main_score)
-    assert result.record["main_score"] is None
+    assert result.document["main_score"] is None
     assert math.isnan(Scorer(store, [task]).score(f"{KEY}#1", "flat").main_score)
 
 
@@ -329,7 +329,7 @@ def test_a_cap_is_a_subset_that_the_result_names(name: str, tmp_path: Path) -> N
     there = store.corpus()
     assert there is not None and there.n_texts <= 40
     result = Scorer(store, [all_tasks()[name]], corpus=corpus).score(f"{KEY}#1", name)
-    assert result.record["cap"] == {"max_texts_per_task": 40, "seed": 3}
+    assert result.document["cap"] == {"max_texts_per_task": 40, "seed": 3}
     # The same subset anywhere: what mteb says of the capped task is what we say.
     capped = all_tasks()[name]
     capped.load_data()
@@ -342,7 +342,7 @@ def test_a_cap_above_the_size_changes_nothing(tmp_path: Path) -> None:
     tasks = local_tasks()
     store = store_of(tmp_path / "x.zarr", tasks, corpus=corpus)
     result = Scorer(store, local_tasks(), corpus=corpus).score(f"{KEY}#1", "sts")
-    assert result.record["cap"] is None
+    assert result.document["cap"] is None
     assert result.main_score == pytest.approx(live_score(local_tasks()[0]).get_score(), abs=1e-6)
 
 
@@ -374,7 +374,7 @@ def test_a_large_reranking_task_is_never_loaded_as_dictionaries(
     corpus = store.corpus()
     assert corpus is not None and "not judged" not in corpus.texts()
     live = live_score(large())
-    assert_same(result.record["result"]["scores"], live.to_dict()["scores"])
+    assert_same(result.document["result"]["scores"], live.to_dict()["scores"])
 
 
 def test_a_cap_of_a_large_reranking_task(large: type, tmp_path: Path) -> None:
@@ -383,7 +383,7 @@ def test_a_cap_of_a_large_reranking_task(large: type, tmp_path: Path) -> None:
     there = store.corpus()
     assert there is not None and there.n_texts <= 30
     result = Scorer(store, [large()], corpus=corpus, keep=False).score(f"{KEY}#1", "Large")
-    assert result.record["cap"] == {"max_texts_per_task": 30, "seed": 1}
+    assert result.document["cap"] == {"max_texts_per_task": 30, "seed": 1}
     assert 0 < result.main_score <= 1
 
 
@@ -396,5 +396,5 @@ def test_halves_of_a_large_reranking_task(large: type, tmp_path: Path) -> None:
     one, two = scorer._halves["Large", halves]
     asked = [sum(len(request) for request in part.requests) for part in (one, two)]
     assert not task.data_loaded and 0 < max(asked) <= 25
-    assert len(result.record["halves"]) == 2
-    assert "halves" not in scorer.score(f"{KEY}#1", "Large", Halves(10_000, seed=1)).record
+    assert len(result.document["halves"]) == 2
+    assert "halves" not in scorer.score(f"{KEY}#1", "Large", Halves(10_000, seed=1)).document

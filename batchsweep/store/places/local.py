@@ -75,6 +75,9 @@ class Blobs(Protocol):
     def walk(self, prefix: str) -> list[str]:
         """Paths of all blobs below ``prefix/``, sorted."""
 
+    def stamps(self, prefix: str) -> dict[str, str]:
+        """Path -> stamp of all blobs below ``prefix/``; a blob with other bytes has another one."""
+
     def clean(self, prefix: str) -> None:
         """Remove what killed writers left of blobs below ``prefix/``; only its one writer may."""
 
@@ -226,6 +229,23 @@ class LocalBlobs:
     def walk(self, prefix: str) -> list[str]:
         top = self.root / prefix
         return sorted(p.relative_to(self.root).as_posix() for p in top.rglob("*") if p.is_file())
+
+    def stamps(self, prefix: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        folders = [prefix]
+        while folders:
+            folder = folders.pop()
+            with contextlib.suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    path = f"{folder}/{entry.name}"
+                    if entry.is_dir():
+                        folders.append(path)
+                    else:
+                        s = entry.stat()
+                        # The time of change of the inode can't be set, and a rename moves it.
+                        stamp = (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
+                        found[path] = "-".join(f"{number:x}" for number in stamp)
+        return found
 
     def clean(self, prefix: str) -> None:
         for name in self.files("tmp"):

@@ -122,6 +122,11 @@ class ObjectBlobs:
             pages = obstore.list(self._store, prefix or None)
             return sorted(entry["path"] for page in pages for entry in page)
 
+    def stamps(self, prefix: str) -> dict[str, str]:
+        with self._errors(prefix):
+            pages = obstore.list(self._store, prefix or None)
+            return {o["path"]: f"{o['size']}-{_stamp(o)}" for page in pages for o in page}
+
     def clean(self, prefix: str) -> None:
         """Nothing to do: a put that doesn't end leaves nothing that a listing shows."""
 
@@ -196,6 +201,11 @@ class ObjectBlobs:
             ) from None
         except BaseError as error:
             raise TryAgain(f"{self.url}: {path}: {_first_line(error)}; try again") from None
+
+
+def _stamp(entry: Any) -> str:
+    """What an object store says of an object's content; of one without ETags, when it was put."""
+    return str(entry.get("e_tag") or entry["last_modified"])
 
 
 def _lease_body() -> bytes:

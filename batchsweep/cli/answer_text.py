@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from batchsweep.arm import Arm
 from batchsweep.bandit.outcome import Outcome
 from batchsweep.bandit.rewards import Floats
 from batchsweep.plan.plan import Plan, PlanEntry
@@ -61,6 +62,6 @@ def _subsets(texts: int, noise: Floats) -> str:
 
 def _named(arm: str, plan: Plan) -> str:
     """An arm with the other names of its weights."""
-    entry: PlanEntry | None = next((e for e in plan.entries if e.key == arm.split("#")[0]), None)
+    entry: PlanEntry | None = next((e for e in plan.entries if e.key == Arm.parse(arm).key), None)
     aliases = entry.checkpoint.aliases if entry is not None else ()
     return arm + (f" (the same weights as {', '.join(aliases)})" if aliases else "")

@@ -118,10 +118,10 @@ def _counted(store: Store) -> CorpusSize | None:
 def _own(task: AbsTask) -> TaskSize:
     """A local task's texts, counted."""
     from batchsweep.config import CorpusConfig
-    from batchsweep.tasks.evaluators import prepare
+    from batchsweep.tasks.evaluators import prepare_task
 
     seen: dict[str, int] = {}
-    for request in prepare(task, CorpusConfig()).requests:
+    for request in prepare_task(task, CorpusConfig()).requests:
         for texts in request.chunks(""):
             seen.update((text, len(text)) for text in texts)
     return TaskSize(task.metadata.name, len(seen), float(sum(seen.values())))

@@ -146,9 +146,9 @@ class _Recorder:
         self._prefix_ids: dict[tuple[str, str], list[int]] = {}
 
     def add(self, task: AbsTask, corpus: CorpusConfig) -> None:
-        from batchsweep.tasks.evaluators import prepare
+        from batchsweep.tasks.evaluators import prepare_task
 
-        prepared = prepare(task, corpus)
+        prepared = prepare_task(task, corpus)
         if prepared.cap is not None:
             self.capped.append(prepared.name)
         mine: list[Rows] = []

@@ -22,7 +22,7 @@ from batchsweep.score.record import ScoreRecord, path_of
 from batchsweep.score.records import read_record
 from batchsweep.score.vectors import _Vectors
 from batchsweep.store import GroupReader, Store
-from batchsweep.tasks.evaluators import Halves, PreparedTask, prepare, prepare_halves
+from batchsweep.tasks.evaluators import Halves, PreparedTask, prepare_halves, prepare_task
 from batchsweep.tasks.evaluators.base import Rows, keep
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Scorer:
 
     def _whole(self, name: str) -> PreparedTask:
         if name not in self._prepared:
-            self._bind(prepared := prepare(self.tasks[name], self._corpus_config))
+            self._bind(prepared := prepare_task(self.tasks[name], self._corpus_config))
             self._prepared[name] = prepared
         return self._prepared[name]
 

@@ -29,7 +29,7 @@ from batchsweep.score.records import records
 from batchsweep.score.scorer import Scorer
 from batchsweep.score.workers import ScoreFunction, score_processes
 from batchsweep.store import Store
-from batchsweep.tasks.evaluators import Halves, prepare, prepare_halves
+from batchsweep.tasks.evaluators import Halves, prepare_halves, prepare_task
 from batchsweep.tasks.local import from_columns
 from batchsweep.tasks.resolve import resolve
 
@@ -125,7 +125,7 @@ def test_halves_leave_the_task_as_it_was() -> None:
     for name in DIVIDED:
         task, fresh = all_tasks()[name], all_tasks()[name]
         prepare_halves(task, None, Halves(60, seed=1))
-        ours, theirs = prepare(task), prepare(fresh)
+        ours, theirs = prepare_task(task), prepare_task(fresh)
         for a, b in zip(ours.requests, theirs.requests, strict=True):
             assert list(a.chunks("")) == list(b.chunks("")), name
             assert np.array_equal(a.which, b.which), name
@@ -285,7 +285,7 @@ def test_a_pull_asks_for_less_of_a_big_task() -> None:
     # time nothing.
     for name in DIVIDED:
         part = slice(0, 1) if name in ("search", "OwnNames") else slice(None)
-        whole = sum(map(len, prepare(all_tasks()[name]).requests[part]))
+        whole = sum(map(len, prepare_task(all_tasks()[name]).requests[part]))
         halves = prepare_halves(all_tasks()[name], None, Halves(40, seed=0))
         assert len(halves) == 2
         asked = sum(len(request) for half in halves for request in half.requests[part])

@@ -243,7 +243,7 @@ def test_another_mteb_scores_by_itself(
     changed = evaluators.Shortcut(**{**vars(sts), "source": "0" * 16})
     monkeypatch.setattr(evaluators, "SHORTCUTS", (changed, *others))
     with caplog.at_level(logging.WARNING):
-        assert evaluators.prepare(local_tasks()[0]).needs_data
+        assert evaluators.prepare_task(local_tasks()[0]).needs_data
     assert "AbsTaskSTS" in caplog.text
 
 
@@ -333,7 +333,7 @@ def test_a_cap_is_a_subset_that_the_result_names(name: str, tmp_path: Path) -> N
     # The same subset anywhere: what mteb says of the capped task is what we say.
     capped = all_tasks()[name]
     capped.load_data()
-    evaluators.prepare(capped, corpus)
+    evaluators.prepare_task(capped, corpus)
     assert result.main_score == pytest.approx(live_score(capped).get_score(), abs=1e-6)
 
 

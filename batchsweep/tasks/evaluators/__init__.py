@@ -1,9 +1,9 @@
 """Prepared tasks: mteb's evaluations with everything done once that doesn't depend on the arm.
 
-:func:`prepare` gives one for any mteb text task. Six classes of tasks (all but a few of MTEB) have
-evaluations of their own here, which call mteb's and sklearn's functions on arrays; everything else
-goes through mteb's own ``evaluate``. The shortcut is taken only for the very code of mteb that it
-was tested against: another version of one of the functions it stands for, or a task that
+:func:`prepare_task` gives one for any mteb text task. Six classes of tasks (all but a few of MTEB)
+have evaluations of their own here, which call mteb's and sklearn's functions on arrays; everything
+else goes through mteb's own ``evaluate``. The shortcut is taken only for the very code of mteb that
+it was tested against: another version of one of the functions it stands for, or a task that
 overrides one, goes through mteb.
 """
 
@@ -178,7 +178,7 @@ def _is_tested(shortcut: Shortcut) -> bool:
     return False
 
 
-def prepare(task: AbsTask, corpus: CorpusConfig | None = None) -> PreparedTask:
+def prepare_task(task: AbsTask, corpus: CorpusConfig | None = None) -> PreparedTask:
     """Read a task's data, cap them if the config says so, and draw its subsets.
 
     The task's random state afterwards is as it was right after its data were loaded.
@@ -200,7 +200,7 @@ def prepare_halves(
     The whole task alone if it asks for no more texts than they take, or can't be divided.
 
     Raises:
-        TryAgain, ConfigError: as :func:`prepare`.
+        TryAgain, ConfigError: as :func:`prepare_task`.
     """
     return _prepare(task, corpus, halves)
 

@@ -4,14 +4,29 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # One constraints file pins every install.
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+# Test processes at a time; each takes the test files one by one.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# What runs on any machine, in minutes.
+HERE := not containers and not browser and not torture
+SEED ?= $(shell date +%j)
 
-.PHONY: demo test lint docs test-browser test-containers k8s torture benchmarks clean
+.PHONY: demo test test-fast test-random lint docs test-browser test-containers k8s torture \
+  benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/batchsweep demo
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -m "not containers and not browser and not torture"
+	$(PYTEST) -m "$(HERE)"
+
+# Without the minutes of whole jobs in processes of their own.
+test-fast: $(VENV)/.installed-test
+	$(PYTEST) -m "$(HERE) and not slow"
+
+# The same in random order; SEED repeats one.
+test-random: $(VENV)/.installed-test
+	$(PYTEST) -m "$(HERE)" --random-order --random-order-seed $(SEED)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

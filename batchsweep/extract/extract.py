@@ -12,7 +12,8 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from importlib.metadata import version
+from typing import Literal
 
 from batchsweep import __version__
 from batchsweep.config import Config
@@ -227,12 +228,7 @@ def _compute_dtype(config: Config) -> str:
     return "float32" if on_cpu else "published"
 
 
-def _versions() -> dict[str, Any]:
-    import torch
-    import transformers
-
-    return {
-        "batchsweep": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+def _versions() -> dict[str, str]:
+    """Of what computes; from the installed packages' metadata, importing none of them."""
+    others = {name: version(name) for name in ("torch", "transformers")}
+    return {"batchsweep": __version__, **others}

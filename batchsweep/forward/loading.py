@@ -6,14 +6,16 @@ import errno
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from batchsweep.checkpoints.weight_files import _weight_files
 from batchsweep.errors import IndexFailed, TryAgain, Unavailable, UsageError
+from batchsweep.forward import gpt_neox
 from batchsweep.forward.architecture import LoadedCheckpoint, describe
 from batchsweep.forward.tensors import left_out, not_floats
 
@@ -47,14 +49,33 @@ def load_checkpoint(
             has no place for, or one that can't be taken apart into layers.
         UsageError: the device isn't there.
     """
-    from transformers import AutoConfig, AutoModel
-
     name = f"{model}@{revision}"
     torch_device = _device(device)
     folder = fetch(model, revision, trust_remote_code=trust_remote_code)
     weights = _weight_files([p.name for p in folder.iterdir()])
     if dtype == "auto" and torch_device.type == "cpu":
         dtype = "float32"
+    network: nn.Module | None = gpt_neox.load(folder, weights, dtype)
+    if network is None:
+        network = _by_transformers(name, folder, weights, dtype, trust_remote_code)
+    network = network.to(torch_device).eval().requires_grad_(False)
+    try:
+        return describe(name, network)
+    except (IndexFailed, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise IndexFailed(
+            f"{name}: {type(network).__name__} with this config.json can't compute three tokens: "
+            f"{_first_line(error)}; is config.json the one that the weights were saved with?"
+        ) from error
+
+
+def _by_transformers(
+    name: str, folder: Path, weights: Sequence[str], dtype: str, trust_remote_code: bool
+) -> nn.Module:
+    """Whatever ``AutoModel`` can load, if all of its tensors are there and are used."""
+    from transformers import AutoConfig, AutoModel
+
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         config.use_cache = False
@@ -106,16 +127,8 @@ def load_checkpoint(
             f"{strange[0][0]} ({strange[0][1]}), and quantised weights aren't supported; use the "
             "checkpoint that they were made from"
         )
-    network = network.to(torch_device).eval().requires_grad_(False)
-    try:
-        return describe(name, network)
-    except (IndexFailed, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise IndexFailed(
-            f"{name}: {type(network).__name__} with this config.json can't compute three tokens: "
-            f"{_first_line(error)}; is config.json the one that the weights were saved with?"
-        ) from error
+    loaded: nn.Module = network.eval()
+    return loaded
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("command", "may_load"),
     [
         ("plan", ""),
-        ("extract --index 0", "scipy torch transformers"),
+        ("extract --index 0", "torch"),
         ("status", ""),
         ("report", "matplotlib pandas pyarrow scipy"),
     ],

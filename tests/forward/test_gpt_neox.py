@@ -1,0 +1,144 @@
+"""GPT-NeoX without transformers: its very bits, and nothing that it isn't sure of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from batchsweep.errors import IndexFailed
+from batchsweep.forward.gpt_neox import load
+from batchsweep.forward.loading import load_checkpoint
+from batchsweep.numerics import one_compute_thread
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 80,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+WEIGHTS = ["model.safetensors"]
+
+
+def saved(folder: Path, *, head: bool = False, **config: Any) -> Path:
+    """A checkpoint with random weights, far from the tiny initial ones."""
+    torch.manual_seed(0)
+    kind = transformers.GPTNeoXForCausalLM if head else transformers.GPTNeoXModel
+    model = kind(transformers.GPTNeoXConfig(**{**SIZES, **config}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
+def edited(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"use_parallel_residual": False, "layer_norm_eps": 1e-3},
+        {"attention_bias": False, "head": True},
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 500,
+                "partial_rotary_factor": 1,
+            }
+        },
+    ],
+    ids=["pythia", "sequential", "no bias, with a head", "all rotated"],
+)
+def test_states_are_transformers_own_to_the_last_bit(
+    config: dict[str, Any], dtype: str, tmp_path: Path
+) -> None:
+    ours = load(saved(tmp_path, **config), WEIGHTS, dtype)
+    assert ours is not None
+    theirs = transformers.AutoModel.from_pretrained(tmp_path, dtype=getattr(torch, dtype)).eval()
+    generator = torch.Generator().manual_seed(1)
+    for shape in [(1, 7), (2, 1), (5, 33), (64, 12)]:
+        ids = torch.randint(0, 61, shape, generator=generator)
+        with torch.inference_mode(), one_compute_thread():
+            got = ours(ids, output_hidden_states=True)
+            want = theirs(ids, output_hidden_states=True)
+        assert got.last_hidden_state.dtype == want.last_hidden_state.dtype
+        assert torch.equal(got.last_hidden_state, want.last_hidden_state)
+        for one, other in zip(got.hidden_states, want.hidden_states, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_config_in_the_words_of_the_first_checkpoints(tmp_path: Path) -> None:
+    saved(tmp_path, rope_parameters={"rope_theta": 500.0, "partial_rotary_factor": 0.5})
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("rope_parameters", "dtype", "attention_bias"):
+        config.pop(name)
+    config |= {"rotary_pct": 0.5, "rotary_emb_base": 500, "torch_dtype": "float16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ours = load(tmp_path, WEIGHTS, "auto")
+    assert ours is not None
+    theirs = transformers.AutoModel.from_pretrained(tmp_path, dtype="auto").eval()
+    ids = torch.arange(20)[None]
+    with torch.inference_mode(), one_compute_thread():
+        got, want = ours(ids).last_hidden_state, theirs(ids).last_hidden_state
+    assert got.dtype == torch.float16 and torch.equal(got, want)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "gpt_neox_japanese"},
+        {"hidden_act": "gelu_fast"},
+        {"a_new_key": 1},
+        {"num_attention_heads": 5},
+        {"num_hidden_layers": "3"},
+        {"quantization_config": {"load_in_8bit": True}},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000, "factor": 2}},
+        {"layer_norm_eps": None},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_config_that_is_not_understood_is_left_to_transformers(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    edited(saved(tmp_path), **changes)
+    assert load(tmp_path, WEIGHTS, "float32") is None
+
+
+@pytest.mark.parametrize("harm", ["missing", "shape", "integers", "beyond", "cut"])
+def test_weights_that_are_not_as_expected_are_left_to_transformers(
+    harm: str, tmp_path: Path
+) -> None:
+    file = saved(tmp_path) / WEIGHTS[0]
+    tensors = load_file(file)
+    name = "layers.1.mlp.dense_4h_to_h.bias"
+    if harm == "missing":
+        del tensors[name]
+    elif harm == "shape":
+        tensors[name] = tensors[name][:-1].clone()
+    elif harm == "integers":
+        tensors[name] = tensors[name].to(torch.int8)
+    elif harm == "beyond":
+        tensors["layers.3.mlp.dense_4h_to_h.bias"] = tensors[name].clone()
+    save_file(tensors, file, metadata={"format": "pt"})
+    if harm == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    assert load(tmp_path, WEIGHTS, "float32") is None
+    with pytest.raises(IndexFailed):
+        load_checkpoint(str(tmp_path), device="cpu")
+
+
+def test_pickled_weights_are_left_to_transformers(tmp_path: Path) -> None:
+    assert load(saved(tmp_path), ["pytorch_model.bin"], "float32") is None

@@ -190,7 +190,9 @@ class GPTNeoX(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.config = shape
-        self.embed_in = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        # Not by its constructor, whose random numbers, on "meta", import the compiler.
+        table_VD = torch.empty(shape.vocab_size, shape.hidden_size)
+        self.embed_in: nn.Embedding = nn.Embedding.from_pretrained(table_VD)  # type: ignore[no-untyped-call]
         self.layers = nn.ModuleList(_Block(shape) for _ in range(shape.num_hidden_layers))
         self.final_layer_norm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
         # On the CPU even where the rest has no memory yet: it is no weight, so nothing loads it.

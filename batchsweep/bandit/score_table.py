@@ -311,7 +311,7 @@ def _is_store(path: str | Path) -> bool:
     if "://" in str(path):
         return True
     path = Path(path)
-    return (path / "zarr.json").exists() or (path / "scores").is_dir() or path.suffix == ".h5"
+    return any((path / name).exists() for name in ("zarr.json", "sweep.h5", "scores"))
 
 
 def _store_frame(url: str) -> pd.DataFrame:

@@ -17,7 +17,7 @@ def command(
     """Copy a store into the other format, value for value.
 
     example:
-      batchsweep convert runs/quick/store.zarr runs/quick/store.h5
+      batchsweep convert runs/quick/store.zarr runs/quick/store-hdf5
     """
     from batchsweep.store import create_store, open_store
     from batchsweep.store.convert import convert
@@ -26,3 +26,5 @@ def command(
     wanted = format or ("hdf5" if store.format == "zarr" else "zarr")
     convert(store, create_store(target, format=wanted))
     print(f"{target}: {wanted}, converted from {store.url}")
+    if wanted == "hdf5":
+        print(f"open {target.rstrip('/')}/sweep.h5 with h5py: it shows the whole store")

@@ -190,7 +190,7 @@ class StoreConfig(Section):
     """Where the embeddings go and in which form."""
 
     path: Annotated[str, Field(min_length=1), AfterValidator(_nameable)] | None = None
-    """Directory or URL. Default: ``runs/<config name>/store.zarr`` (``.h5`` for hdf5)."""
+    """Directory or URL. Default: ``runs/<config name>/store.zarr``, or ``store-hdf5`` there."""
     format: Literal["zarr", "hdf5"] = "zarr"
     dtype: Literal["float16", "float32", "int8"] = "float16"
     """What is stored. A value that float16 can't hold is an error, never an inf."""
@@ -315,7 +315,7 @@ class Config(Section):
         """Where the store is: ``store.path``, or the default below ``runs/``."""
         if self.store.path is not None:
             return self.store.path
-        return f"runs/{self.name}/store.{'zarr' if self.store.format == 'zarr' else 'h5'}"
+        return f"runs/{self.name}/store{'.zarr' if self.store.format == 'zarr' else '-hdf5'}"
 
     @property
     def embedding_digest(self) -> str:

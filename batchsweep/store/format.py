@@ -32,6 +32,8 @@ class Format(Protocol):
     """What Zarr and HDF5 do differently. A group is named by its key, an array by its name."""
 
     name: str
+    #: The version that it writes, and the newest that it reads.
+    newest: int
 
     @property
     def blobs(self) -> Blobs:
@@ -39,6 +41,9 @@ class Format(Protocol):
 
     def create(self) -> None:
         """Make the (empty) root, if it isn't there."""
+
+    def check_writable(self) -> None:
+        """Raise StoreError, with the remedy, where stores of this version are only read."""
 
     def version(self) -> int | None:
         """The format version of the store that is there, or None."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from batchsweep.errors import StoreCorrupt, StoreError
 from batchsweep.store import documents
 from batchsweep.store.corpus import Corpus, CorpusWriter
-from batchsweep.store.format import FORMAT_VERSION, Format, spec_of
+from batchsweep.store.format import Format, spec_of
 from batchsweep.store.group import GroupReader, GroupWriter
 from batchsweep.store.places.local import Blobs, LocalBlobs
 from batchsweep.store.spec import GroupSpec
@@ -154,6 +154,7 @@ class Store:
     def writer(self, key: str, spec: GroupSpec) -> GroupWriter:
         """A writer of one checkpoint's group, to be used as a context manager."""
         _check_key(key)
+        self.backend.check_writable()
         return GroupWriter(self.backend, key, spec)
 
     def reader(self, key: str) -> GroupReader:
@@ -258,16 +259,28 @@ def _format(blobs: Blobs, name: str) -> Format:
 
 
 def _detect(blobs: Blobs) -> Format | None:
-    if blobs.read("zarr.json") is not None:
-        return ZarrFormat(blobs)
-    if "sweep.h5" in blobs.files(""):
-        return _format(blobs, "hdf5")
+    root = blobs.read("zarr.json")
+    if not isinstance(blobs, LocalBlobs):
+        return None if root is None else ZarrFormat(blobs)
+    shown = "sweep.h5" in blobs.files("")
+    if root is not None:
+        return _format(blobs, "hdf5" if shown or b'"hdf5"' in root else "zarr")
+    if shown:
+        from batchsweep.store.hdf5 import version1
+
+        return version1.of(blobs)
     return None
 
 
 def _has_hdf5(blobs: Blobs) -> bool:
-    folders = ["corpus", *(f"checkpoints/{m}" for m in blobs.folders("checkpoints"))]
-    return any(name.endswith(".h5") for folder in folders for name in blobs.files(folder))
+    return isinstance(blobs, LocalBlobs) and (
+        "corpus.h5" in blobs.files("corpus")
+        or any(
+            "checkpoint.h5" in blobs.files(f"checkpoints/{model}/{revision}")
+            for model in blobs.folders("checkpoints")
+            for revision in blobs.folders(f"checkpoints/{model}")
+        )
+    )
 
 
 def _is_damaged(fmt: Format) -> bool:
@@ -281,10 +294,10 @@ def _checked(fmt: Format) -> Store:
     version = fmt.version()
     if version is None:
         raise StoreError(f"{fmt.blobs.url}: there is a {fmt.name} group, but no batchsweep store")
-    if version > FORMAT_VERSION:
+    if version > fmt.newest:
         raise StoreError(
             f"{fmt.blobs.url}: format version {version} is newer than this batchsweep "
-            f"(version {FORMAT_VERSION}); upgrade batchsweep"
+            f"(version {fmt.newest}); upgrade batchsweep"
         )
     return Store(fmt)
 

@@ -183,13 +183,8 @@ def many_checkpoints(folder: Path, format: str, complete: bool) -> None:
                         writer.finish()
                 continue
             first = folder / "many"
-            if format == "zarr":
-                source = first / f"checkpoints/EleutherAI--{model}/step0"
-                shutil.copytree(source, first / f"checkpoints/{key}")
-            else:
-                for kind in ("checkpoints", "metrics"):
-                    source = first / f"{kind}/EleutherAI--{model}/step0.h5"
-                    shutil.copy(source, first / f"{kind}/{key}.h5")
+            source = first / f"checkpoints/EleutherAI--{model}/step0"
+            shutil.copytree(source, first / f"checkpoints/{key}")
     took_open = seconds(lambda: open_store(folder / "many").keys())
     took_status = seconds(lambda: open_store(folder / "many").status())
     groups = open_store(folder / "many").status()

@@ -29,7 +29,7 @@ def test_minimal_config_has_the_documented_defaults():
 def test_default_name_and_store_come_from_the_file(tmp_path):
     path = tmp_path / "my_sweep.yaml"
     path.write_text(MINIMAL + "store: {format: hdf5}\n")
-    assert config.load(path).store_url == "runs/my_sweep/store.h5"
+    assert config.load(path).store_url == "runs/my_sweep/store-hdf5"
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda p: p.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
@@ -16,7 +15,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from store_data import KEY, OTHER, block, make_again, spec, states, tree, write_corpus, write_group
@@ -25,6 +23,7 @@ from batchsweep.errors import StoreCorrupt, StoreError
 from batchsweep.store import Store, create_store, open_store, repair, verify
 
 GROUP = f"checkpoints/{KEY}"
+FORMATS = ("zarr", "hdf5")
 
 #: Of the long campaign, for each format.
 KILLS = int(os.environ.get("TORTURE_KILLS", "300"))
@@ -72,10 +71,15 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-# What is done to a Zarr store, what verify must say, and how many faults it is.
-ZARR_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+def lead(path: Path) -> int:
+    """Where the first chunk of a shard begins."""
+    return 1536 if format_of(path) == "hdf5" else 0
+
+
+# What is done to a store of either format, and what verify must say.
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped bit in a chunk": (
-        lambda p: flip(p / GROUP / "mean/c.0.1.0", 3300),
+        lambda p: flip(p / GROUP / "mean/c.0.1.0", lead(p) + 3300),
         r"step1000: block 1: .*mean/c\.0\.1\.0, layer 2: checksum differs",
     ),
     "flipped bit in a shard's index": (
@@ -131,7 +135,7 @@ ZARR_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "deleted metric": (lambda p: (p / GROUP / "metrics/lidar/c.0").unlink(), "lidar/c.0: missing"),
     "changed text": (
-        lambda p: flip(p / "corpus/text_bytes/c.0", 3),
+        lambda p: flip(p / "corpus/text_bytes/c.0", lead(p) + 3),
         "corpus/text_bytes: .*checksum",
     ),
     "deleted tokens": (
@@ -152,57 +156,67 @@ ZARR_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", ZARR_DAMAGE)
-def test_zarr_damage(name: str, pristine: dict[str, Path], tmp_path: Path) -> None:
-    path = Path(shutil.copytree(pristine["zarr"], tmp_path / "s.zarr"))
-    damage, message = ZARR_DAMAGE[name]
-    damage(path)
-    store = open_store(path)
-    faults = verify(store)
-    assert any(re.search(message, f.message) for f in faults), faults
-    repair(store, faults)
-    assert verify(store) == []
-    assert tree(make_again(path).backend.blobs.root) == tree(pristine["zarr"])
+def other(path: Path, key: str = KEY) -> Path:
+    """Another HDF5 store beside this one, with one group of another type."""
+    store = create_store(path.parent / "other", format="hdf5")
+    write_group(store, key, spec(dtype="float32"))
+    return path.parent / "other"
 
 
-def h5_offset(path: Path, name: str) -> int:
-    import h5py
-
-    with h5py.File(path / f"{GROUP}.h5") as file:
-        return int(file[name].id.get_offset())
-
-
+# The same of what HDF5 stores have besides.
 HDF5_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "flipped bit in a chunk": (
-        lambda p: flip(p / f"{GROUP}.h5", h5_offset(p, "mean") + 250 * 32 + 3300),
-        "block 1: .*mean, block 1, layer 2: checksum differs",
+    "changed head of a shard": (
+        lambda p: flip(p / GROUP / "mean/c.0.1.0", 700),
+        r"mean/c\.0\.1\.0: the head of its HDF5 file is changed",
     ),
-    "flipped bit in a seal": (
-        lambda p: flip(p / f"{GROUP}.h5", h5_offset(p, "seals") + 70),
-        "block 1: its seal is torn",
+    "changed head of a text": (
+        lambda p: flip(p / "corpus/text_bytes/c.0", 700),
+        "corpus/text_bytes: .*checksum",
     ),
-    "cut file": (lambda p: cut(p / f"{GROUP}.h5"), r"step1000\.h5: can't be read as HDF5"),
-    "flipped bit in HDF5's metadata": (lambda p: flip(p / f"{GROUP}.h5", 60), "step1000.h5: "),
-    "deleted file": (
-        lambda p: (p / f"metrics/{KEY}.h5").write_bytes(b""),
-        f"metrics/{KEY}.h5: can",
+    "changed metadata": (
+        lambda p: flip(p / GROUP / "checkpoint.h5", 60),
+        r"step1000/checkpoint\.h5 is missing, torn or changed",
     ),
-    "cut corpus": (lambda p: cut(p / "corpus/corpus.h5"), r"corpus\.h5: can't be read"),
-    "torn plan": (lambda p: cut(p / "plan.json"), r"plan\.json is torn or changed"),
+    "cut metadata": (
+        lambda p: cut(p / GROUP / "checkpoint.h5"),
+        r"checkpoint\.h5 is missing, torn",
+    ),
+    "deleted metadata": (
+        lambda p: (p / GROUP / "checkpoint.h5").unlink(),
+        r"checkpoint\.h5 is missing, torn",
+    ),
+    "another checkpoint's metadata": (
+        lambda p: shutil.copy(other(p) / GROUP / "checkpoint.h5", p / GROUP),
+        r"checkpoint\.h5 is missing, torn",
+    ),
+    "cut corpus": (lambda p: cut(p / "corpus/corpus.h5"), r"corpus/corpus\.h5: torn or changed"),
+    "no link": (
+        lambda p: shutil.copy(other(p, "m/step1") / "sweep.h5", p),
+        r"sweep\.h5 has no link to .*step1000/checkpoint\.h5",
+    ),
 }
+EVERY_DAMAGE = [
+    *(pytest.param(format, *DAMAGE[n], id=f"{format}-{n}") for format in FORMATS for n in DAMAGE),
+    *(pytest.param("hdf5", *HDF5_DAMAGE[n], id=f"hdf5-{n}") for n in HDF5_DAMAGE),
+]
 
 
-@pytest.mark.parametrize("name", HDF5_DAMAGE)
-def test_hdf5_damage(name: str, pristine: dict[str, Path], tmp_path: Path) -> None:
-    path = Path(shutil.copytree(pristine["hdf5"], tmp_path / "s.h5"))
-    damage, message = HDF5_DAMAGE[name]
+@pytest.mark.parametrize(("format", "damage", "message"), EVERY_DAMAGE)
+def test_damage(
+    format: str,
+    damage: Callable[[Path], object],
+    message: str,
+    pristine: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    path = Path(shutil.copytree(pristine[format], tmp_path / pristine[format].name))
     damage(path)
     store = open_store(path)
     faults = verify(store)
     assert any(re.search(message, f.message) for f in faults), faults
     repair(store, faults)
     assert verify(store) == []
-    assert tree(make_again(path, "hdf5").backend.blobs.root) == tree(pristine["hdf5"])
+    assert tree(make_again(path, format).backend.blobs.root) == tree(pristine[format])
 
 
 def test_damage_at_random_places(path: Path, pristine: dict[str, Path]) -> None:
@@ -211,7 +225,7 @@ def test_damage_at_random_places(path: Path, pristine: dict[str, Path]) -> None:
     chance = random.Random(0)
     whole = tree(pristine[format])
     for _ in range(15):
-        victim = path / chance.choice(sorted(whole))
+        victim = path / chance.choice(sorted(name for name, body in whole.items() if body))
         kind = chance.choice(["flip", "cut", "delete"])
         if kind == "flip":
             flip(victim, chance.randrange(victim.stat().st_size))
@@ -225,22 +239,17 @@ def test_damage_at_random_places(path: Path, pristine: dict[str, Path]) -> None:
             faults = []
         else:
             gone = kind == "delete" and victim.suffix == ".json" and victim.name != "zarr.json"
-            unused = format == "hdf5" and kind == "flip"
-            assert faults or gone or unused or tree(path) == whole, (kind, victim)
+            assert faults or gone or tree(path) == whole, (kind, victim)
         store = open_store(path, repair_root=True)
         repair(store, verify(store))
         assert verify(store) == [], (kind, victim)
         make_again(path, format)
-        if tree(path) != whole:
-            # A flip in bytes that nothing reads (HDF5's spare space) stays; it harms nothing.
-            assert unused, (kind, victim)
-            victim.write_bytes(whole[victim.relative_to(path).as_posix()])
+        assert tree(path) == whole, (kind, victim)
 
 
 def test_repair_leaves_what_is_sound(path: Path) -> None:
     store = open_store(path)
-    flip_at = path / (f"{GROUP}/mean/c.0.1.0" if path.suffix == ".zarr" else f"{GROUP}.h5")
-    flip(flip_at, 3300 if path.suffix == ".zarr" else h5_offset(path, "mean") + 250 * 32 + 3300)
+    flip(path / f"{GROUP}/mean/c.0.1.0", lead(path) + 3300)
     faults = verify(store)
     assert [(f.kind, f.key, f.block) for f in faults] == [("block", KEY, 1)]
     with pytest.raises(StoreCorrupt, match="checksum differs"):
@@ -287,8 +296,7 @@ def test_nan_by_another_writer_is_found(tmp_path: Path) -> None:
 
 def test_a_group_that_is_gone_is_told_from_one_never_begun(path: Path) -> None:
     whole = tree(path)
-    folder = path / GROUP
-    shutil.rmtree(folder) if folder.is_dir() else folder.with_suffix(".h5").unlink()
+    shutil.rmtree(path / GROUP)
     store = open_store(path)
     faults = verify(store)
     assert [(f.kind, f.key) for f in faults] == [("group", KEY)]
@@ -300,18 +308,10 @@ def test_a_group_that_is_gone_is_told_from_one_never_begun(path: Path) -> None:
 
 
 def content(path: Path) -> dict[str, object]:
-    """What readers see of all files: arrays and values, whatever lies between them."""
+    """What readers see of all files: of a document, its values."""
     found: dict[str, object] = {}
     for name, body in tree(path).items():
-        if name.endswith(".json"):
-            found[name] = json.loads(body)
-        elif name.endswith(".h5"):
-            with h5py.File(io.BytesIO(body)) as file:
-                arrays = [item for item in file.values() if isinstance(item, h5py.Dataset)]
-                found |= {f"{name}{a.name}": np.asarray(a[()]).tobytes() for a in arrays}
-                found |= {f"{name}@{n}": str(v) for n, v in file.attrs.items()}
-        else:
-            found[name] = body
+        found[name] = json.loads(body) if name.endswith(".json") else body
     return found
 
 
@@ -342,35 +342,23 @@ def test_thousands_of_flipped_bits_are_found(path: Path) -> None:
     flips(path, 10 * KILLS, seed=1)
 
 
-def test_a_group_of_all_blocks_is_not_taken_for_complete(tmp_path: Path) -> None:
-    # One flipped bit of HDF5's flag, after the last block and before the metrics.
-    store = create_store(tmp_path / "s", format="hdf5")
-    of = spec()
-    with store.writer(KEY, of) as writer:
-        for number in range(of.blocks):
-            writer.write_block(number, block(states(of), of.block_rows(number)))
-    file = tmp_path / "s" / f"{GROUP}.h5"
-    with h5py.File(file) as there:
-        at = there["complete"].id.get_offset()
-    stored = bytearray(file.read_bytes())
-    stored[at] ^= 1
-    file.write_bytes(stored)
-    assert not store.reader(KEY).complete
-    write_group(store, KEY, of)
-    assert store.reader(KEY).complete and verify(store) == []
-
-
-def test_a_damaged_root_is_named_and_written_again(path: Path) -> None:
-    root = path / ("zarr.json" if path.suffix == ".zarr" else "sweep.h5")
+@pytest.mark.parametrize(
+    ("format", "name"), [("zarr", "zarr.json"), ("hdf5", "zarr.json"), ("hdf5", "sweep.h5")]
+)
+def test_a_damaged_root_is_named_and_written_again(
+    format: str, name: str, pristine: dict[str, Path], tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(pristine[format], tmp_path / "s"))
+    root = path / name
     whole = root.read_bytes()
     cut(root)
-    with pytest.raises(StoreCorrupt, match=root.name):
+    with pytest.raises(StoreCorrupt, match=name):
         open_store(path)
     assert verify(open_store(path, repair_root=True)) == [] and root.read_bytes() == whole
     root.unlink()
-    with pytest.raises(StoreError, match="no store there"):
+    with pytest.raises(StoreError, match=r"no store there|sweep\.h5: missing"):
         open_store(path)
-    open_store(path, repair_root=True)
+    assert open_store(path, repair_root=True).format == format
     assert root.read_bytes() == whole
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batchsweep.store import open_store, verify
+from batchsweep.errors import StoreError
+from batchsweep.store import Fault, convert, create_store, open_store, repair, verify
 
 DATA = Path(__file__).parents[1] / "data"
 KEY = "EleutherAI--pythia-14m/step1000"
@@ -28,6 +29,16 @@ def test_version_1(name: str, tmp_path: Path) -> None:
     assert corpus.rows_of("STS").tolist() == [0, 2] and corpus.attributes == {"seed": 42}
     assert corpus.tokens("t/1")[0].tolist() == [1, 2, 3]
     assert store.read_json("plan.json") == {"entries": [1]}
+    if store.format == "hdf5":
+        # Of this one, the format on disk is no longer written.
+        with pytest.raises(StoreError, match=r"'batchsweep convert .*\.h5 NEW --format hdf5'"):
+            store.writer(KEY, reader.spec)
+        with pytest.raises(StoreError, match="version 1 is read and no longer written"):
+            repair(store, [Fault("block", "", key=KEY, block=0)])
+        new = create_store(tmp_path / "new", format="hdf5")
+        convert(store, new)
+        store = new
+        np.testing.assert_array_equal(store.reader(KEY).read("mean", 2), values[1])
     # An extraction that an older version began goes on.
     begun = store.reader("EleutherAI--pythia-14m/int8")
     with store.writer(begun.key, begun.spec) as writer:

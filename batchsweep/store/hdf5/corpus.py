@@ -1,94 +1,55 @@
-"""The corpus as one HDF5 file."""
+"""The corpus of an HDF5 store: Zarr's, each chunk in a shard of its own that is an HDF5 file."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
-from batchsweep.store import documents
-from batchsweep.store.format import corrupt_at
-from batchsweep.store.places.local import LocalBlobs, store_error
+from batchsweep.store.hdf5 import files
 from batchsweep.store.values import Array
+from batchsweep.store.zarr import v3
+from batchsweep.store.zarr.corpus import ZarrSink, ZarrSource
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 PATH = "corpus/corpus.h5"
-# A chunk is the least that an array takes.
-_CHUNK_BYTES = 64 << 10
 
 
-class Hdf5Sink:
-    """Appends to a temporary file, which takes its real name at ``commit``."""
+class Hdf5Sink(ZarrSink):
+    """Adds the file that shows all arrays."""
 
-    def __init__(self, blobs: LocalBlobs) -> None:
-        blobs.delete(PATH)
-        blobs.clean("corpus")
-        self._blobs = blobs
-        self._temporary = blobs.temporary(PATH)
-        self._file = h5py.File(self._temporary, "w", libver=("v110", "v110"), locking=False)
+    sharded = True
 
-    def append(self, name: str, values: Array) -> None:
-        if name not in self._file:
-            row = values.dtype.itemsize * int(np.prod(values.shape[1:], dtype=int))
-            self._file.create_dataset(
-                name,
-                shape=(0, *values.shape[1:]),
-                maxshape=(None, *values.shape[1:]),
-                chunks=(max(1, _CHUNK_BYTES // row), *values.shape[1:]),
-                dtype=values.dtype,
-                fletcher32=True,
-            )
-        if len(values):
-            dataset = self._file[name]
-            end = len(dataset)
-            try:
-                dataset.resize(end + len(values), axis=0)
-                dataset[end:] = values
-            except OSError as error:
-                raise store_error(error, self._blobs.url, PATH) from None
+    def further_documents(self, attributes: dict[str, Any]) -> dict[str, bytes]:
+        return {PATH: files.corpus(attributes)}
 
-    def commit(self, attributes: dict[str, Any]) -> None:
-        # A data set, since an attribute holds 64 KiB at most; of fixed length, since damage to the
-        # heap, where other strings lie, can make HDF5 loop for ever.
-        self._file["attributes"] = np.bytes_(documents.encode_checked(attributes))
-        try:
-            self._file.close()
-            self._blobs.into_place(self._temporary, PATH)
-        except OSError as error:
-            raise store_error(error, self._blobs.url, PATH) from None
-
-    def close(self) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+    def encoded(self, values: Array, chunk: tuple[int, ...]) -> list[Buffer]:
+        body, checksum = v3.encode_chunk(values, chunk)
+        length = memoryview(body).nbytes + v3.CRC_BYTES
+        index = v3.shard_index([length], files.LEAD)
+        return [files.head_of_one(chunk, values.dtype), body, checksum, index]
 
 
-class Hdf5Source:
-    """Reads slices; HDF5 verifies the checksums (fletcher32)."""
+class Hdf5Source(ZarrSource):
+    """Reads the chunks; HDF5's own metadata are looked at by their checksums alone."""
 
-    def __init__(self, blobs: LocalBlobs, attributes: dict[str, Any]) -> None:
-        self._blobs = blobs
-        self.attributes = attributes
+    sharded = True
 
-    def read(self, name: str, start: int, stop: int) -> Array:
-        try:
-            with h5py.File(self._blobs.root / PATH, "r", locking=False) as file:
-                values: Array = file[name][start:stop]
-        except (OSError, KeyError, RuntimeError, TypeError) as error:
-            raise corrupt_at(self._blobs, f"{PATH}, {name}", f"can't be read ({error})") from None
-        return values
+    def decoded(
+        self, stored: bytes, chunk: tuple[int, ...], dtype: np.dtype[np.generic], where: str
+    ) -> Array:
+        end = len(stored) - v3.shard_index_bytes(1)
+        index = v3.shard_index([max(end - files.LEAD, 0)], files.LEAD)
+        if not files.is_whole_head(stored[: files.LEAD]) or stored[end:] != index:
+            raise v3.damaged(where)
+        return v3.decode_chunk(stored[files.LEAD : end], chunk, dtype, where=where)
 
     def metadata_faults(self) -> list[tuple[str, str]]:
-        """None: HDF5 verifies its metadata as it opens the file."""
-        return []
-
-
-def read_attributes(blobs: LocalBlobs) -> dict[str, Any] | None:
-    """The corpus's attributes; None if there is no complete corpus."""
-    if "corpus.h5" not in blobs.files("corpus"):
-        return None
-    try:
-        with h5py.File(blobs.root / PATH, "r", locking=False) as file:
-            attributes: dict[str, Any] = documents.decode_checked(file["attributes"][()])
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise corrupt_at(blobs, PATH, f"can't be read ({error})") from None
-    return attributes
+        faults = super().metadata_faults()
+        stored = self._blobs.read(PATH)
+        if stored is None or not files.shows_corpus(stored, self.attributes):
+            what = "missing" if stored is None else "torn or changed"
+            faults.append((PATH.removeprefix("corpus/"), what))
+        return faults

@@ -1,109 +1,270 @@
-"""HDF5 files that are made whole, and whose metadata a checksum of ours covers.
+"""HDF5 files as bytes, made in memory.
 
-HDF5 checks its object headers, but neither what an attribute keeps in the file's heap nor small
-arrays. Once made, such a file changes only inside its reserved arrays: so one checksum of all the
-other bytes tells whether anything else changed.
+The HDF5 library never writes to a disk here: what it does on a full one is to crash. Nor does it
+read: a file of a stranger may name files elsewhere, and a damaged one can make it loop for ever.
+What these files show is stored beside them, in Zarr's documents and chunks, and read from there.
 """
 
 from __future__ import annotations
 
+import io
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import h5py
 import numpy as np
 
-from batchsweep.store.format import corrupt_at
-from batchsweep.store.places.local import LocalBlobs
-from batchsweep.store.zarr.v3 import crc32c
+from batchsweep.store import documents
+from batchsweep.store.format import Float64
+from batchsweep.store.spec import GroupSpec
+from batchsweep.store.values import stored_dtype
+from batchsweep.store.zarr.format import chunk_shape
+from batchsweep.store.zarr.v3 import CRC_BYTES, chunk_key, crc32c
 
-#: Version 1.10 of the file format has checksums on object headers.
-LIBVER = ("v110", "v110")
-_CHECKSUM = "metadata_crc32c"
-_PIECE = 1 << 20
-
-
-@contextmanager
-def opened(blobs: LocalBlobs, path: str) -> Iterator[h5py.File]:
-    """The file, to be read.
-
-    Raises:
-        StoreCorrupt: it, or what is done with it, makes no sense.
-    """
-    try:
-        with h5py.File(blobs.root / path, "r", locking=False) as file:
-            yield file
-    except (OSError, KeyError, RuntimeError, TypeError) as error:
-        # h5py's ways to say that bytes make no sense.
-        raise corrupt_at(blobs, path, f"can't be read as HDF5 ({error})") from None
+#: Bytes of a shard before its first chunk: the metadata that make an HDF5 file of it.
+LEAD = 1536
+#: The data set in a shard: a row for each chunk and the crc32c after it.
+_IN_SHARD = "chunks"
+#: Version 1.10 of the file format: its metadata have checksums.
+_LIBVER = ("v110", "v110")
+#: After the HDF5 file: crc32c of what it was made from, and of all bytes so far.
+_TAIL_BYTES = 2 * CRC_BYTES
 
 
-def make(blobs: LocalBlobs, path: str, fill: Callable[[h5py.File], None]) -> None:
-    """Replace the file by a new one that ``fill`` fills, durably and at once."""
-    with blobs.replacing(path) as temporary:
-        with h5py.File(temporary, "w", libver=LIBVER, locking=False) as file:
-            fill(file)
-            reserve(file, _CHECKSUM, (1,), np.dtype("<u4"))
-        with h5py.File(temporary, "r", locking=False) as file:
-            places = _reserved(file)
-        checksum = _checksum(temporary, places)
-        with temporary.open("r+b", buffering=0) as raw:
-            raw.seek(places[_CHECKSUM][0])
-            raw.write(struct.pack("<I", checksum))
+def head(spec: GroupSpec, name: str) -> bytes:
+    """What comes before the chunks in a shard of a group's array."""
+    return _head(_shard_shape(spec, name), stored_dtype(spec.dtype, name))
 
 
-def reserve(
-    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]
+def head_of_one(chunk: tuple[int, ...], dtype: np.dtype[np.generic]) -> bytes:
+    """What comes before the chunk in a shard of a single one."""
+    return _head(chunk, dtype)
+
+
+def is_whole_head(head: bytes) -> bool:
+    """Whether a shard's head is as it was written."""
+    return len(head) == LEAD and head[-CRC_BYTES:] == _crc(head[:-CRC_BYTES])
+
+
+def checkpoint(attributes: dict[str, Any], metrics: dict[str, Float64]) -> bytes:
+    """A group's arrays, each joined from its shards, with coordinates, attributes and metrics."""
+    spec = GroupSpec.from_json(attributes, source="checkpoint.h5")
+
+    def fill(file: h5py.File) -> None:
+        # Not as a string of any length: damage to the heap, where such lie, has no checksum.
+        file.attrs["spec"] = np.bytes_(documents.encode(spec.to_json()))
+        file.attrs["complete"] = attributes["complete"]
+        for name, value in sorted(spec.provenance.items()):
+            if isinstance(value, str | int | float):
+                file.attrs[name] = value
+        layer = _scale(file, "layer", np.asarray(spec.layers, np.int64))
+        text = _scale(file, "text", np.arange(spec.texts, dtype=np.int32))
+        for name in spec.arrays:
+            array = _joined_blocks(file, spec, name)
+            for axis, scale in enumerate([layer, text]):
+                array.dims[axis].label = ("layer", "text")[axis]
+                array.dims[axis].attach_scale(scale)
+            if array.ndim == 3:
+                array.dims[2].label = "hidden"
+        group = file.create_group("metrics")
+        for name, values in sorted(metrics.items()):
+            metric = group.create_dataset(name, data=values)
+            metric.dims[0].label = "layer"
+            metric.dims[0].attach_scale(layer)
+
+    return _with_tail(_image(fill), _source(attributes, metrics))
+
+
+def shows_checkpoint(
+    stored: bytes, attributes: dict[str, Any], metrics: dict[str, Float64]
+) -> bool:
+    """Whether a file is whole, and the one that :func:`checkpoint` made from just this."""
+    return _is_made_from(stored, _source(attributes, metrics))
+
+
+def corpus(attributes: dict[str, Any]) -> bytes:
+    """The corpus's arrays, each joined from its chunks."""
+
+    def fill(file: h5py.File) -> None:
+        # A data set, since an attribute holds 64 KiB at most.
+        file["attributes"] = np.bytes_(documents.encode(attributes))
+        for name, entry in attributes["arrays"].items():
+            folder, _, last = name.rpartition("/")
+            at = file.require_group(folder) if folder else file
+            shape, rows = tuple(entry["shape"]), entry["chunk_rows"]
+            parts = []
+            for number in range(-(-shape[0] // rows)):
+                start = number * rows
+                parts.append(
+                    _Part(
+                        path=f"{name}/{chunk_key(number, *[0] * (len(shape) - 1))}",
+                        shape=(rows, *shape[1:]),
+                        taken=(min(rows, shape[0] - start), *shape[1:]),
+                        start=(start, *[0] * (len(shape) - 1)),
+                        count=(min(rows, shape[0] - start), *shape[1:]),
+                    )
+                )
+            _virtual(at, last, shape, np.dtype(entry["dtype"]), parts)
+
+    return _with_tail(_image(fill), documents.encode(attributes))
+
+
+def shows_corpus(stored: bytes, attributes: dict[str, Any]) -> bool:
+    """Whether a file is whole, and the one that :func:`corpus` made from just this."""
+    return _is_made_from(stored, documents.encode(attributes))
+
+
+def root(version: int, files: dict[str, str]) -> bytes:
+    """The store as one tree: external links, and the paths that they lead to."""
+
+    def fill(file: h5py.File) -> None:
+        file.attrs["batchsweep_format"] = version
+        for name, path in files.items():
+            folder, _, last = name.rpartition("/")
+            # Named, since HDF5 dates the groups that it makes on the way to a link.
+            at = file.require_group(folder) if folder else file
+            at[last] = h5py.ExternalLink(path, "/")
+        file.require_group("checkpoints")
+
+    return _with_tail(_image(fill), b"")
+
+
+def has_tail(stored: bytes) -> bool:
+    """Whether a file of several arrays is as it was written."""
+    return len(stored) > _TAIL_BYTES and stored[-CRC_BYTES:] == _crc(stored[:-CRC_BYTES])
+
+
+def has_link(stored: bytes, path: str) -> bool:
+    """Whether there is a link to a path in what :func:`root` made."""
+    # HDF5 keeps a link's path as it is, between zeros.
+    return b"\0" + path.encode() + b"\0" in stored
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a joined array takes from one file."""
+
+    path: str
+    #: Of the file's data set, and what is taken of it, from its first element.
+    shape: tuple[int, ...]
+    taken: tuple[int, ...]
+    #: Where that comes in the joined array.
+    start: tuple[int, ...]
+    count: tuple[int, ...]
+
+
+def _joined_blocks(file: h5py.File, spec: GroupSpec, name: str) -> h5py.Dataset:
+    vector = (spec.hidden,) if name in spec.poolings else ()
+    layers, width = len(spec.layers), int(np.prod(vector, dtype=int))
+    parts = []
+    for block in range(spec.blocks):
+        rows = spec.block_rows(block)
+        texts = rows.stop - rows.start
+        parts.append(
+            _Part(
+                path=f"{name}/{chunk_key(0, block, *[0] * len(vector))}",
+                shape=_shard_shape(spec, name),
+                taken=(layers, texts * width),
+                start=(0, rows.start, *[0] * len(vector)),
+                count=(layers, texts, *vector),
+            )
+        )
+    shape = (layers, spec.texts, *vector)
+    return _virtual(file, name, shape, stored_dtype(spec.dtype, name), parts)
+
+
+def _virtual(
+    at: h5py.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+    parts: Iterable[_Part],
 ) -> h5py.Dataset:
-    """A contiguous data set whose space is set aside now and filled later (until then: zeros)."""
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_layout(h5py.h5d.CONTIGUOUS)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    properties.set_obj_track_times(False)
-    space = h5py.h5s.create_simple(shape)
-    kind = h5py.h5t.py_create(dtype, logical=True)
-    return h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=properties))
+    """An array joined from others; where their files are missing, NaN, or 0 if it holds integers.
 
-
-def check_metadata(blobs: LocalBlobs, path: str) -> None:
-    """Nothing but reserved arrays has changed since the file was made.
-
-    Raises:
-        StoreCorrupt: something has.
+    h5py's own way, ``create_virtual_dataset``, would date it.
     """
-    with opened(blobs, path) as file:
-        if _CHECKSUM not in file:
-            # Made by a version before this checksum.
-            return
-        wanted, places = int(file[_CHECKSUM][0]), _reserved(file)
-        if _checksum(blobs.root / path, places) != wanted:
-            raise corrupt_at(blobs, path, "its metadata are changed")
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_obj_track_times(False)
+    properties.set_fill_value(np.asarray(np.nan if dtype.kind == "f" else 0, dtype))
+    for part in parts:
+        # In these names, % begins a pattern.
+        path = part.path.replace("%", "%%").encode()
+        source = _selected(part.shape, (0,) * len(part.shape), part.taken)
+        target = _selected(shape, part.start, part.count)
+        properties.set_virtual(target, path, _IN_SHARD.encode(), source)
+    kind = h5py.h5t.py_create(dtype, logical=True)
+    space = h5py.h5s.create_simple(shape)
+    return h5py.Dataset(h5py.h5d.create(at.id, name.encode(), kind, space, dcpl=properties))
 
 
-def _reserved(file: h5py.File) -> dict[str, tuple[int, int]]:
-    """First byte and size of each reserved array."""
-    there = (n for n in file if isinstance(file.get(n, getlink=True), h5py.HardLink))
-    found = {n: file[n].id for n in there if isinstance(file[n], h5py.Dataset)}
-    return {
-        name: (array.get_offset(), array.get_storage_size())
-        for name, array in found.items()
-        if array.get_create_plist().get_fill_time() == h5py.h5d.FILL_TIME_NEVER
-    }
+def _selected(
+    shape: tuple[int, ...], start: tuple[int, ...], count: tuple[int, ...]
+) -> h5py.h5s.SpaceID:
+    space = h5py.h5s.create_simple(shape)
+    space.select_hyperslab(start, count)
+    return space
 
 
-def _checksum(path: Path, places: dict[str, tuple[int, int]]) -> int:
-    checksum = position = 0
-    with path.open("rb") as raw:
-        for start, size in [*sorted(places.values()), (path.stat().st_size, 0)]:
-            raw.seek(position)
-            while position < start:
-                piece = raw.read(min(_PIECE, start - position))
-                if not piece:
-                    break
-                checksum = crc32c(piece, checksum)
-                position += len(piece)
-            position = start + size
-    return checksum
+def _scale(file: h5py.File, name: str, values: np.ndarray[Any, Any]) -> h5py.Dataset:
+    scale = file.create_dataset(name, data=values)
+    scale.make_scale(name)
+    return scale
+
+
+def _shard_shape(spec: GroupSpec, name: str) -> tuple[int, int]:
+    """A row for each layer: its chunk, and the values that the bytes of its crc32c would be."""
+    values = int(np.prod(chunk_shape(spec, name)))
+    return len(spec.layers), values + CRC_BYTES // stored_dtype(spec.dtype, name).itemsize
+
+
+@lru_cache(maxsize=64)
+def _head(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> bytes:
+    """The start of an HDF5 file with one contiguous array; its values are never in memory."""
+
+    def fill(file: h5py.File) -> None:
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_layout(h5py.h5d.CONTIGUOUS)
+        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        properties.set_obj_track_times(False)
+        kind = h5py.h5t.py_create(dtype, logical=True)
+        space = h5py.h5s.create_simple(shape)
+        array = h5py.h5d.create(file.id, _IN_SHARD.encode(), kind, space, dcpl=properties)
+        if array.get_offset() != LEAD:
+            raise AssertionError(f"HDF5 put the chunks at {array.get_offset()}, not at {LEAD}")
+
+    # Two object headers, each at a multiple of a third of the head, then the values.
+    stored = _image(fill, alignment_threshold=1, alignment_interval=LEAD // 3)
+    stored = stored.ljust(LEAD - CRC_BYTES, b"\0")
+    return stored + _crc(stored)
+
+
+def _image(fill: Callable[[h5py.File], None], **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver=_LIBVER, **options) as file:
+        fill(file)
+
+    return buffer.getvalue()
+
+
+def _source(attributes: dict[str, Any], metrics: dict[str, Float64]) -> bytes:
+    """What a checkpoint's file is made from."""
+    values = [name.encode() + metrics[name].tobytes() for name in sorted(metrics)]
+    return documents.encode(attributes) + b"".join(values)
+
+
+def _is_made_from(stored: bytes, source: bytes) -> bool:
+    return has_tail(stored) and stored[-_TAIL_BYTES:-CRC_BYTES] == _crc(source)
+
+
+def _with_tail(image: bytes, source: bytes) -> bytes:
+    stored = image + _crc(source)
+    return stored + _crc(stored)
+
+
+def _crc(body: bytes) -> bytes:
+    return struct.pack("<I", crc32c(body))

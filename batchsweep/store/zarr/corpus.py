@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from batchsweep.store.format import corrupt_at
 from batchsweep.store.places.local import Blobs
 from batchsweep.store.values import Array
 from batchsweep.store.zarr import v3
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 #: Bytes of one chunk of a long array.
 CHUNK_BYTES = 4 << 20
@@ -25,6 +28,9 @@ _DIMENSIONS = {
 
 class ZarrSink:
     """Buffers each array up to a chunk, writes chunks as they fill, and metadata at the end."""
+
+    #: Whether each chunk lies in a shard of its own.
+    sharded = False
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
@@ -58,22 +64,34 @@ class ZarrSink:
             if len(rest):
                 self._write_chunk(name, rest, rows)
             arrays[name]["chunk_rows"] = rows
-        for path, stored in _documents(arrays).items():
+        documents = _documents(arrays, sharded=self.sharded) | self.further_documents(attributes)
+        for path, stored in documents.items():
             self._blobs.write(path, [stored])
         self._blobs.write("corpus/zarr.json", [v3.group(attributes)])
 
     def close(self) -> None:
         self._pending.clear()
 
+    def further_documents(self, attributes: dict[str, Any]) -> dict[str, bytes]:
+        """What the format has besides Zarr's documents, by path."""
+        return {}
+
+    def encoded(self, values: Array, chunk: tuple[int, ...]) -> list[Buffer]:
+        """The parts of a chunk's file."""
+        return v3.encode_chunk(values, chunk)
+
     def _write_chunk(self, name: str, values: Array, rows: int) -> None:
         number = self._written.get(name, 0)
         self._written[name] = number + 1
         path = f"corpus/{name}/{v3.chunk_key(number, *[0] * (values.ndim - 1))}"
-        self._blobs.write(path, v3.encode_chunk(values, (rows, *values.shape[1:])))
+        self._blobs.write(path, self.encoded(values, (rows, *values.shape[1:])))
 
 
 class ZarrSource:
     """Reads chunks and keeps the last one of each array: reads tend to go on where they ended."""
+
+    #: As of the sink.
+    sharded = False
 
     def __init__(self, blobs: Blobs, attributes: dict[str, Any]) -> None:
         self._blobs = blobs
@@ -97,7 +115,7 @@ class ZarrSource:
             if stored is None:
                 raise corrupt_at(self._blobs, path, "missing")
             where = f"{self._blobs.url}: {path}"
-            return v3.decode_chunk(stored, (rows, *inner), dtype, where=where)
+            return self.decoded(stored, (rows, *inner), dtype, where)
 
         chunks = self._blobs.map(chunk, numbers)
         self._last[name] = (numbers[-1], chunks[-1])
@@ -105,9 +123,15 @@ class ZarrSource:
         base = numbers[0] * rows
         return joined[start - base : stop - base]
 
+    def decoded(
+        self, stored: bytes, chunk: tuple[int, ...], dtype: np.dtype[np.generic], where: str
+    ) -> Array:
+        """The values in a chunk's file."""
+        return v3.decode_chunk(stored, chunk, dtype, where=where)
+
     def metadata_faults(self) -> list[tuple[str, str]]:
         faults = []
-        documents = _documents(self.attributes["arrays"])
+        documents = _documents(self.attributes["arrays"], sharded=self.sharded)
         documents["corpus/zarr.json"] = v3.group(self.attributes)
         for path, wanted in documents.items():
             stored = self._blobs.read(path)
@@ -129,16 +153,17 @@ def read_attributes(blobs: Blobs) -> dict[str, Any] | None:
     return attributes if attributes.get("complete") is True else None
 
 
-def _documents(arrays: dict[str, Any]) -> dict[str, bytes]:
+def _documents(arrays: dict[str, Any], *, sharded: bool) -> dict[str, bytes]:
     """``zarr.json`` of every node below ``corpus``, by path."""
     documents = {}
     for name, entry in arrays.items():
-        inner = tuple(entry["shape"][1:])
+        chunk = (entry["chunk_rows"], *entry["shape"][1:])
         last = name.rsplit("/", 1)[-1]
         documents[f"corpus/{name}/zarr.json"] = v3.array(
             tuple(entry["shape"]),
             np.dtype(entry["dtype"]),
-            (entry["chunk_rows"], *inner),
+            chunk,
+            shard=chunk if sharded else None,
             dimensions=_DIMENSIONS.get(last, (f"{last}_row",)),
         )
         parts = name.split("/")[:-1]

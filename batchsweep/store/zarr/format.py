@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -33,13 +33,22 @@ class ZarrFormat:
     """See FORMAT.md, "Zarr"."""
 
     name = "zarr"
+    newest = FORMAT_VERSION
+    #: What the root says besides the version.
+    root_attributes: ClassVar[dict[str, Any]] = {}
+    #: Bytes of a shard that come before its chunks.
+    lead = 0
 
     def __init__(self, blobs: Blobs) -> None:
         self.blobs = blobs
 
     def create(self) -> None:
         self._write("checkpoints/zarr.json", v3.group({}))
-        self._write("zarr.json", v3.group({"batchsweep_format": FORMAT_VERSION}))
+        root = {"batchsweep_format": self.newest, **self.root_attributes}
+        self._write("zarr.json", v3.group(root))
+
+    def check_writable(self) -> None:
+        return
 
     def version(self) -> int | None:
         attributes = self._group_attributes("zarr.json")
@@ -78,8 +87,7 @@ class ZarrFormat:
         for name, stored in _array_documents(spec).items():
             self._write(f"{folder}/{name}/zarr.json", stored)
         # Last: a group is there once its own document is.
-        attributes = {**spec.to_json(), "complete": False, "metric_count": 0}
-        self._write(f"{folder}/zarr.json", v3.group(attributes))
+        self.write_attributes(key, {**spec.to_json(), "complete": False, "metric_count": 0})
         self._write_if_absent(_note(key), b"")
 
     def mark(self, key: str, spec: GroupSpec, *, complete: bool) -> None:
@@ -90,9 +98,7 @@ class ZarrFormat:
             "complete": complete,
             "metric_count": len(metrics.get("names", ())),
         }
-        path = f"{self.folder(key)}/zarr.json"
-        members = _members(spec, metrics) if complete else None
-        self._write(path, v3.group(attributes, members))
+        self.write_attributes(key, attributes, _members(spec, metrics) if complete else None)
         if complete:
             # A kill between making the group and noting it.
             self._write_if_absent(_note(key), b"")
@@ -107,18 +113,19 @@ class ZarrFormat:
     def write_array(
         self, key: str, spec: GroupSpec, name: str, block: int, layers: Iterable[Array]
     ) -> bytes:
-        chunk = _chunk(spec, name)
+        chunk = chunk_shape(spec, name)
         lengths: list[int] = []
         checksums: list[bytes] = []
 
         def parts() -> Iterator[Buffer]:
+            yield self.head(spec, name)
             for values in layers:
                 body, checksum = v3.encode_chunk(values[None], chunk, spec.compression)
                 lengths.append(memoryview(body).nbytes + v3.CRC_BYTES)
                 checksums.append(bytes(checksum))
                 yield body
                 yield checksum
-            yield v3.shard_index(lengths)
+            yield v3.shard_index(lengths, self.lead)
 
         self.blobs.write(self._shard(key, spec, name, block), parts())
         return b"".join(checksums)
@@ -133,7 +140,7 @@ class ZarrFormat:
         space: memoryview[int] | None = None,
     ) -> Iterator[Array]:
         path = self._shard(key, spec, name, block)
-        chunk = _chunk(spec, name)
+        chunk = chunk_shape(spec, name)
         dtype = stored_dtype(spec.dtype, name)
         where = f"{self.blobs.url}: {path}, layer {spec.layers[layer]}"
         rows = spec.block_rows(block)
@@ -149,7 +156,7 @@ class ZarrFormat:
         piece = piece_bytes(size // chunk[1])
         if space is None or len(space) != size:
             space = np.empty(min(piece, size), np.uint8).data
-        start = layer * (size + v3.CRC_BYTES)
+        start = self.lead + layer * (size + v3.CRC_BYTES)
         seen = checksum = 0
         sound = False
         for part in self.blobs.pieces(path, start, size, piece, space, v3.CRC_BYTES):
@@ -170,7 +177,7 @@ class ZarrFormat:
         self, key: str, spec: GroupSpec, name: str, block: int
     ) -> Iterator[tuple[Array, bytes]]:
         path = self._shard(key, spec, name, block)
-        chunk, dtype = _chunk(spec, name), stored_dtype(spec.dtype, name)
+        chunk, dtype = chunk_shape(spec, name), stored_dtype(spec.dtype, name)
         rows = spec.block_rows(block)
         for layer, (start, length) in enumerate(self._index(path, spec).tolist()):
             stored = self.blobs.read_range(path, start, length)
@@ -185,7 +192,8 @@ class ZarrFormat:
     def checksums(self, key: str, spec: GroupSpec, name: str, block: int) -> bytes:
         path = self._shard(key, spec, name, block)
         if spec.compression == "none":
-            ends = [(n + 1) * _chunk_bytes(spec, name) for n in range(len(spec.layers))]
+            size = _chunk_bytes(spec, name)
+            ends = [self.lead + (n + 1) * size for n in range(len(spec.layers))]
         else:
             ends = [int(start + length) for start, length in self._index(path, spec).tolist()]
         ranges = [(end - v3.CRC_BYTES, v3.CRC_BYTES) for end in ends]
@@ -263,7 +271,7 @@ class ZarrFormat:
         absent = set()
         for name in spec.arrays:
             sizes = self.blobs.files(f"{self.folder(key)}/{name}")
-            whole = len(spec.layers) * _chunk_bytes(spec, name)
+            whole = self.lead + len(spec.layers) * _chunk_bytes(spec, name)
             whole += v3.shard_index_bytes(len(spec.layers))
             for block in range(spec.blocks):
                 size = sizes.get(_shard_key(spec, name, block))
@@ -359,6 +367,16 @@ class ZarrFormat:
         where = f"{self.blobs.url}: {path}"
         return v3.parse_shard_index(stored, len(spec.layers), where=where)
 
+    def write_attributes(
+        self, key: str, attributes: dict[str, Any], members: dict[str, bytes] | None = None
+    ) -> None:
+        """Write the group's own document."""
+        self._write(f"{self.folder(key)}/zarr.json", v3.group(attributes, members))
+
+    def head(self, spec: GroupSpec, name: str) -> bytes:
+        """The ``lead`` bytes."""
+        return b""
+
     def _shard(self, key: str, spec: GroupSpec, name: str, block: int) -> str:
         return f"{self.folder(key)}/{name}/{_shard_key(spec, name, block)}"
 
@@ -396,7 +414,7 @@ def _array_documents(spec: GroupSpec) -> dict[str, bytes]:
         for name, (values, dimensions) in coordinates.items()
     }
     for name in spec.arrays:
-        chunk = _chunk(spec, name)
+        chunk = chunk_shape(spec, name)
         # The convention by which xarray takes an array for a coordinate.
         attributes = {"coordinates": "step"} if "step" in coordinates else {}
         if spec.dtype == "int8" and name in spec.poolings:
@@ -449,13 +467,13 @@ def _coordinates(spec: GroupSpec) -> dict[str, tuple[Array, tuple[str, ...]]]:
     return coordinates
 
 
-def _chunk(spec: GroupSpec, name: str) -> tuple[int, ...]:
+def chunk_shape(spec: GroupSpec, name: str) -> tuple[int, ...]:
     return (1, spec.chunk_texts, spec.hidden) if name in spec.poolings else (1, spec.chunk_texts)
 
 
 def _chunk_bytes(spec: GroupSpec, name: str) -> int:
     """Stored size of a chunk that isn't compressed."""
-    values = int(np.prod(_chunk(spec, name)))
+    values = int(np.prod(chunk_shape(spec, name)))
     return values * stored_dtype(spec.dtype, name).itemsize + v3.CRC_BYTES
 
 

@@ -189,9 +189,9 @@ def crc32c(body: bytes | memoryview[int], before: int = 0) -> int:
     return castagnoli.crc32c(body, before)
 
 
-def shard_index(lengths: list[int]) -> bytes:
-    """The index at a shard's end: chunks lie in order, without gaps, from the first byte."""
-    ends = np.cumsum(lengths, dtype=np.uint64)
+def shard_index(lengths: list[int], lead: int = 0) -> bytes:
+    """The index at a shard's end: chunks lie in order, without gaps, after ``lead`` bytes."""
+    ends = np.cumsum(lengths, dtype=np.uint64) + np.uint64(lead)
     pairs = np.stack([ends - np.asarray(lengths, np.uint64), np.asarray(lengths, np.uint64)], 1)
     body = pairs.astype("<u8").tobytes()
     return body + struct.pack("<I", crc32c(body))

@@ -16,9 +16,6 @@ def command(
         str | None,
         typer.Option(metavar="NAME", help="estimate the time on this GPU (default: h100)"),
     ] = None,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="measure this machine's speed first")
-    ] = False,
     json_output: AsJson = False,
 ) -> None:
     """Show arms, indexes, sizes and times of a sweep; changes nothing.
@@ -30,7 +27,7 @@ def command(
     from batchsweep.config import load
     from batchsweep.plan.preview import plan_and_costs
 
-    found, costs = plan_and_costs(load(config), gpu=gpu, calibrated=calibrate)
+    found, costs = plan_and_costs(load(config), gpu=gpu)
     if json_output:
         print(json.dumps({"plan": found.to_json(), "costs": costs.to_json()}, indent=1))
     else:

@@ -72,8 +72,6 @@ def _totals(plan: Plan, costs: Estimate) -> str:
         ),
         ("pulls", f"{pulls}; budget {costs.budget}"),
     ]
-    if costs.machine_seconds is not None:
-        rows.insert(7, ("", f"about {duration(costs.machine_seconds)} here ({costs.machine})"))
     return table_text([Column(""), Column("", prose=True)], rows, header=False, width=line_width())
 
 

@@ -7,7 +7,6 @@ within a few per cent for storage once the corpus is counted.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +52,6 @@ class EntryEstimate:
     flops: float
     gpu_seconds: float
     """On the chosen GPU: the slower of computing and writing, with start and download."""
-    machine_seconds: float | None
-    """The same on the machine that was calibrated."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +72,6 @@ class Estimate:
     size: CorpusSize
     corpus_bytes: int
     gpu: str
-    machine: str | None
-    """What was calibrated: its name and speed; None: nothing was."""
     arms: int
     exhaustive_pulls: int
     budget: str
@@ -103,11 +98,6 @@ class Estimate:
     def gpu_seconds(self) -> float:
         return sum(e.gpu_seconds for e in self.entries)
 
-    @property
-    def machine_seconds(self) -> float | None:
-        seconds = [e.machine_seconds for e in self.entries]
-        return None if None in seconds else float(sum(s for s in seconds if s is not None))
-
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
@@ -116,7 +106,6 @@ class Estimate:
             "download_bytes": self.download_bytes,
             "flops": self.flops,
             "gpu_seconds": self.gpu_seconds,
-            "machine_seconds": self.machine_seconds,
         }
 
 
@@ -126,8 +115,6 @@ def estimate(
     size: CorpusSize,
     *,
     gpu: str | None = None,
-    speeds: Mapping[int, float] | None = None,
-    machine: str | None = None,
 ) -> Estimate:
     """Add up what a plan costs.
 
@@ -136,8 +123,6 @@ def estimate(
         config: the one that the plan was made from.
         size: texts and tokens, from :func:`~batchsweep.corpus.size.corpus_size`.
         gpu: a name of :data:`GPUS`.
-        speeds: hidden size -> measured FLOP/s of this machine (see ``calibrate``).
-        machine: what ``speeds`` were measured on.
 
     Raises:
         UsageError: an unknown GPU.
@@ -145,7 +130,7 @@ def estimate(
     gpu = (gpu or DEFAULT_GPU).lower()
     if gpu not in GPUS:
         raise UsageError(f"unknown GPU '{gpu}'; valid: {', '.join(GPUS)}")
-    entries = tuple(_entry(e, config, size, GPUS[gpu], speeds) for e in plan.entries)
+    entries = tuple(_entry(e, config, size, GPUS[gpu]) for e in plan.entries)
     arms = len(plan.arms())
     tasks = len(size.tasks) + len(size.unknown)
     budget = config.bandit.budget_text(tasks)
@@ -160,7 +145,6 @@ def estimate(
             characters + 24 * size.texts + tokenizers * 4 * (size.tokens + size.texts)
         ),
         gpu=gpu,
-        machine=machine,
         arms=arms,
         exhaustive_pulls=arms * tasks,
         budget=budget,
@@ -170,30 +154,19 @@ def estimate(
     )
 
 
-def _entry(
-    entry: PlanEntry,
-    config: Config,
-    size: CorpusSize,
-    peak: float,
-    speeds: Mapping[int, float] | None,
-) -> EntryEstimate:
+def _entry(entry: PlanEntry, config: Config, size: CorpusSize, peak: float) -> EntryEstimate:
     checkpoint, shape = entry.checkpoint, entry.shape
     stored = stored_bytes(entry, config, size.texts)
     # Without an audit: two bytes a parameter, as most suites publish.
     download = 0 if checkpoint.local else checkpoint.size or 2 * shape.parameters
     flops = shape.flops(size.tokens, size.mean_length)
-    start = START_SECONDS + download / DOWNLOAD_RATE
-
-    def seconds(speed: float) -> float:
-        return start + max(flops / speed, stored / WRITE_RATE)
-
+    computing = flops / (peak * utilisation(entry.hidden))
     return EntryEstimate(
         key=entry.key,
         store_bytes=stored,
         download_bytes=download,
         flops=flops,
-        gpu_seconds=seconds(peak * utilisation(entry.hidden)),
-        machine_seconds=seconds(speeds[entry.hidden]) if speeds else None,
+        gpu_seconds=START_SECONDS + download / DOWNLOAD_RATE + max(computing, stored / WRITE_RATE),
     )
 
 
@@ -219,14 +192,12 @@ def _savings(plan: Plan, config: Config, size: CorpusSize, gpu: str) -> tuple[Sa
     None for a sweep that is small anyway.
     """
     found: list[Saving] = []
-    now = sum(_entry(e, config, size, GPUS[gpu], None).store_bytes for e in plan.entries)
+    now = sum(_entry(e, config, size, GPUS[gpu]).store_bytes for e in plan.entries)
     if now < _GIB:
         return ()
 
     def consider(change: str, other: Config, other_size: CorpusSize) -> None:
-        entries = [
-            _entry(_relayered(e, other), other, other_size, GPUS[gpu], None) for e in plan.entries
-        ]
+        entries = [_entry(_relayered(e, other), other, other_size, GPUS[gpu]) for e in plan.entries]
         stored = sum(e.store_bytes for e in entries)
         if stored < 0.9 * now:
             flops = sum(e.flops for e in entries)

@@ -21,15 +21,12 @@ from batchsweep.store import Store, open_store
 logger = logging.getLogger(__name__)
 
 
-def plan_and_costs(
-    config: Config, *, gpu: str | None = None, calibrated: bool = False
-) -> tuple[Plan, Estimate]:
+def plan_and_costs(config: Config, *, gpu: str | None = None) -> tuple[Plan, Estimate]:
     """The store's frozen plan, or the one that the config would give, and what it costs.
 
     Args:
         config: the sweep.
         gpu: see :data:`batchsweep.plan.estimate.GPUS`.
-        calibrated: measure this machine's speed first.
 
     Raises:
         ConfigError: an unknown task or model, a layer that isn't there.
@@ -40,13 +37,7 @@ def plan_and_costs(
     plan = _frozen(store, config) if store is not None else None
     if plan is None:
         plan = make_plan(config, nominal(config))
-    size = corpus_size(config, store)
-    if not calibrated:
-        return plan, estimate(plan, config, size, gpu=gpu)
-    from batchsweep.plan.calibrate import calibrate
-
-    speeds, machine = calibrate(plan, config, size)
-    return plan, estimate(plan, config, size, gpu=gpu, speeds=speeds, machine=machine)
+    return plan, estimate(plan, config, corpus_size(config, store), gpu=gpu)
 
 
 def _store_there(config: Config) -> Store | None:

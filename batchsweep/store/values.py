@@ -21,8 +21,7 @@ INT8_MAX_ERROR = 0.05
 # From here on, rounding to nearest gives inf (65504 is the largest finite float16, steps of 32).
 _FLOAT16_OVERFLOW = 65520.0
 
-_CAST_AT_ONCE = 16384
-# Of more values at once, torch would start threads; readers have theirs.
+#: Of more values at once, torch would start threads; readers and writers have theirs.
 _TORCH_GRAIN = 32768
 
 _STORED: dict[str, np.dtype[np.generic]] = {
@@ -63,21 +62,19 @@ def encode(
     if dtype == "int8":
         return _quantise(np.asarray(vectors, np.float32), where, first_row)
     if dtype == "float16" and vectors.dtype == np.float32:
-        return _half(vectors), None
+        source = np.require(vectors, requirements=["C", "W"])
+        half = np.empty(vectors.shape, _STORED["float16"])
+        if not _torch_cast(source, half):
+            np.copyto(half, source, casting="same_kind")
+        return half, None
     return np.ascontiguousarray(vectors, dtype=_STORED[dtype]), None
 
 
 def decode(stored: Array, scale: Float32 | None, out: npt.NDArray[np.floating]) -> None:
     """Fill ``out`` [text, hidden] from the stored array (and the scales [text] of int8)."""
-    # numpy casts float16 value by value. torch is four times as fast, but takes seconds to import:
-    # it is used where it is there already, as in the bandit.
-    torch = sys.modules.get("torch")
     widens = stored.dtype == np.float16 and out.dtype == np.float32
-    if torch and widens and stored.flags.writeable and out.flags.c_contiguous:
-        source, target = (torch.from_numpy(a.reshape(-1)) for a in (stored, out))
-        for into, of in zip(target.split(_TORCH_GRAIN), source.split(_TORCH_GRAIN), strict=True):
-            into.copy_(of)
-    else:
+    plain = stored.flags.writeable and stored.flags.c_contiguous and out.flags.c_contiguous
+    if not (widens and plain and _torch_cast(stored, out)):
         np.copyto(out, stored, casting="same_kind")
     if scale is not None:
         out *= scale[:, None]
@@ -88,36 +85,19 @@ def as_bytes(values: Array) -> memoryview[int]:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
-def _half(vectors: npt.NDArray[np.floating]) -> Array:
-    """``vectors.astype(np.float16)`` of finite float32 in range, four times as fast.
+def _torch_cast(source: Array, target: Array) -> bool:
+    """Fill ``target`` with ``source`` by torch, both contiguous; False where it was never imported.
 
-    Rounds to nearest, ties to even, on the bits, a cache's worth at a time: numpy casts them one
-    by one.
+    numpy casts float16 value by value. torch rounds the same and is eight times as fast, but takes
+    seconds to import: it is used where it is there already, as in an extraction and the bandit.
     """
-    flat = np.ascontiguousarray(vectors).reshape(-1).view(np.uint32)
-    out = np.empty(flat.shape, np.uint16)
-    for start in range(0, len(flat), _CAST_AT_ONCE):
-        bits = flat[start : start + _CAST_AT_ONCE]
-        size = bits & np.uint32(0x7FFFFFFF)
-        # Add half of the last place that stays (less one bit, unless that place is odd), drop the
-        # 13 places below it, and go from the one exponent's bias (127) to the other's (15).
-        half = size >> np.uint32(13)
-        half &= np.uint32(1)
-        half += size
-        half -= np.uint32(0x38000000 - 0xFFF)
-        half >>= np.uint32(13)
-        small = size < np.uint32(0x38800000)
-        if small.any():
-            # Float16's subnormals are multiples of 2^-24; so are all float32 from 0.5 to 1.
-            sums = size.view(np.float32)
-            sums += np.float32(0.5)
-            size -= np.uint32(0x3F000000)
-            np.copyto(half, size, where=small)
-        np.right_shift(bits, 16, out=size)
-        size &= np.uint32(0x8000)
-        half |= size
-        np.copyto(out[start : start + _CAST_AT_ONCE], half, casting="unsafe")
-    return out.view("<f2").reshape(vectors.shape)
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    flat = (torch.from_numpy(a.reshape(-1)) for a in (source, target))
+    for of, into in zip(*(t.split(_TORCH_GRAIN) for t in flat), strict=True):
+        into.copy_(of)
+    return True
 
 
 def _quantise(vectors: Float32, where: str, first_row: int) -> tuple[Array, Float32]:

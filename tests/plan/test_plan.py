@@ -525,19 +525,6 @@ def test_the_table_names_what_was_skipped_and_merged(suite):
     assert "1 revision serves the weights of main: step5" in text
 
 
-def test_calibration_measures_this_machine(suite, monkeypatch):
-    from batchsweep.plan import calibrate as module
-
-    wanted = local(suite, "main", embedding={"device": "cpu"})
-    plan = planned(wanted)
-    monkeypatch.setattr(module, "SECONDS", 0.1)
-    speeds, machine = module.calibrate(plan, wanted, MILLION)
-    assert set(speeds) == {32} and 1e6 < speeds[32] < 1e13
-    assert "float32" in machine
-    costs = estimate(plan, wanted, MILLION, speeds=speeds, machine=machine)
-    assert costs.machine_seconds and f"here ({machine})" in plan_table(plan, costs)
-
-
 # The command
 
 

@@ -23,7 +23,6 @@ from batchsweep.tasks.evaluators.base import (
     values,
 )
 from batchsweep.tasks.evaluators.caps import stratified
-from batchsweep.tasks.evaluators.minibatch_kmeans import labels_of
 from batchsweep.tasks.evaluators.split_halves import DOCUMENTS_PER_LABEL, Half
 
 Indices = npt.NDArray[np.int64]
@@ -101,7 +100,7 @@ def _clustering(
                     n_init=1,
                     random_state=task.seed,
                 )
-                assigned = labels_of(model, matrix, index[documents])
+                assigned = model.fit(matrix[index[documents]]).labels_
                 for name, metric in (
                     ("v_measure", v_measure_score),
                     ("ami", adjusted_mutual_info_score),
@@ -151,7 +150,8 @@ def _legacy_clustering(
                 compute_labels=True,
                 random_state=LEGACY_SEED,
             )
-            found.append(v_measure_score(labels, labels_of(model, *fetch.indexed(request))))
+            matrix, index = fetch.indexed(request)
+            found.append(v_measure_score(labels, model.fit(matrix[index]).labels_))
         return {
             "v_measure": np.mean(found),
             "v_measure_std": np.std(found),

@@ -68,14 +68,17 @@ class Fault:
     """Something that goes wrong for the next ``times`` requests that match."""
 
     kind: str
-    """``status``: answer ``status``; ``slow``: wait ``seconds`` first; ``cut``: close the
-    connection half-way through the body; ``hang up``: close it without an answer."""
+    """``status``: answer ``status``; ``slow``: wait ``seconds`` first; ``drip``: and between any
+    two bytes of the body; ``cut``: close the connection half-way through the body; ``hang up``:
+    close it without an answer."""
     path: str = ""
     """Regular expression searched in ``METHOD /path?query``."""
     times: int = 1
     status: int = 500
     retry_after: int | None = None
     seconds: float = 0.0
+    says: str = ""
+    """The message in the header of an error."""
 
 
 class HubServer:
@@ -83,6 +86,8 @@ class HubServer:
 
     def __init__(self, port: int = 0) -> None:
         self.repos: dict[str, Repo] = {}
+        self.datasets: dict[str, str] = {}
+        """Data set -> "" for one that all may read, "GatedRepo" for one that is gated."""
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         """``METHOD /path?query`` of every request, in order of arrival."""
@@ -184,6 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, request: str) -> None:
         fault = self.server_hub.fault(request)
         self.cut = fault is not None and fault.kind == "cut"
+        self.pause = fault.seconds if fault is not None and fault.kind == "drip" else 0.0
         if fault is not None and fault.kind == "slow":
             time.sleep(fault.seconds)
         elif fault is not None and fault.kind == "hang up":
@@ -191,11 +197,14 @@ class _Handler(BaseHTTPRequestHandler):
             return
         elif fault is not None and fault.kind == "status":
             headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+            if fault.says:
+                headers["X-Error-Message"] = fault.says
             self._send(fault.status, b'{"error": "planted"}', headers)
             return
         url = urlsplit(self.path)
         # A slash inside a revision comes quoted, so that a revision is one part of the path.
         for pattern, answer in (
+            (r"/api/datasets/(?P<path>.+)/auth-check", self._data_set),
             (r"/api/models/(?P<repo>.+?)/refs", self._refs),
             (r"/api/models/(?P<repo>.+?)/revision/(?P<revision>[^/]+)", self._info),
             (r"/api/models/(?P<repo>.+?)/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", self._tree),
@@ -209,6 +218,13 @@ class _Handler(BaseHTTPRequestHandler):
                 answer(parse_qs(url.query), **found)
                 return
         self._error(404, "EntryNotFound", url.path)
+
+    def _data_set(self, query: dict, path: str) -> None:
+        code = self.server_hub.datasets.get(path, "RepoNotFound")
+        if code:
+            self._error(404 if code == "RepoNotFound" else 403, code, path)
+        else:
+            self._json({})
 
     def _refs(self, query: dict, repo: str) -> None:
         if repo not in self.server_hub.repos:
@@ -334,7 +350,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: len(body) // 2])
             self.close_connection = True
             return
-        self.wfile.write(body)
+        for piece in (body[i : i + 1] for i in range(len(body))) if self.pause else [body]:
+            self.wfile.write(piece)
+            time.sleep(self.pause)
 
 
 def sha256(content: bytes) -> str:

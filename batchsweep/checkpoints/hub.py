@@ -2,6 +2,9 @@
 
 Two requests answer everything about a repo's revision, and neither downloads weights. What belongs
 to a commit never changes, so it is cached for ever; refs are asked each time.
+
+huggingface_hub's own back-off waits in each thread for itself, without a patience that they share:
+eight threads of an audit would ask a busy Hub eight times as often. So it is not used.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from batchsweep.progress import duration
 logger = logging.getLogger(__name__)
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: What the Hub answers to a token that is wrong, or may not read what is asked for.
+REFUSED = frozenset({401, 403})
 #: Files that an audit needs to know of: weights, shape, tokenizer.
 _WANTED = re.compile(
     r"(model|pytorch_model)[^/]*\.(safetensors|bin)|config\.json|tokenizer[^/]*|vocab\.\w+"
@@ -43,7 +48,7 @@ class Hub:
     """Asks the Hub at ``HF_ENDPOINT`` with the user's token; usable from several threads.
 
     Args:
-        timeout: seconds that one request may take.
+        timeout: seconds that one request may take, to the last byte of its answer.
         attempts: requests for one answer, the first included.
         patience: seconds to wait in all, in this process, for a Hub that is busy.
     """
@@ -157,7 +162,7 @@ class Hub:
             absent_ok: None for a revision or file that is not there, instead of an error.
             may_be_broken: the text itself where it isn't JSON: it is a user's file, not the Hub's.
         """
-        from huggingface_hub import constants, get_session
+        from huggingface_hub import constants
         from huggingface_hub.errors import (  # type: ignore[attr-defined]
             GatedRepoError,
             HFValidationError,
@@ -165,7 +170,6 @@ class Hub:
             RepositoryNotFoundError,
         )
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            build_hf_headers,
             hf_raise_for_status,
             validate_repo_id,
         )
@@ -185,12 +189,7 @@ class Hub:
             with self._lock:
                 self.requests += 1
             try:
-                response = get_session().get(
-                    constants.ENDPOINT + path,
-                    headers=build_hf_headers(),
-                    timeout=self._timeout,
-                    follow_redirects=True,
-                )
+                response = answer(path, seconds=self._timeout)
                 if response.status_code in _RETRIED:
                     reason = f"status {response.status_code}"
                     self._back_off(attempt, _asked_wait(response.headers), reason)
@@ -214,6 +213,11 @@ class Hub:
                 self._back_off(attempt, None, reason)
             except (HTTPError, OSError) as error:
                 status = getattr(getattr(error, "response", None), "status_code", None)
+                if status in REFUSED:
+                    raise ConfigError(
+                        f"models: {constants.ENDPOINT} refuses access to '{repo}' (status "
+                        f"{status}): set HF_TOKEN to a valid token that may read it"
+                    ) from None
                 if status is not None and status not in _RETRIED:
                     raise TryAgain(f"{repo}: {constants.ENDPOINT} said {_line(error)}") from None
                 reason = _line(error)
@@ -258,6 +262,40 @@ class Hub:
         with self._lock:
             self._failed = self._failed or message
         return TryAgain(message)
+
+
+def answer(path: str, *, seconds: float) -> Any:
+    """What the Hub says to one request, read to its end: a response of its HTTP client.
+
+    Args:
+        path: below the endpoint.
+        seconds: for all of it. (A client's own time-out starts anew with every piece that arrives.)
+
+    Raises:
+        OSError, huggingface_hub.errors.HTTPError: no whole answer, or none in time.
+    """
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    end = time.monotonic() + seconds
+    with get_session().stream(
+        "GET",
+        constants.ENDPOINT + path,
+        headers=build_hf_headers(),
+        timeout=seconds,
+        follow_redirects=True,
+    ) as response:
+        body = bytearray()
+        for piece in response.iter_bytes():
+            body += piece
+            if time.monotonic() > end:
+                raise TimeoutError(f"no whole answer within {seconds:g} s")
+        # The body is decoded by now, and of the length that it has.
+        about_body = ("content-encoding", "content-length", "transfer-encoding")
+        headers = [(k, v) for k, v in response.headers.items() if k.lower() not in about_body]
+        return type(response)(
+            response.status_code, headers=headers, content=bytes(body), request=response.request
+        )
 
 
 def _identity(file: Mapping[str, Any]) -> list[Any]:

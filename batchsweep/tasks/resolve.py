@@ -8,7 +8,9 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
+from batchsweep.checkpoints.hub import REFUSED, answer
 from batchsweep.config import LocalTask
 from batchsweep.errors import ConfigError, TryAgain, UsageError
 
@@ -191,26 +193,24 @@ def _find_data(task: AbsTask) -> None:
 def check_data(tasks: Sequence[AbsTask]) -> None:
     """Find out, before anything else runs, whether the tasks' data can be had.
 
-    With the Hub in reach this asks it one question. Without, every task's data must be in the
-    local cache, and all that are not are named at once.
+    With the Hub in reach this asks it one question a data set. Without, every task's data must be
+    in the local cache, and all that are not are named at once.
 
     Raises:
         TryAgain: the Hub is out of reach and some task's data set is not cached.
-        UsageError: the same with ``HF_HUB_OFFLINE`` set, which no retry can mend.
+        UsageError: the same with ``HF_HUB_OFFLINE`` set, or the Hub has no such data set or
+            refuses it: no retry can mend that.
     """
     waiting = [task for task in tasks if not task.data_loaded]
     if not waiting:
         return
-    import huggingface_hub
     from huggingface_hub import constants
 
+    refused: dict[str, str] | None = None
     if not constants.HF_HUB_OFFLINE:
-        dataset = waiting[0].metadata.dataset
-        try:
-            huggingface_hub.HfApi().dataset_info(dataset["path"], timeout=10)
-            return
-        except Exception as error:  # noqa: BLE001 - any answer but a good one: what is cached then decides
-            logger.debug("Hub out of reach: %s", error)
+        refused = _refused(sorted({str(task.metadata.dataset["path"]) for task in waiting}))
+    if refused is not None:
+        waiting = [task for task in waiting if task.metadata.dataset["path"] in refused]
     missing = []
     with _offline():
         for task in waiting:
@@ -218,19 +218,52 @@ def check_data(tasks: Sequence[AbsTask]) -> None:
                 _find_data(task)
             except Exception as error:  # noqa: BLE001 - whatever the loader raises, the data is not to be had
                 logger.debug("%s: %s", task.metadata.name, error)
-                missing.append(task.metadata.name)
+                missing.append(task)
     if not missing:
         return
-    shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+    if refused is not None:
+        named = "; ".join(
+            f"'{path}' of {_listed([t for t in missing if t.metadata.dataset['path'] == path])}: "
+            f"{refused[path]}"
+            for path in sorted({str(task.metadata.dataset["path"]) for task in missing})
+        )
+        raise UsageError(f"tasks: data set {named}; or leave the task out")
     if constants.HF_HUB_OFFLINE:
         raise UsageError(
-            f"tasks: data set not cached and HF_HUB_OFFLINE is set: {shown}; unset it, or run "
-            "once with network"
+            f"tasks: data set not cached and HF_HUB_OFFLINE is set: {_listed(missing)}; unset it, "
+            "or run once with network"
         )
     raise TryAgain(
-        f"tasks: data set not cached and {constants.ENDPOINT} is out of reach: {shown}; "
+        f"tasks: data set not cached and {constants.ENDPOINT} is out of reach: {_listed(missing)}; "
         "needs the network once"
     )
+
+
+def _refused(paths: Sequence[str]) -> dict[str, str] | None:
+    """Data sets that the Hub does not give out, with the reason; None if it is out of reach."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+
+    refused = {}
+    for path in paths:
+        try:
+            hf_raise_for_status(answer(f"/api/datasets/{quote(path)}/auth-check", seconds=10))
+        except GatedRepoError:
+            refused[path] = "it is gated: accept its terms on the Hub and set HF_TOKEN"
+        except RepositoryNotFoundError:
+            refused[path] = "no such data set on the Hub (or private: set HF_TOKEN)"
+        except Exception as error:  # noqa: BLE001 - any other answer: what is cached then decides
+            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+            if status not in REFUSED:
+                logger.debug("Hub out of reach: %s", error)
+                return None
+            refused[path] = "the Hub refuses access: set HF_TOKEN to a token that may read it"
+    return refused
+
+
+def _listed(tasks: Sequence[AbsTask]) -> str:
+    names = [task.metadata.name for task in tasks]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def tasks_of(target: str | None, types: Mapping[str, str]) -> tuple[str, ...]:

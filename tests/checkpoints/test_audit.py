@@ -246,6 +246,22 @@ def test_a_hub_that_stays_away_means_try_again_and_keeps_what_it_said(hub: HubSe
     assert len([r for r in hub.requests if "blobs=true" in r]) == 8 - answered
 
 
+@pytest.mark.parametrize("says", ["", "Invalid credentials in Authorization header"])
+def test_a_token_that_is_refused_names_the_model_and_hf_token(hub: HubServer, says: str):
+    hub.repos[SMALL] = suite([])
+    hub.faults.append(Fault("status", "/refs", status=401, says=says, times=99))
+    with pytest.raises(ConfigError, match=f"{SMALL}.*set HF_TOKEN"):
+        audit(config(SMALL, ["main"]))
+    assert len(hub.requests) == 1
+
+
+def test_an_answer_that_drips_has_an_end(hub: HubServer):
+    hub.repos[SMALL] = suite(schedule("sparse")[:-1])
+    hub.faults.append(Fault("drip", "/refs", seconds=0.01, times=99))
+    with pytest.raises(TryAgain, match=r"failed 2 times \(TimeoutError: no whole answer within"):
+        audit(config(SMALL, ["main"]), hub=Hub(timeout=0.2, attempts=2))
+
+
 def test_a_wait_beyond_all_patience_means_try_again(hub: HubServer):
     hub.repos[SMALL] = suite([])
     hub.faults.append(Fault("status", "/refs", status=429, retry_after=3600, times=99))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hub_server import Fault, HubServer
 
 from batchsweep.config import LocalTask
 from batchsweep.errors import ConfigError, TryAgain, UsageError
@@ -23,6 +24,8 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+#: What the Hub says to a token that it doesn't know.
+INVALID = "Invalid credentials in Authorization header"
 PAIRS = [{"sentence1": f"a{i}", "sentence2": f"b{i}", "score": i} for i in range(4)]
 
 
@@ -95,13 +98,9 @@ def test_images_are_refused_by_name() -> None:
 
 def test_no_network_and_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import datasets
-    import huggingface_hub
     from huggingface_hub import constants
 
-    def unreachable(*args: Any, **kwargs: Any) -> None:
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     mine = from_columns("mine", "sts", {k: [r[k] for r in PAIRS] for k in PAIRS[0]})
@@ -111,6 +110,38 @@ def test_no_network_and_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set: STS12"):
         check_data(resolve(["STS12"]))
     check_data([mine])
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("GatedRepo", "gated: accept its terms on the Hub and set HF_TOKEN"),
+        ("RepoNotFound", r"no such data set on the Hub \(or private: set HF_TOKEN\)"),
+        ("", None),
+    ],
+)
+def test_a_data_set_that_the_hub_refuses_is_named(
+    code: str, says: str | None, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    tasks = resolve(["BIOSSES", "STS12"])
+    there, other = (task.metadata.dataset["path"] for task in tasks)
+    hub.datasets = {there: "", other: code}
+    if says is None:
+        check_data(tasks)
+        return
+    with pytest.raises(UsageError, match=f"data set '{other}' of STS12: .*{says}") as caught:
+        check_data(tasks)
+    assert "BIOSSES" not in str(caught.value)
+
+
+def test_a_token_that_is_wrong_is_said(hub: HubServer, tmp_path: Path) -> None:
+    tasks = resolve(["STS12"])
+    hub.faults.append(Fault("status", "auth-check", status=401, says=INVALID, times=9))
+    with pytest.raises(UsageError, match="of STS12: the Hub refuses access: set HF_TOKEN"):
+        check_data(tasks)
 
 
 # Tasks from files

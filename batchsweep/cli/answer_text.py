@@ -9,42 +9,75 @@ from batchsweep.bandit.outcome import Outcome
 from batchsweep.bandit.rewards import Floats
 from batchsweep.plan.plan import Plan, PlanEntry
 
+#: Arms that are listed of those that can't be told apart.
+LISTED = 5
+#: A search was too small to say anything if P(best) is below the one, and the expected regret above
+#: the other, in mean main score; or if it scored less than a cell per task.
+UNLIKELY, MUCH = 0.05, 0.005
+
 
 def summary(outcome: Outcome, plan: Plan) -> str:
-    """The answer as people read it: a few lines."""
-    answer = outcome.answer
-    lines = [f"best arm: {_named(answer.arm, plan)}"]
-    interval = ""
-    low, high = answer.interval
-    if np.isfinite(low) and high > low:  # A mean that was measured in full has none.
-        interval = f", 95 % between {low:.4f} and {high:.4f}"
-    lines.append(f"  reward {answer.mean:.4f}{interval}: {outcome.reward}")
-    if answer.p_best is not None:
-        lines.append(f"  P(best) {answer.p_best:.2f}, expected regret {answer.expected_regret:.5f}")
-    arm = outcome.problem.arms.index(answer.arm)
+    """The answer as people read it: a few lines, regret and means in units of the main score."""
+    answer, problem = outcome.answer, outcome.problem
+    arm = problem.arms.index(answer.arm)
+    means = outcome.plane.mean(axis=1)
     measured = int(answer.pulled[arm])
     full = " in full" if answer.arm in outcome.checked else ""
-    lines.append(
-        f"  mean main score {outcome.plane[arm].mean():.4f}, scored{full} on {measured} of "
-        f"{len(outcome.problem.tasks)} tasks"
-    )
+    low, high = answer.interval
+    interval = ""
+    if np.isfinite(low) and high > low:  # A mean that was measured in full has none.
+        interval = f", 95 % between {low:.4f} and {high:.4f}"
+    plain = outcome.scale.kind == "raw" and outcome.reward.startswith("mean over")
+    lines = [
+        f"best arm: {_named(answer.arm, plan)}",
+        f"  mean main score {means[arm]:.4f}{interval if plain else ''}, scored{full} on "
+        f"{measured} of {len(problem.tasks)} tasks",
+        f"  reward{'' if plain else f' {answer.mean:.4f}{interval}'}: {outcome.reward}",
+    ]
+    regret = answer.expected_regret
+    if answer.p_best is not None and regret is not None:
+        points = 100 * regret / outcome.scale.unit
+        lines.append(
+            f"  P(best) {_probability(answer.p_best)}, expected regret {points:.3f} points of "
+            "main score"
+        )
+    if _too_small(outcome):
+        lines.append(
+            f"the search was too small to tell the arms apart: {outcome.budget.spent_pulls} of "
+            f"{outcome.plane.size} cells; take the answer as a guess, or give a larger "
+            "bandit.budget"
+        )
     if answer.runners_up:
         lines.append("can't be told apart from it:")
-        lines += [
-            f"  {_named(c.arm, plan)}: {c.mean:.4f}"
-            + (f", P(best) {c.p_best:.2f}" if c.p_best is not None else "")
-            for c in answer.runners_up[:5]
-        ]
-    exhaustive = len(outcome.problem.arms) * len(outcome.problem.tasks)
+        for one in answer.runners_up[:LISTED]:
+            mean = means[problem.arms.index(one.arm)]
+            sure = "" if one.p_best is None else f", P(best) {_probability(one.p_best)}"
+            lines.append(f"  {_named(one.arm, plan)}: {mean:.4f}{sure}")
+        if len(answer.runners_up) > LISTED:
+            lines.append(f"  and {len(answer.runners_up) - LISTED} more")
+    exhaustive = outcome.plane.size
     lines.append(
-        f"pulls: {outcome.pulls} of the exhaustive {exhaustive} "
-        f"({100 * outcome.pulls / exhaustive:.1f} %), {outcome.seconds:.1f} s of scoring; "
-        f"stopped: {outcome.stopped}, {100 * outcome.left:.0f} % of the budget left"
+        f"pulls: {outcome.budget.spent_pulls} of the exhaustive {exhaustive} "
+        f"({100 * outcome.budget.spent_pulls / exhaustive:.1f} %), "
+        f"{outcome.budget.spent_seconds:.1f} s of scoring; stopped: {outcome.stopped}, "
+        f"{100 * outcome.budget.left:.0f} % of the budget left"
     )
     if outcome.texts_per_pull is not None:
         lines.append(_subsets(outcome.texts_per_pull, outcome.noise))
     lines.append(answer.basis)
     return "\n".join(lines)
+
+
+def _too_small(outcome: Outcome) -> bool:
+    answer = outcome.answer
+    if answer.p_best is None or answer.expected_regret is None:
+        return 0 < outcome.budget.spent_pulls < len(outcome.problem.tasks)
+    return answer.p_best < UNLIKELY and answer.expected_regret / outcome.scale.unit > MUCH
+
+
+def _probability(p: float) -> str:
+    """Never certainty, either way, from a model's draws."""
+    return "below 0.01" if p < 0.01 else "above 0.99" if 0.99 < p < 1 else f"{p:.2f}"
 
 
 def _subsets(texts: int, noise: Floats) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from batchsweep.cli.options import only_one
+from batchsweep.errors import UsageError
 
 
 def command(
@@ -19,9 +20,16 @@ def command(
     policy: Annotated[
         str, typer.Option(metavar="A,B", help="policies to compare")
     ] = "toptwo_gp,heuristic,random",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="a sweep's: its rewards, budget, final check, early stop, target and baseline",
+        ),
+    ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(metavar="N", help="whole-arm evaluations (default: 10)"),
+        typer.Option(metavar="N", help="whole-arm evaluations (default: the config's, else 10)"),
     ] = None,
     pulls: Annotated[
         int | None, typer.Option(metavar="N", help="the budget in pulls instead")
@@ -29,35 +37,51 @@ def command(
     seeds: Annotated[str, typer.Option(metavar="A:B", help="0:10 is seeds 0 to 9")] = "0:10",
     arms: Annotated[float, typer.Option(metavar="PART", help="part drawn per seed")] = 1.0,
     tasks: Annotated[float, typer.Option(metavar="PART", help="likewise of tasks")] = 1.0,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="where to")] = Path("replay"),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="where to: a new folder, or an earlier replay's")
+    ] = Path("replay"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace an earlier replay in --out")
+    ] = False,
 ) -> None:
     """Run policies against a complete table of scores and draw their regret.
 
     SCORES is a CSV or Parquet file (revision, layer, task, score; optional
     model, step, seconds), a folder of MTEB results, or an exhaustively scored
-    store.
+    store. With a sweep's config the search is as it would be live; without one
+    there is no final check and no early stop. Printed are the regret, which
+    arms were found in how many seeds, and how often a stated P(best) was true.
 
     example:
       batchsweep replay --scores scores.csv --policy toptwo_gp,random --seeds 0:40
+      batchsweep replay --scores runs/demo/store.zarr --config runs/demo/demo.yaml
     """
     only_one(budget=budget, pulls=pulls)
     from batchsweep.bandit.replay import replay, summary
     from batchsweep.bandit.score_table import read_scores
-    from batchsweep.cli.replay_text import seeds_of, text
-    from batchsweep.config import BanditConfig, PullBudget
+    from batchsweep.cli.replay_text import names_of, seeds_of, settings_of, text
+    from batchsweep.config import load
     from batchsweep.report.regret_figure import figure
 
-    spent = PullBudget(pulls=pulls) if pulls is not None else 10.0 if budget is None else budget
+    table_at, picture_at = out / "replay.csv", out / "replay.png"
+    if not overwrite and (table_at.exists() or picture_at.exists()):
+        raise UsageError(
+            f"{out} has an earlier replay; give another --out, or --overwrite to replace it"
+        )
+    policies, runs = names_of(policy), seeds_of(seeds)
+    bandit, rewards = settings_of(None if config is None else load(config), budget, pulls)
+    table = read_scores(scores, metrics=metrics)
+    cells = round(table.scores.size * arms * tasks)
+    if pulls is not None and pulls > cells:
+        raise UsageError(
+            f"--pulls {pulls}: the table has {cells} cells, and a policy that has seen them all "
+            "knows the answer; give fewer"
+        )
     curves = replay(
-        read_scores(scores, metrics=metrics),
-        policy.split(","),
-        config=BanditConfig(budget=spent, final_check=0, stop_at_regret=0.0),
-        seeds=seeds_of(seeds),
-        arms=arms,
-        tasks=tasks,
+        table, policies, config=bandit, rewards=rewards, seeds=runs, arms=arms, tasks=tasks
     )
     out.mkdir(parents=True, exist_ok=True)
-    summary(curves).to_csv(out / "replay.csv", index=False)
-    figure(curves, out / "replay.png", title=scores)
+    summary(curves).to_csv(table_at, index=False)
+    figure(curves, picture_at, title=scores)
     print(text(curves))
-    print(f"{out / 'replay.csv'}\n{out / 'replay.png'}")
+    print(f"{table_at}\n{picture_at}")

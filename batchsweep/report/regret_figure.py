@@ -9,9 +9,19 @@ import pandas as pd
 
 from batchsweep.bandit.rewards import Floats
 
+LABELS = (
+    "simple regret (score)",
+    "share of seeds at the best arm; dotted: stated P(best)",
+    "share of seeds within 0.5 %",
+)
+
 
 def figure(curves: pd.DataFrame, path: str | Path, *, title: str = "") -> None:
-    """Simple regret, P(best) and P(within 0.5 %) against pulls and seconds, as PNG, SVG or PDF."""
+    """Simple regret and what part of the seeds found the best arm, against pulls and seconds.
+
+    Dotted, beside the part of the seeds: the P(best) that the policy states, where it states one.
+    As PNG, SVG or PDF.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -32,9 +42,12 @@ def figure(curves: pd.DataFrame, path: str | Path, *, title: str = "") -> None:
                 style = "-" if k < 10 else "--"
                 ax = axes[row][column]
                 ax.plot(grid, mean, color=colour, linestyle=style, label=name, linewidth=1.6)
+                if what == "best" and mine["p_best"].notna().any():
+                    stated = _on_grid(mine.dropna(subset=["p_best"]), axis, "p_best", grid)
+                    ax.plot(grid, stated.mean(axis=0), color=colour, linestyle=":", linewidth=1.4)
                 low = np.maximum(mean - error, 0.0)
                 ax.fill_between(grid, low, mean + error, color=colour, alpha=0.12, linewidth=0)
-        for column, label in enumerate(("simple regret (score)", "P(best)", "P(within 0.5 %)")):
+        for column, label in enumerate(LABELS):
             ax = axes[row][column]
             ax.set_xscale("log")
             ax.set_xlabel(axis)

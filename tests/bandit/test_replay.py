@@ -13,7 +13,7 @@ from batchsweep.bandit import replay
 from batchsweep.bandit.loop import run
 from batchsweep.bandit.score_table import read_scores, table_of
 from batchsweep.cli import replay_text
-from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
+from batchsweep.config import BanditConfig, PullBudget, RewardsConfig, load
 from batchsweep.errors import UsageError
 from batchsweep.report import regret_figure
 from batchsweep.score.record import Score
@@ -253,9 +253,45 @@ def test_seeds_and_text(frame):
     config = BanditConfig(budget=15, final_check=0, stop_at_regret=0)
     curves = replay.replay(table_of(frame), ["exhaustive"], config=config, seeds=range(2))
     lines = replay_text.text(curves, [45]).splitlines()
-    assert len(lines) == 2
     assert lines[1].split()[:4] == ["exhaustive", "45", "2", "0.000"]
     assert "100%" in lines[1]
+    best = table_of(frame).problem.arms[int(table_of(frame).scores.mean(axis=1).argmax())]
+    found = next(line.split() for line in lines if best in line)
+    assert found == ["exhaustive", best, "2", "of", "2", "0.000"]
+
+
+def test_stated_probability_stands_beside_how_often_it_was_true():
+    rows = [("gp", seed, 10, 1.0, f"a{seed}", 0.0, seed < 1, True, 0.9, 20) for seed in range(4)]
+    curves = pd.DataFrame(rows, columns=replay.COLUMNS)
+    lines = replay_text.text(curves, [10]).splitlines()
+    assert next(line.split() for line in lines if "0.8 to" in line) == (
+        ["gp", "0.8", "to", "0.95", "4", "0.90", "0.25"]
+    )
+    assert next(line.split() for line in lines if "others" in line)[:6] == (
+        ["gp", "1", "others", "1", "of", "4"]
+    )
+
+
+def test_settings_are_the_configs_but_for_the_budget(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "models: [m]\ntasks: [STS12]\nrewards: {scale: z}\n"
+        "bandit: {budget: 7, final_check: 2, stop_at_regret: 0.01}\n"
+    )
+    config = load(tmp_path / "c.yaml")
+    assert replay_text.settings_of(config, None, None) == (config.bandit, config.rewards)
+    bandit, _ = replay_text.settings_of(config, None, 12)
+    assert bandit.budget == PullBudget(pulls=12) and bandit.final_check == 2
+    assert replay_text.settings_of(None, 3.0, None)[0].stop_at_regret == 0
+    for budget, pulls in ((0.0, None), (float("inf"), None), (float("nan"), None), (None, 0)):
+        with pytest.raises(UsageError, match="give a number above 0"):
+            replay_text.settings_of(None, budget, pulls)
+
+
+def test_policies_are_named_or_refused():
+    assert replay_text.names_of("ucb, random,ucb") == ["ucb", "random"]
+    for wrong in ("ucb,best", "", ","):
+        with pytest.raises(UsageError, match=r"no such policy; valid: .*toptwo_gp"):
+            replay_text.names_of(wrong)
 
 
 @pytest.mark.parametrize(

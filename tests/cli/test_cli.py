@@ -119,8 +119,15 @@ def test_replay_prints_a_summary_and_draws_it(tmp_path, capsys):
     assert cli.main(argv) == 0
     assert "heuristic" in capsys.readouterr().out
     assert (tmp_path / "out" / "replay.png").stat().st_size > 10_000
-    assert cli.main([*argv, "--seeds", "2:1"]) == 2
+    assert cli.main([*argv, "--seeds", "2:1", "--overwrite"]) == 2
     assert "give a range such as 0:40" in capsys.readouterr().err
+    assert cli.main(argv) == 2
+    assert "has an earlier replay; give another --out, or --overwrite" in capsys.readouterr().err
+    assert cli.main([*argv, "--overwrite"]) == 0
+    for wrong, says in (("0", "--pulls 0: give a number above 0"), ("25", "has 24 cells")):
+        at = argv.index("--pulls") + 1
+        assert cli.main([*argv[:at], wrong, *argv[at + 1 :], "--overwrite"]) == 2
+        assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

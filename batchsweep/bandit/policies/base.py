@@ -168,7 +168,8 @@ class Answer:
         arm, mean, interval, p_best: the best arm; ``p_best`` is None where the policy has no
             model that could state it.
         expected_regret: how much better the truly best arm is expected to be; None without a model.
-        runners_up: the other arms that can't be told apart from it, likeliest first.
+        runners_up: the other arms that can't be told apart from it (better with a probability of
+            2.5 % or more), likeliest first.
         mean_of, sd_of: [arm] what is believed of every arm: the predicted time-layer plane.
         pulled: [arm] number of tasks that were really scored.
         basis: one sentence on what these numbers rest on.

@@ -51,6 +51,9 @@ GUARD = 1.5
 #: And never before so many cells were observed: as many as there are tasks, or this many.
 LEAST_OBSERVED = 30
 
+#: An arm can't be told apart from the answer if it is better with this probability or more.
+TOLD_APART = 0.025
+
 SQRT_2PI = float(np.sqrt(2 * np.pi))
 
 
@@ -280,7 +283,10 @@ class _GPPolicy(Policy):
         leader = self.leader()
         finalists, draws = self._draws(leader)
         p_best = np.bincount(draws.argmax(axis=1), minlength=len(finalists)) / len(draws)
-        order = [k for k in np.argsort(-p_best, kind="stable").tolist() if k and p_best[k] >= 0.01]
+        # The model's front first, if the answer is still the default arm.
+        front = finalists == self._front()
+        better = (draws > draws[:, :1]).mean(axis=0) >= TOLD_APART
+        order = [k for k in np.lexsort((-p_best, ~front)).tolist() if k and better[k]]
         observed = self.posterior.observed
         # Before the first fit the scale of everything is a guess: no probabilities are stated.
         fitted = self._fitted_at > 0

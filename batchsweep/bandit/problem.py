@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from batchsweep.bandit.loop import run_digest
 from batchsweep.bandit.policies import Problem
 from batchsweep.config import Config
 from batchsweep.errors import TryAgain, UsageError
-from batchsweep.plan.plan import Plan
+from batchsweep.plan.plan import Plan, PlanEntry
 from batchsweep.store import Store
 from batchsweep.store.pairs import ready_tasks
 from batchsweep.tasks.resolve import resolve, tasks_of
@@ -55,6 +56,7 @@ def problem_of(store: Store, plan: Plan, config: Config) -> Problem:
             ", ".join(shown) + (" ..." if len(waiting) > 3 else ""),
         )
     poolings = plan.poolings if len(plan.poolings) > 1 else (None,)
+    tokens_per_step = {m.name: m.tokens_per_step for m in config.models}
     arms: list[str] = []
     model: list[str] = []
     step: list[float] = []
@@ -72,7 +74,7 @@ def problem_of(store: Store, plan: Plan, config: Config) -> Problem:
                 arms.append(str(Arm(entry.key, layer, pooling)))
                 # Another pooling is another surface over time and depth, as another model is.
                 model.append(f"{entry.checkpoint.model}{tail}")
-                step.append(np.nan if entry.checkpoint.step is None else entry.checkpoint.step)
+                step.append(_time(entry, tokens_per_step))
                 depth.append(layer / entry.shape.num_layers)
                 baseline.append(config.rewards.baseline in entry.checkpoint.names)
     if config.rewards.baseline is not None and not any(baseline):
@@ -90,3 +92,11 @@ def problem_of(store: Store, plan: Plan, config: Config) -> Problem:
         metrics={name: np.array(column) for name, column in metrics.items()},
         baseline=np.array(baseline) if config.rewards.baseline is not None else None,
     )
+
+
+def _time(entry: PlanEntry, tokens_per_step: Mapping[str, int | None]) -> float:
+    """Where a checkpoint stands in training: in tokens if every model says how many, or steps."""
+    step, per_step = entry.checkpoint.step, tokens_per_step.get(entry.checkpoint.model)
+    if step is None:
+        return float("nan")
+    return float(step * (per_step or 1) if all(tokens_per_step.values()) else step)

@@ -198,11 +198,11 @@ def _open(model: ModelConfig, config: Config, hub: Hub, digests: JsonCache) -> _
     if not isinstance(wanted, Schedule):
         names = [normalise_revision(name) for name in wanted]
     elif pythia:
-        names = schedule(wanted.strategy, wanted.interval)
+        names = schedule(wanted.strategy, wanted.interval, wanted.points)
     else:
         steps = steps_in(suite.revisions(), model.step_pattern)
         try:
-            names = schedule_among(steps, wanted.strategy, wanted.interval)
+            names = schedule_among(steps, wanted.strategy, wanted.interval, wanted.points)
         except ConfigError as error:
             raise ConfigError(f"models: {model.name}: {error}") from None
     asked = _Asked(model, suite, list(dict.fromkeys(names)), {}, None)

@@ -26,6 +26,9 @@ def command(
     interval: Annotated[
         int | None, typer.Option(metavar="N", help="steps, for uniform and dense")
     ] = None,
+    points: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help="how many, for uniform and log")
+    ] = None,
     format: Annotated[
         Literal["yaml", "json", "lines", "k8s"],
         typer.Option(help="yaml: a 'revisions:' block; k8s: the Job's completions"),
@@ -51,6 +54,7 @@ def command(
     example:
       batchsweep checkpoints --strategy uniform --interval 5000 >> configs/mine.yaml
       batchsweep checkpoints --strategy log --write configs/mine.yaml
+      batchsweep checkpoints --strategy log --points 12
       batchsweep checkpoints --audit --config configs/mteb_layersweep.yaml
       batchsweep checkpoints --audit --model EleutherAI/pythia-2.8b --strategy all
     """
@@ -64,13 +68,15 @@ def command(
         if config is not None:
             sweep = load(config)
         elif model is not None:
-            schedule = Schedule(strategy=strategy or "all", interval=interval)
+            schedule = Schedule(strategy=strategy or "all", interval=interval, points=points)
             sweep = config_of(model, schedule, step_pattern)
         else:
             raise UsageError("--audit needs --config FILE or --model NAME")
         print(audit_table(auditing.audit(sweep, strict=strict)), end="")
         return
-    names = list_revisions(strategy or "sparse", interval, model=model, pattern=step_pattern)
+    names = list_revisions(
+        strategy or "sparse", interval, points, model=model, pattern=step_pattern
+    )
     if write is not None:
         write_revisions(write, names)
         print(f"{write}: revisions are now {len(names)}, {names[0]} to {names[-1]}")

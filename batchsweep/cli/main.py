@@ -37,6 +37,7 @@ from batchsweep.cli import (
     replay,
     report,
     status,
+    suites,
     verify,
 )
 from batchsweep.cli.command import add, group
@@ -69,6 +70,7 @@ store under a budget (bandit: CPU).
 
 #: In the order of the help page.
 COMMANDS = (
+    suites.command,
     checkpoints.command,
     plan.command,
     prepare.command,

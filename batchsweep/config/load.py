@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from batchsweep.config.models import Config, Section
+from batchsweep.config.suites import expand
 from batchsweep.config.yaml_text import yaml_mapping
 from batchsweep.errors import ConfigError
 
@@ -42,7 +43,7 @@ def parse(text: str, *, source: str, default_name: str = "sweep") -> Config:
     """Validate the text of a config; ``source`` is what errors call the file."""
     root, values = yaml_mapping(text, source)
     try:
-        return Config.model_validate({"name": default_name, **values})
+        return Config.model_validate({"name": default_name, **expand(values)})
     except ValidationError as error:
         # One line: the first fault that is not an alternative of a union the user did not mean.
         raise ConfigError(_explain(error, root, source)) from None

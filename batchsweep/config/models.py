@@ -96,6 +96,9 @@ class Schedule(Section):
     """Which rule; ``batchsweep checkpoints --strategy NAME`` prints what it gives."""
     interval: int | None = Field(default=None, gt=0)
     """Training steps between two revisions, for ``uniform`` and ``dense``."""
+    points: int | None = Field(default=None, gt=1)
+    """How many revisions, for ``uniform`` and ``log``: evenly spread over the steps, or over their
+    logarithm. The last one is always among them."""
 
 
 Revisions = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)] | Schedule
@@ -110,6 +113,9 @@ class ModelConfig(Section):
     """This model's own revisions instead of the top-level ones."""
     step_pattern: Annotated[str, AfterValidator(_step_pattern)] | None = None
     """Regular expression whose first group is the training step in a revision's name."""
+    tokens_per_step: int | None = Field(default=None, gt=0)
+    """Tokens of one training step. Where all models say it, the search puts them on one axis, of
+    tokens seen. Suites by short names bring it."""
     trust_remote_code: bool = False
     """Run Python code that the model's repo brings. Off unless you say so for this model."""
 
@@ -299,6 +305,9 @@ class Config(Section):
         BeforeValidator(_as_tuple),
         Field(min_length=1),
     ]
+    suites: str | None = None
+    """A file of your own suites for short names in ``models``, of the form of
+    ``batchsweep/config/suites.yaml``."""
     revisions: Revisions = ("main",)
     """Checkpoints of every model: a list (``step1000``), or ``{strategy: sparse}``."""
     tasks: Annotated[tuple[str | LocalTask, ...], BeforeValidator(_as_tuple), Field(min_length=1)]

@@ -265,6 +265,15 @@ def deciding(config: Config) -> dict[str, Any]:
     sections["embedding"] = {
         k: v for k, v in sections["embedding"].items() if k not in ("device", "batch_tokens")
     }
+    # On what axis the search sees a model decides no embedding.
+    sections["models"] = [
+        {k: v for k, v in model.items() if k != "tokens_per_step"} for model in sections["models"]
+    ]
+    # The same plan as before there was such a setting.
+    for place in (sections, *sections["models"]):
+        wanted = place["revisions"]
+        if isinstance(wanted, dict) and wanted["points"] is None:
+            place["revisions"] = {k: v for k, v in wanted.items() if k != "points"}
     # Through JSON, so that what was read back from a store compares equal.
     value: dict[str, Any] = json.loads(json.dumps(sections))
     return value

@@ -71,7 +71,12 @@ def refuse_if_too_large(config: Config, plan: Plan) -> None:
 
 
 def list_revisions(
-    strategy: str, interval: int | None, *, model: str | None = None, pattern: str | None = None
+    strategy: str,
+    interval: int | None,
+    points: int | None = None,
+    *,
+    model: str | None = None,
+    pattern: str | None = None,
 ) -> list[str]:
     """The revisions that a schedule gives: Pythia's, or of another model that is asked.
 
@@ -80,10 +85,10 @@ def list_revisions(
         TryAgain: the Hub is out of reach.
     """
     if model is None or is_pythia(model):
-        return schedule(strategy, interval)
+        return schedule(strategy, interval, points)
     suite = open_suite(ModelConfig(name=model), Hub(), JsonCache(cache_file("digests")))
     try:
-        return schedule_among(steps_in(suite.revisions(), pattern), strategy, interval)
+        return schedule_among(steps_in(suite.revisions(), pattern), strategy, interval, points)
     except ConfigError as error:
         raise ConfigError(f"{model}: {error}") from None
 

@@ -85,6 +85,11 @@ def _by_transformers(
                 f"{name}: config.json has a quantization_config, and quantised weights aren't "
                 "supported; use the checkpoint that they were made from"
             )
+        if stranger := _named_elsewhere(folder, weights, config):
+            raise IndexFailed(
+                f"{name}: {stranger} isn't among the weight files of {folder}, which the plan "
+                "knows; put the weights beside config.json under their usual names"
+            )
         with _quiet_transformers():
             network, report = AutoModel.from_pretrained(
                 folder,
@@ -129,6 +134,36 @@ def _by_transformers(
         )
     loaded: nn.Module = network.eval()
     return loaded
+
+
+def _named_elsewhere(folder: Path, weights: Sequence[str], config: object) -> str | None:
+    """A file of weights that transformers would load instead of, or besides, the known ones."""
+    named = getattr(config, "transformers_weights", None)
+    if named is not None:
+        return f"{named!r} in config.json"
+    index = folder / _index_name(weights)
+    if weights[0] in ("model.safetensors", "pytorch_model.bin") or not index.is_file():
+        return None
+    strangers = sorted(_shards_in(index) - set(weights))
+    return f"{strangers[0]!r} in {index.name}" if strangers else None
+
+
+def _index_name(weights: Sequence[str]) -> str:
+    """The file that says which shard has which tensor."""
+    stem = "model.safetensors" if weights[0].endswith(".safetensors") else "pytorch_model.bin"
+    return f"{stem}.index.json"
+
+
+def _shards_in(index: Path) -> set[str]:
+    """The names of the shards.
+
+    Raises:
+        ValueError: it isn't such an index.
+    """
+    value = json.loads(index.read_text())
+    if not isinstance(value, dict) or not isinstance(value.get("weight_map"), dict):
+        raise ValueError(f"{index.name} has no weight_map")
+    return {str(name) for name in value["weight_map"].values()}
 
 
 @contextmanager
@@ -185,11 +220,11 @@ def _cached(model: str, commit: str) -> Path | None:
     if weights in (["model.safetensors"], ["pytorch_model.bin"]):
         return folder
     # Shards: the index names them all.
-    kind = "model.safetensors" if weights and "safetensors" in weights[0] else "pytorch_model.bin"
-    index = folder / f"{kind}.index.json"
-    if not index.is_file():
+    index = folder / _index_name(weights or [""])
+    try:
+        shards = _shards_in(index)
+    except (OSError, ValueError):
         return None
-    shards = set(json.loads(index.read_text())["weight_map"].values())
     return folder if shards <= set(weights) else None
 
 

@@ -22,6 +22,7 @@ from batchsweep.config import Config, EveryLayers
 from batchsweep.errors import ConfigError, IndexFailed, StoreCorrupt, StoreMismatch, UsageError
 from batchsweep.plan.differences import differences
 from batchsweep.store import Store
+from batchsweep.store.validation import MAX_LAYERS, check_version, is_key, name_fault, parsed
 
 logger = logging.getLogger(__name__)
 
@@ -161,42 +162,32 @@ class Plan:
             StoreCorrupt: it is damaged.
         """
         try:
-            if value["version"] > PLAN_VERSION:
-                raise StoreMismatch(
-                    f"{source}: plan version {value['version']} is newer than this batchsweep "
-                    f"(version {PLAN_VERSION}); upgrade batchsweep"
-                )
-            plan = cls(
-                entries=tuple(
-                    PlanEntry(
-                        index=int(e["index"]),
-                        checkpoint=Checkpoint.from_json(e["checkpoint"]),
-                        layers=tuple(int(n) for n in e["layers"]),
-                        shape=Shape(**e["shape"]),
-                        tokenizer=str(e["tokenizer"]),
-                    )
-                    for e in value["entries"]
-                ),
-                poolings=tuple(value["poolings"]),
-                config=value["config"],
-                skipped=tuple(Skipped(**s) for s in value["skipped"]),
-                duplicates=tuple(
-                    Duplicates(**{**d, "others": tuple(d["others"])}) for d in value["duplicates"]
-                ),
-                shared=tuple(
-                    SharedFiles(s["model"], tuple(s["revisions"]), tuple(s["files"]))
-                    for s in value["shared"]
-                ),
-            )
-            broken = [e.index for i, e in enumerate(plan.entries) if e.index != i or not e.layers]
-            if broken or not plan.entries:
-                raise ValueError(f"indexes {broken} are out of order or empty")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if not isinstance(value, dict) or "version" not in value:
+                raise ValueError("no version")
+            check_version(value["version"], PLAN_VERSION, where=source, what="plan version")
+            plan = parsed(cls, value)
+            plan._check()
+        except ValueError as error:
             raise StoreCorrupt(
-                f"{source} is damaged ({error!r}); put it back from a backup, or delete it and run "
+                f"{source} is damaged ({error}); put it back from a backup, or delete it and run "
                 "'batchsweep prepare' with the same config"
             ) from None
         return plan
+
+    def _check(self) -> None:
+        """Refuse what no plan says, whatever its types: it may come from anybody."""
+        if not self.entries:
+            raise ValueError("it has no indexes")
+        for position, entry in enumerate(self.entries):
+            layers = entry.layers
+            if entry.index != position or not layers or sorted(set(layers)) != list(layers):
+                raise ValueError(f"indexes or layers are out of order at index {position}")
+            if not 0 <= layers[0] <= layers[-1] <= entry.shape.num_layers < MAX_LAYERS:
+                raise ValueError(f"index {position} has layers that its model doesn't have")
+            if not is_key(entry.key):
+                raise ValueError(f"index {position} has no checkpoint's name")
+        if fault := name_fault(self.poolings):
+            raise ValueError(f"poolings: {fault}")
 
 
 def make_plan(config: Config, audit: Audit) -> Plan:

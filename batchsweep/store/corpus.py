@@ -7,7 +7,9 @@ them; nothing is pickled.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 from urllib.parse import quote
 
@@ -15,9 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from batchsweep.errors import StoreCorrupt, StoreError
+from batchsweep.store.validation import MAX_TASKS, MAX_TEXTS, name_fault, parsed
 from batchsweep.store.values import Array, as_bytes
 
 DIGEST_BYTES = 16
+#: Chunks of one array; with chunks of 4 MiB that is 4 TiB.
+_MAX_CHUNKS = 1 << 20
 #: Bytes that one read of texts takes at most, if its rows allow it.
 _READ_BYTES = 8 << 20
 
@@ -113,8 +118,8 @@ class CorpusWriter:
 
     def add_task(self, task: str, rows: npt.ArrayLike) -> None:
         """Set the corpus rows of a task, ascending."""
-        if task in self._tasks:
-            raise StoreError(f"corpus: task {task} was added twice")
+        if fault := name_fault([*map(_quoted, [*self._tasks, task])], most=MAX_TASKS):
+            raise StoreError(f"corpus: task {task!r}: {fault}")
         self._tasks.append(task)
         self._append(_task_array(task), np.asarray(rows, np.int64))
 
@@ -170,30 +175,31 @@ class Corpus:
     def __init__(self, source: ArraySource, *, where: str) -> None:
         self._source = source
         self._where = where
+        self._attributes = _Attributes.of(source.attributes, where=where)
         self._offsets: npt.NDArray[np.int64] | None = None
 
     @property
     def n_texts(self) -> int:
         """Number of rows."""
-        return int(self._source.attributes["texts"])
+        return self._attributes.texts
 
     @property
     def digest(self) -> str:
         """sha256 (hex) of the texts' digests in the order of their rows."""
-        return str(self._source.attributes["digest"])
+        return self._attributes.digest
 
     @property
     def attributes(self) -> dict[str, Any]:
         """What the writer kept with it."""
-        return dict(self._source.attributes["extra"])
+        return dict(self._attributes.extra)
 
     def tasks(self) -> list[str]:
         """Names of the tasks."""
-        return list(self._source.attributes["tasks"])
+        return list(self._attributes.tasks)
 
     def tokenizers(self) -> list[str]:
         """Tokenizers that there are tokens of."""
-        return list(self._source.attributes["tokenizers"])
+        return list(self._attributes.tokenizers)
 
     def digests(self) -> npt.NDArray[np.uint8]:
         """The texts' digests, uint8 [text, 16]."""
@@ -204,9 +210,13 @@ class Corpus:
 
         Raises:
             StoreError: no such task.
+            StoreCorrupt: there are rows that no text has.
         """
         self._check(task, self.tasks(), "task")
-        return self._all(_task_array(task)).astype(np.int64, copy=False)
+        rows = self._all(_task_array(task)).astype(np.int64, copy=False)
+        if len(rows) and not (rows[0] >= 0 and rows[-1] < self.n_texts and _ascend(rows)):
+            raise self._corrupt(f"the rows of task {task} aren't rows of texts")
+        return rows
 
     def tokens(self, tokenizer: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Token ids [token] of all texts, and offsets [text + 1] into them.
@@ -215,8 +225,9 @@ class Corpus:
             StoreError: no such tokenizer.
         """
         self._check(tokenizer, self.tokenizers(), "tokenizer")
-        ids, offsets = (self._all(name) for name in _token_arrays(tokenizer))
-        return ids.astype(np.int32, copy=False), offsets.astype(np.int64, copy=False)
+        ids_name, offsets_name = _token_arrays(tokenizer)
+        ids = self._all(ids_name).astype(np.int32, copy=False)
+        return ids, self._all_offsets(offsets_name, len(ids))
 
     def token_counts(self, tokenizer: str) -> npt.NDArray[np.int64]:
         """Tokens of each text, int64 [text].
@@ -225,8 +236,8 @@ class Corpus:
             StoreError: no such tokenizer.
         """
         self._check(tokenizer, self.tokenizers(), "tokenizer")
-        offsets = self._all(_token_arrays(tokenizer)[1]).astype(np.int64, copy=False)
-        return offsets[1:] - offsets[:-1]
+        ids_name, offsets_name = _token_arrays(tokenizer)
+        return np.diff(self._all_offsets(offsets_name, self._attributes.arrays[ids_name].shape[0]))
 
     def token_ids(self, tokenizer: str, rows: slice) -> list[npt.NDArray[np.int32]]:
         """Token ids of a run of rows, one array a text; only these rows' tokens are read.
@@ -238,6 +249,9 @@ class Corpus:
         ids_name, offsets_name = _token_arrays(tokenizer)
         start, stop, _ = rows.indices(self.n_texts)
         offsets = self._source.read(offsets_name, start, stop + 1).astype(np.int64, copy=False)
+        tokens = self._attributes.arrays[ids_name].shape[0]
+        if not (offsets[0] >= 0 and offsets[-1] <= tokens and _ascend(offsets)):
+            raise self._corrupt(f"{offsets_name} don't ascend")
         ids = self._source.read(ids_name, int(offsets[0]), int(offsets[-1]))
         return np.split(ids.astype(np.int32, copy=False), offsets[1:-1] - offsets[0])
 
@@ -250,7 +264,8 @@ class Corpus:
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < self.n_texts):
             raise StoreError(f"{self._where}: rows must be 0 to {self.n_texts - 1}")
         if self._offsets is None:
-            self._offsets = self._all("text_offsets").astype(np.int64, copy=False)
+            size = self._attributes.arrays["text_bytes"].shape[0]
+            self._offsets = self._all_offsets("text_offsets", size)
         offsets = self._offsets
         unique = np.unique(wanted)
         found: dict[int, str] = {}
@@ -263,29 +278,45 @@ class Corpus:
             span = self._source.read("text_bytes", int(start), int(offsets[unique[last - 1] + 1]))
             joined = span.tobytes()
             for row in unique[first:last].tolist():
-                found[row] = joined[offsets[row] - start : offsets[row + 1] - start].decode()
+                stored = joined[offsets[row] - start : offsets[row + 1] - start]
+                try:
+                    found[row] = stored.decode()
+                except UnicodeDecodeError:
+                    raise self._corrupt(f"text {row} isn't UTF-8") from None
             first = last
         return [found[row] for row in wanted.tolist()]
 
     def verify(self) -> list[tuple[str, str]]:
         """Read everything; (part, what is wrong with it) for each damaged part."""
         faults = self._source.metadata_faults()
-        for name, entry in self._source.attributes["arrays"].items():
+        for name, entry in self._attributes.arrays.items():
             hashed = hashlib.sha256()
-            step = max(1, _READ_BYTES // _row_bytes(entry))
+            step = max(1, _READ_BYTES // entry.row_bytes)
             try:
-                for start in range(0, entry["shape"][0], step):
-                    values = self._source.read(name, start, min(start + step, entry["shape"][0]))
+                for start in range(0, entry.shape[0], step):
+                    values = self._source.read(name, start, min(start + step, entry.shape[0]))
                     hashed.update(as_bytes(values))
             except StoreCorrupt as error:
                 faults.append((name, str(error)))
                 continue
-            if hashed.hexdigest() != entry["sha256"]:
+            if hashed.hexdigest() != entry.sha256:
                 faults.append((name, "sha256 differs"))
         return faults
 
     def _all(self, name: str) -> Array:
-        return self._source.read(name, 0, self._source.attributes["arrays"][name]["shape"][0])
+        return self._source.read(name, 0, self._attributes.arrays[name].shape[0])
+
+    def _all_offsets(self, name: str, end: int) -> npt.NDArray[np.int64]:
+        """Offsets [text + 1] into an array of ``end`` values."""
+        offsets = self._all(name).astype(np.int64, copy=False)
+        if offsets[0] != 0 or offsets[-1] != end or not _ascend(offsets):
+            raise self._corrupt(f"{name} don't ascend from 0 to {end}")
+        return offsets
+
+    def _corrupt(self, what: str) -> StoreCorrupt:
+        return StoreCorrupt(
+            f"{self._where}: {what}; run 'batchsweep verify --repair', then 'batchsweep prepare'"
+        )
 
     def _check(self, name: str, known: Iterable[str], what: str) -> None:
         if name not in known:
@@ -294,14 +325,88 @@ class Corpus:
             )
 
 
-def _row_bytes(entry: dict[str, Any]) -> int:
-    return int(np.dtype(entry["dtype"]).itemsize * np.prod(entry["shape"][1:], dtype=int))
+@dataclass(frozen=True)
+class _Entry:
+    """What the attributes say of one array."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+    chunk_rows: int = 1
+
+    @property
+    def row_bytes(self) -> int:
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape[1:])
+
+
+@dataclass(frozen=True)
+class _Attributes:
+    """FORMAT.md, 8."""
+
+    digest: str
+    texts: int
+    tasks: tuple[str, ...]
+    tokenizers: tuple[str, ...]
+    arrays: dict[str, _Entry]
+    extra: dict[str, Any]
+
+    @classmethod
+    def of(cls, value: dict[str, Any], *, where: str) -> _Attributes:
+        """Read them.
+
+        Raises:
+            StoreCorrupt: they say what no corpus can be.
+        """
+        try:
+            attributes = parsed(cls, value)
+            attributes._check()
+        except ValueError as error:
+            raise StoreCorrupt(
+                f"{where}: its attributes are damaged ({error}); "
+                "run 'batchsweep verify --repair', then 'batchsweep prepare'"
+            ) from None
+        return attributes
+
+    def _check(self) -> None:
+        if not 0 <= self.texts <= MAX_TEXTS:
+            raise ValueError(f"texts must be 0 to {MAX_TEXTS}, got {self.texts}")
+        of_texts: dict[str, tuple[str, tuple[int, ...]]] = {}
+        of_texts["text_offsets"] = ("int64", (self.texts + 1,))
+        of_texts["digests"] = ("uint8", (self.texts, DIGEST_BYTES))
+        lists = {"text_bytes": "uint8"}
+        if fault := name_fault([*map(_quoted, self.tasks)], most=MAX_TASKS):
+            raise ValueError(f"tasks: {fault}")
+        if fault := name_fault([*map(_quoted, self.tokenizers)]):
+            raise ValueError(f"tokenizers: {fault}")
+        for task in self.tasks:
+            lists[_task_array(task)] = "int64"
+        for tokenizer in self.tokenizers:
+            ids_name, offsets_name = _token_arrays(tokenizer)
+            lists[ids_name] = "int32"
+            of_texts[offsets_name] = ("int64", (self.texts + 1,))
+        if odd := self.arrays.keys() ^ (lists.keys() | of_texts.keys()):
+            raise ValueError(f"arrays: {min(odd)[:80]!r} is missing, or none that a corpus has")
+        for name, entry in self.arrays.items():
+            dtype, shape = of_texts.get(name) or (lists[name], entry.shape[:1])
+            if (entry.dtype, entry.shape) != (dtype, shape) or shape[0] < 0:
+                raise ValueError(f"arrays: {name} is {entry.dtype} {list(entry.shape)}")
+            if entry.chunk_rows < 1 or shape[0] > entry.chunk_rows * _MAX_CHUNKS:
+                raise ValueError(f"arrays: {name} has chunks of {entry.chunk_rows} rows")
+
+
+def _ascend(numbers: npt.NDArray[np.int64]) -> bool:
+    return bool((np.diff(numbers) >= 0).all())
 
 
 def _task_array(task: str) -> str:
-    return f"tasks/{quote(task, safe='')}"
+    return f"tasks/{_quoted(task)}"
 
 
 def _token_arrays(tokenizer: str) -> tuple[str, str]:
-    folder = f"tokens/{quote(tokenizer, safe='')}"
+    folder = f"tokens/{_quoted(tokenizer)}"
     return f"{folder}/ids", f"{folder}/offsets"
+
+
+def _quoted(name: str) -> str:
+    """A name of anybody's choice as one part of a path (RFC 3986)."""
+    return quote(name, safe="")

@@ -9,16 +9,19 @@ import json
 from operator import ne
 from typing import Any
 
-import crc32c
+import google_crc32c
 
 CHECKSUM = "crc32c"
+
+#: A document has no more bytes than this.
+MAX_BYTES = 128 << 20
 
 
 def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
     """The object with its checksum: crc32c, in hex, of its canonical JSON without this member."""
     rest = {k: v for k, v in value.items() if k != CHECKSUM}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"))
-    return {**rest, CHECKSUM: f"{crc32c.crc32c(canonical.encode()):08x}"}
+    return {**rest, CHECKSUM: f"{google_crc32c.value(canonical.encode()):08x}"}
 
 
 def checked(value: Any) -> Any:
@@ -57,4 +60,18 @@ def decode_checked(stored: bytes) -> Any:
     Raises:
         ValueError: it isn't JSON, or its checksum differs.
     """
-    return checked(json.loads(stored))
+    return checked(parse(stored))
+
+
+def parse(stored: bytes) -> Any:
+    """The value of JSON that may come from anybody.
+
+    Raises:
+        ValueError: it isn't JSON, or is too large or too deep for a document of a store.
+    """
+    if len(stored) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
+    try:
+        return json.loads(stored)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

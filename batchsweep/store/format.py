@@ -45,8 +45,8 @@ class Format(Protocol):
     def check_writable(self) -> None:
         """Raise StoreError, with the remedy, where stores of this version are only read."""
 
-    def version(self) -> int | None:
-        """The format version of the store that is there, or None."""
+    def version(self) -> object:
+        """The format version that the store claims (an int, if it is sound); None: no store."""
 
     def keys(self) -> list[str]:
         """Keys of all groups, sorted."""

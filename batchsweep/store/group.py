@@ -337,7 +337,6 @@ class GroupReader:
             wanted = np.asarray(rows, np.int64)
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < spec.texts):
             raise StoreError(f"{self.key}: rows must be 0 to {spec.texts - 1}")
-        out = np.empty((len(wanted), spec.hidden), dtype)
         stored = stored_dtype(spec.dtype, pooling)
         of_block = wanted // spec.block_texts
         blocks = np.flatnonzero(np.bincount(of_block))
@@ -349,8 +348,17 @@ class GroupReader:
                 "run 'batchsweep extract' for this checkpoint and task"
             )
 
+        # Before memory is taken for them: the bytes of these blocks are there.
+        self._format.blobs.map(self._check_seal, blocks.tolist())
+        try:
+            out = np.empty((len(wanted), spec.hidden), dtype)
+        except MemoryError:
+            raise StoreError(
+                f"{self.key}: {len(wanted)} vectors of {spec.hidden} don't fit into memory; "
+                "read fewer rows at once"
+            ) from None
+
         def fill(block: int) -> None:
-            self._check_seal(block)
             places = np.flatnonzero(of_block == block)
             local = wanted[places] - block * spec.block_texts
             # The common case, a run of rows into a run of the result, needs no copy more.

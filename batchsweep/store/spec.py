@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from batchsweep.errors import StoreCorrupt, StoreError
+from batchsweep.store.validation import (
+    MAX_BLOCKS,
+    MAX_CHUNK_BYTES,
+    MAX_HIDDEN,
+    MAX_LAYERS,
+    MAX_NAMES,
+    MAX_TEXTS,
+    name_fault,
+    parsed,
+)
 
 DTYPES = ("float16", "float32", "int8")
 COMPRESSIONS = ("none", "zstd")
+
+#: What else lies beside the arrays of a group, in Zarr or in HDF5.
+_RESERVED = frozenset(
+    ("layer", "text", "step", "seals", "metrics", "zarr.json", "complete", "metric_count")
+)
 
 #: Provenance that is recorded but doesn't decide whether a group may be continued: a newer
 #: library on a restarted pod is no reason to throw away what is sealed.
@@ -55,13 +70,32 @@ class GroupSpec:
                 f"store.compression '{self.compression}' isn't known; "
                 f"valid: {', '.join(COMPRESSIONS)}"
             )
-        if not self.layers or list(self.layers) != sorted(set(self.layers)):
-            raise StoreError(f"layers must be ascending and not empty, got {list(self.layers)}")
-        if not self.poolings or len(set(self.poolings)) != len(self.poolings):
-            raise StoreError(f"poolings must be distinct, not empty, got {list(self.poolings)}")
-        for name in ("texts", "hidden", "block_texts"):
-            if getattr(self, name) < 1:
-                raise StoreError(f"{name} must be at least 1, got {getattr(self, name)}")
+        layers = list(self.layers)
+        if not layers or layers != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < 2**31:
+            raise StoreError(f"layers must be ascending and not empty, got {layers[:MAX_NAMES]}")
+        if not self.poolings:
+            raise StoreError("poolings must not be empty")
+        if fault := name_fault(self.arrays, reserved=_RESERVED):
+            raise StoreError(f"poolings: {fault}")
+        sizes = {
+            "layers": (len(layers), MAX_LAYERS),
+            "texts": (self.texts, MAX_TEXTS),
+            "hidden": (self.hidden, MAX_HIDDEN),
+            "block_texts": (self.block_texts, 2**31),
+        }
+        for name, (size, most) in sizes.items():
+            if not 1 <= size <= most:
+                raise StoreError(f"{name} must be 1 to {most}, got {size}")
+        if self.blocks > MAX_BLOCKS:
+            raise StoreError(
+                f"{self.texts} texts in blocks of {self.block_texts} are {self.blocks} blocks, at "
+                f"most {MAX_BLOCKS} are allowed; set a larger store.block_texts"
+            )
+        if self.chunk_texts * self.hidden * 4 > MAX_CHUNK_BYTES:
+            raise StoreError(
+                f"{self.chunk_texts} texts of {self.hidden} values are more than "
+                f"{MAX_CHUNK_BYTES >> 30} GiB a layer; set a smaller store.block_texts"
+            )
 
     @property
     def blocks(self) -> int:
@@ -106,24 +140,19 @@ class GroupSpec:
         """The inverse of :meth:`to_json`; further keys (such as ``complete``) are ignored.
 
         Raises:
-            StoreCorrupt: a key is missing or has a wrong type.
+            StoreCorrupt: a key is missing, has a wrong type, or says what no group can be.
         """
         try:
-            return cls(
-                layers=tuple(int(layer) for layer in value["layers"]),
-                poolings=tuple(str(p) for p in value["poolings"]),
-                texts=int(value["texts"]),
-                hidden=int(value["hidden"]),
-                dtype=str(value["dtype"]),
-                block_texts=int(value["block_texts"]),
-                compression=str(value["compression"]),
-                provenance=dict(value["provenance"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            if missing := sorted({f.name for f in fields(cls)} - value.keys()):
+                raise ValueError(f"{missing[0]} is missing")
+            spec = parsed(cls, value)
+            _check_provenance(spec.provenance)
+        except (ValueError, StoreError) as error:
             raise StoreCorrupt(
-                f"{source}: the group's attributes are damaged ({error!r}); "
+                f"{source}: the group's attributes are damaged ({error}); "
                 "run 'batchsweep verify --repair'"
             ) from None
+        return spec
 
     def differences(self, other: GroupSpec) -> list[str]:
         """What keeps a group with this spec from being continued with ``other``, in words."""
@@ -133,6 +162,17 @@ class GroupSpec:
             for name in sorted(here.keys() | there.keys())
             if here.get(name) != there.get(name)
         ]
+
+
+def _check_provenance(provenance: dict[str, Any]) -> None:
+    """Refuse what readers would stumble over: names that aren't text, a step that's no number."""
+    for name in ("model", "revision"):
+        if not isinstance(provenance.get(name, ""), str):
+            raise ValueError(f"provenance.{name} isn't text")
+    step = provenance.get("step")
+    if step is not None and (type(step) is not int or abs(step) >= 2**53):
+        raise ValueError("provenance.step isn't a number of steps")
+    _canonical(provenance)  # Refuses NaN and infinities, which JSON hasn't.
 
 
 def _deciding(value: dict[str, Any]) -> dict[str, Any]:

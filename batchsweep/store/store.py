@@ -15,6 +15,7 @@ from batchsweep.store.format import Format, spec_of
 from batchsweep.store.group import GroupReader, GroupWriter
 from batchsweep.store.places.local import Blobs, LocalBlobs
 from batchsweep.store.spec import GroupSpec
+from batchsweep.store.validation import check_version, is_key
 from batchsweep.store.zarr.format import ZarrFormat
 
 T = TypeVar("T")
@@ -285,24 +286,20 @@ def _has_hdf5(blobs: Blobs) -> bool:
 
 def _is_damaged(fmt: Format) -> bool:
     try:
-        return fmt.version() is None
+        version = fmt.version()
     except StoreCorrupt:
         return True
+    return type(version) is not int or version < 1
 
 
 def _checked(fmt: Format) -> Store:
     version = fmt.version()
     if version is None:
         raise StoreError(f"{fmt.blobs.url}: there is a {fmt.name} group, but no batchsweep store")
-    if version > fmt.newest:
-        raise StoreError(
-            f"{fmt.blobs.url}: format version {version} is newer than this batchsweep "
-            f"(version {fmt.newest}); upgrade batchsweep"
-        )
+    check_version(version, fmt.newest, where=fmt.blobs.url, what="format version")
     return Store(fmt)
 
 
 def _check_key(key: str) -> None:
-    parts = key.split("/")
-    if len(parts) != 2 or any(p in ("", ".", "..") or p.startswith("__") for p in parts):
+    if not is_key(key):
         raise StoreError(f"'{key}' isn't a checkpoint key; it is like EleutherAI--pythia-14m/main")

@@ -301,3 +301,47 @@ def test_no_right_to_read_names_the_token(served):
     served.faults.append(Fault("status", "/api/models/", status=403, times=99))
     with pytest.raises(Unavailable, match="HF_TOKEN"):
         fetch(NAME, served.repos[NAME].commit("step1"))
+
+
+def sharded(folder: Path) -> Path:
+    """The weights as two shards; the path of their index."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    shards = {"model-00001-of-00002.safetensors": names[::2]}
+    shards["model-00002-of-00002.safetensors"] = names[1::2]
+    for shard, of in shards.items():
+        save_file({n: tensors[n] for n in of}, folder / shard, {"format": "pt"})
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    where = {n: shard for shard, of in shards.items() for n in of}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return index
+
+
+def test_an_index_that_points_elsewhere_is_refused(tmp_path):
+    folder = tmp_path / "model"
+    random_model("llama").save_pretrained(folder)
+    index = sharded(folder)
+    load_checkpoint(str(folder), device="cpu")
+    (tmp_path / "else").mkdir()
+    shutil.copy(folder / "model-00002-of-00002.safetensors", tmp_path / "else/w.safetensors")
+    elsewhere = os.path.relpath(tmp_path / "else/w.safetensors", folder)
+    index.write_text(index.read_text().replace("model-00002-of-00002.safetensors", elsewhere))
+    with pytest.raises(IndexFailed, match=r"else/w\.safetensors' in .*index\.json isn't"):
+        load_checkpoint(str(folder), device="cpu")
+    for damaged in ('{"weight_map": []}', "{", "[" * 100_000):
+        index.write_text(damaged)
+        with pytest.raises(IndexFailed, match="can't load the model from"):
+            load_checkpoint(str(folder), device="cpu")
+
+
+def test_a_config_that_names_other_weights_is_refused(suite):
+    folder = suite / "step1"
+    shutil.copytree(folder, folder / "other")
+    config = json.loads((folder / "config.json").read_text())
+    named = {**config, "transformers_weights": "other/model.safetensors"}
+    (folder / "config.json").write_text(json.dumps(named))
+    with pytest.raises(
+        IndexFailed, match=r"'other/model\.safetensors' in config\.json isn't among"
+    ):
+        load_checkpoint(str(folder), device="cpu")

@@ -50,7 +50,7 @@ class Hdf5Format(ZarrFormat):
         # Last: with it, there is a store.
         super().create()
 
-    def version(self) -> int | None:
+    def version(self) -> object:
         version = super().version()
         stored = self.blobs.read(ROOT)
         if stored is None or not files.has_tail(stored):

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from batchsweep.errors import StoreError, StoreFull, TryAgain
+from batchsweep.errors import StoreCorrupt, StoreError, StoreFull, TryAgain
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -31,6 +33,8 @@ R = TypeVar("R")
 
 #: Temporary files older than this many seconds belong to nobody.
 ABANDONED_AFTER = 3600.0
+# Of a blob that is read whole: a document, a chunk of the corpus, a coordinate.
+_MAX_BYTES = 1 << 30
 
 
 class Blobs(Protocol):
@@ -105,10 +109,52 @@ class LocalBlobs:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.url = str(root)
+        # Folders of which it is known that no link leads out of the store.
+        self._inside: set[Path] = set()
+
+    def place(self, path: str) -> Path:
+        """Where a blob lies on the disk.
+
+        Raises:
+            StoreCorrupt: that is outside the store, by a link or by ``..``.
+        """
+        place = self.root / path
+        folder = place if place.name == ".." else place.parent
+        if folder not in self._inside:
+            self._check_inside(folder, path)
+            self._inside.add(folder)
+        return place
+
+    def _check_inside(self, place: Path, path: str) -> None:
+        if not place.resolve().is_relative_to(self.root.resolve()):
+            raise StoreCorrupt(
+                f"{self.url}: {path} lies outside the store; a store has no links to elsewhere: "
+                "copy it with what they point to (cp -rL)"
+            )
+
+    def _folder(self, prefix: str) -> Path:
+        return self.place(f"{prefix}/x").parent if prefix else self.root
+
+    def _open(self, path: str) -> io.FileIO:
+        """A regular file, for reading; whatever else has its name would be waited for, or worse."""
+        place = self.place(path)
+        if place.is_symlink():
+            self._check_inside(place, path)
+        descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise StoreCorrupt(f"{self.url}: {path} is no regular file; remove it, then try again")
+        return io.FileIO(descriptor)
 
     def read(self, path: str) -> bytes | None:
         try:
-            return (self.root / path).read_bytes()
+            with self._open(path) as file:
+                if os.fstat(file.fileno()).st_size > _MAX_BYTES:
+                    raise StoreCorrupt(
+                        f"{self.url}: {path} is larger than anything that is read whole "
+                        f"({_MAX_BYTES >> 20} MiB); run 'batchsweep verify --repair'"
+                    )
+                return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -120,7 +166,7 @@ class LocalBlobs:
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
         try:
-            with (self.root / path).open("rb", buffering=0) as file:
+            with self._open(path) as file:
                 if len(ranges) > 1 and hasattr(os, "posix_fadvise"):
                     # Else the kernel would read on after each.
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
@@ -134,7 +180,7 @@ class LocalBlobs:
         self, path: str, start: int, length: int, piece: int, space: memoryview[int], tail: int = 0
     ) -> Iterator[memoryview[int]]:
         try:
-            file = (self.root / path).open("rb", buffering=0)
+            file = self._open(path)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
@@ -183,7 +229,7 @@ class LocalBlobs:
 
     def temporary(self, path: str) -> Path:
         """A new temporary file name for what will be ``path``."""
-        folder = self.root / "tmp"
+        folder = self._folder("tmp")
         try:
             self._make_folder(folder)
         except OSError as error:
@@ -192,7 +238,7 @@ class LocalBlobs:
 
     def into_place(self, temporary: Path, path: str) -> None:
         """Sync a temporary file and give it its real name."""
-        target = self.root / path
+        target = self.place(path)
         self._make_folder(target.parent)
         _sync(temporary)
         temporary.replace(target)
@@ -200,13 +246,13 @@ class LocalBlobs:
 
     def delete(self, path: str) -> None:
         try:
-            (self.root / path).unlink(missing_ok=True)
+            self.place(path).unlink(missing_ok=True)
         except OSError as error:
             raise store_error(error, self.url, path) from None
 
     def delete_tree(self, prefix: str) -> None:
         try:
-            shutil.rmtree(self.root / prefix)
+            shutil.rmtree(self.place(prefix))
         except FileNotFoundError:
             return
         except OSError as error:
@@ -214,20 +260,20 @@ class LocalBlobs:
 
     def files(self, prefix: str) -> dict[str, int]:
         try:
-            with os.scandir(self.root / prefix) as entries:
+            with os.scandir(self._folder(prefix)) as entries:
                 return {e.name: e.stat().st_size for e in entries if e.is_file()}
         except (FileNotFoundError, NotADirectoryError):
             return {}
 
     def folders(self, prefix: str) -> list[str]:
         try:
-            with os.scandir(self.root / prefix) as entries:
+            with os.scandir(self._folder(prefix)) as entries:
                 return sorted(e.name for e in entries if e.is_dir())
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def walk(self, prefix: str) -> list[str]:
-        top = self.root / prefix
+        top = self._folder(prefix)
         return sorted(p.relative_to(self.root).as_posix() for p in top.rglob("*") if p.is_file())
 
     def stamps(self, prefix: str) -> dict[str, str]:
@@ -264,10 +310,11 @@ class LocalBlobs:
         """See :class:`Blobs`; with ``wait``, wait for the holder instead of raising TryAgain."""
         # The kernel releases a flock when its process ends, however it ends. The file stays, since
         # removing it would let two processes lock two files of one name.
-        path = self.root / "leases" / f"{_flat_name(name)}.lock"
+        path = self.place(f"leases/{_flat_name(name)}.lock")
         try:
             self._make_folder(path.parent)
-            file = path.open("ab+", buffering=0)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            file = io.FileIO(os.open(path, flags, 0o666), "a+")
         except OSError as error:
             raise store_error(error, self.url, f"leases/{path.name}") from None
         with file:

@@ -19,6 +19,7 @@ from batchsweep.store.format import (
 )
 from batchsweep.store.places.local import Blobs
 from batchsweep.store.spec import GroupSpec
+from batchsweep.store.validation import is_key, name_fault
 from batchsweep.store.values import Array, stored_dtype
 from batchsweep.store.zarr import v3
 from batchsweep.store.zarr.corpus import ZarrSink, ZarrSource, read_attributes
@@ -50,27 +51,28 @@ class ZarrFormat:
     def check_writable(self) -> None:
         return
 
-    def version(self) -> int | None:
+    def version(self) -> object:
         attributes = self._group_attributes("zarr.json")
         if attributes is None:
             return None
         if not v3.same_layout(self.blobs.read("zarr.json") or b"", v3.group({})):
             raise corrupt_at(self.blobs, "zarr.json", "torn or changed")
-        version = attributes.get("batchsweep_format")
-        return version if isinstance(version, int) else None
+        return attributes.get("batchsweep_format")
 
     def keys(self) -> list[str]:
         models = self.blobs.folders("checkpoints")
         revisions = self.blobs.map(lambda m: self.blobs.folders(f"checkpoints/{m}"), models)
-        return sorted(f"{m}/{r}" for m, rs in zip(models, revisions, strict=True) for r in rs)
+        keys = (f"{m}/{r}" for m, rs in zip(models, revisions, strict=True) for r in rs)
+        return sorted(key for key in keys if is_key(key))
 
     def noted_keys(self) -> list[str]:
         # One note a group: with one index of all, pods would have to wait for one another.
-        return [
+        keys = (
             f"{model}/{name}"
             for model in self.blobs.folders("groups")
             for name in self.blobs.files(f"groups/{model}")
-        ]
+        )
+        return [key for key in keys if is_key(key)]
 
     def folder(self, key: str) -> str:
         return f"checkpoints/{key}"
@@ -145,7 +147,7 @@ class ZarrFormat:
         where = f"{self.blobs.url}: {path}, layer {spec.layers[layer]}"
         rows = spec.block_rows(block)
         if spec.compression != "none":
-            start, length = map(int, self._index(path, spec)[layer])
+            start, length = self._index(path, spec)[layer]
             stored = self.blobs.read_range(path, start, length) or b""
             values = v3.decode_chunk(
                 stored, chunk, dtype, where=where, compression=spec.compression
@@ -179,7 +181,7 @@ class ZarrFormat:
         path = self._shard(key, spec, name, block)
         chunk, dtype = chunk_shape(spec, name), stored_dtype(spec.dtype, name)
         rows = spec.block_rows(block)
-        for layer, (start, length) in enumerate(self._index(path, spec).tolist()):
+        for layer, (start, length) in enumerate(self._index(path, spec)):
             stored = self.blobs.read_range(path, start, length)
             if stored is None:
                 raise corrupt_at(self.blobs, path, "missing")
@@ -195,7 +197,7 @@ class ZarrFormat:
             size = _chunk_bytes(spec, name)
             ends = [self.lead + (n + 1) * size for n in range(len(spec.layers))]
         else:
-            ends = [int(start + length) for start, length in self._index(path, spec).tolist()]
+            ends = [start + length for start, length in self._index(path, spec)]
         ranges = [(end - v3.CRC_BYTES, v3.CRC_BYTES) for end in ends]
         stored = self.blobs.read_ranges(path, ranges)
         if stored is None:
@@ -268,16 +270,16 @@ class ZarrFormat:
         self.blobs.delete_tree("corpus")
 
     def missing(self, key: str, spec: GroupSpec) -> set[int]:
-        absent = set()
+        there = set(range(spec.blocks))
         for name in spec.arrays:
             sizes = self.blobs.files(f"{self.folder(key)}/{name}")
             whole = self.lead + len(spec.layers) * _chunk_bytes(spec, name)
             whole += v3.shard_index_bytes(len(spec.layers))
-            for block in range(spec.blocks):
+            for block in tuple(there):
                 size = sizes.get(_shard_key(spec, name, block))
                 if size is None or (spec.compression == "none" and size != whole):
-                    absent.add(block)
-        return absent
+                    there.remove(block)
+        return set(range(spec.blocks)) - there
 
     def write_seal(self, key: str, spec: GroupSpec, block: int, seal: bytes | None) -> None:
         path = f"{self.folder(key)}/seals/{v3.chunk_key(block, 0)}"
@@ -349,7 +351,16 @@ class ZarrFormat:
 
     def _metric_attributes(self, key: str) -> dict[str, Any]:
         """``names`` and ``seal`` of the metrics; empty if there are none."""
-        return self._group_attributes(f"{self.folder(key)}/metrics/zarr.json") or {}
+        path = f"{self.folder(key)}/metrics/zarr.json"
+        attributes = self._group_attributes(path)
+        if attributes is None:
+            return {}
+        names = attributes.get("names")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise corrupt_at(self.blobs, path, "no list of names")
+        if fault := name_fault(names, reserved=("layer",)):
+            raise corrupt_at(self.blobs, path, fault)
+        return attributes
 
     def corpus_sink(self) -> ZarrSink:
         return ZarrSink(self.blobs)
@@ -358,14 +369,14 @@ class ZarrFormat:
         attributes = read_attributes(self.blobs)
         return None if attributes is None else ZarrSource(self.blobs, attributes)
 
-    def _index(self, path: str, spec: GroupSpec) -> Any:
+    def _index(self, path: str, spec: GroupSpec) -> list[tuple[int, int]]:
         size = v3.shard_index_bytes(len(spec.layers))
         whole = self.blobs.files(path.rsplit("/", 1)[0]).get(path.rsplit("/", 1)[1])
         stored = None if whole is None else self.blobs.read_range(path, max(whole - size, 0), size)
-        if stored is None:
+        if whole is None or stored is None:
             raise corrupt_at(self.blobs, path, "missing")
         where = f"{self.blobs.url}: {path}"
-        return v3.parse_shard_index(stored, len(spec.layers), where=where)
+        return v3.parse_shard_index(stored, len(spec.layers), whole=whole, where=where)
 
     def write_attributes(
         self, key: str, attributes: dict[str, Any], members: dict[str, bytes] | None = None

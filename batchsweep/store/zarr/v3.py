@@ -10,17 +10,18 @@ Specification: https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html
 
 from __future__ import annotations
 
+import ctypes
 import json
+import math
 import struct
 from typing import TYPE_CHECKING, Any
 
-import crc32c as castagnoli
+import google_crc32c
 import numpy as np
-import numpy.typing as npt
 from numcodecs.zstd import Zstd
 
 from batchsweep.errors import StoreCorrupt
-from batchsweep.store.documents import checked, encode, with_checksum
+from batchsweep.store.documents import checked, encode, parse, with_checksum
 from batchsweep.store.values import Array, as_bytes
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def attributes_of(stored: bytes) -> dict[str, Any]:
     Raises:
         ValueError: not such a document, or the checksum differs.
     """
-    value = json.loads(stored)
+    value = parse(stored)
     if not isinstance(value, dict) or not isinstance(value.get("attributes"), dict):
         raise ValueError("not a Zarr v3 document")
     attributes: dict[str, Any] = checked(value["attributes"])
@@ -119,7 +120,7 @@ def same_layout(stored: bytes, wanted: bytes) -> bool:
     """
     try:
         attributes_of(stored)
-        there, here = json.loads(stored), json.loads(wanted)
+        there, here = parse(stored), parse(wanted)
     except ValueError:
         return False
     return all(there.get(k) == v for k, v in here.items() if k != "attributes")
@@ -154,15 +155,27 @@ def decode_chunk(
     """The values of one stored chunk.
 
     Raises:
-        StoreCorrupt: too short, or the crc32c differs.
+        StoreCorrupt: too short, the crc32c differs, or it isn't of the chunk's size.
     """
     body = memoryview(stored)[:-CRC_BYTES]
     check(body, stored[-CRC_BYTES:], where=where)
+    size = dtype.itemsize * math.prod(chunk)
     if compression == "zstd":
-        body = memoryview(Zstd().decode(body))
-    if len(body) != dtype.itemsize * int(np.prod(chunk)):
+        body = _decompressed(body, size, where=where)
+    if len(body) != size:
         raise StoreCorrupt(f"{where}: {len(body)} bytes don't make a chunk of {chunk} {dtype}")
     return np.frombuffer(body, dtype=dtype).reshape(chunk)
+
+
+def _decompressed(body: memoryview[int], size: int, *, where: str) -> memoryview[int]:
+    """What is compressed, if it is ``size`` bytes: what it says of its size may be anything."""
+    from pyarrow import Codec
+
+    try:
+        # Unlike numcodecs, it takes no more than this, and refuses less.
+        return memoryview(Codec("zstd").decompress(body, size))
+    except OSError as error:
+        raise StoreCorrupt(f"{where}: isn't {size} bytes compressed by zstd ({error})") from None
 
 
 def check(body: memoryview[int], checksum: bytes, *, where: str) -> None:
@@ -185,8 +198,10 @@ def damaged(where: str) -> StoreCorrupt:
 
 def crc32c(body: bytes | memoryview[int], before: int = 0) -> int:
     """crc32c (Castagnoli) of the bytes, after those whose crc32c is ``before``."""
-    # This package lets other threads run meanwhile; google-crc32c doesn't, and is slower.
-    return castagnoli.crc32c(body, before)
+    if isinstance(body, memoryview) and not body.readonly:
+        # The library takes no memoryview; what ctypes lays over it spares the copy.
+        return int(google_crc32c.extend(before, (ctypes.c_char * body.nbytes).from_buffer(body)))
+    return int(google_crc32c.extend(before, bytes(body)))
 
 
 def shard_index(lengths: list[int], lead: int = 0) -> bytes:
@@ -202,13 +217,18 @@ def shard_index_bytes(chunks: int) -> int:
     return 16 * chunks + CRC_BYTES
 
 
-def parse_shard_index(stored: bytes, chunks: int, *, where: str) -> npt.NDArray[np.uint64]:
-    """Offset and length of each chunk, [chunk, 2].
+def parse_shard_index(
+    stored: bytes, chunks: int, *, whole: int, where: str
+) -> list[tuple[int, int]]:
+    """Offset and length of each chunk of a shard of ``whole`` bytes.
 
     Raises:
-        StoreCorrupt: the index is cut, changed, or marks a chunk as absent.
+        StoreCorrupt: the index is cut, changed, marks a chunk as absent, or points elsewhere.
     """
     index = decode_chunk(stored, (chunks, 2), np.dtype("<u8"), where=f"{where}: index")
     if (index == _ABSENT).any():
         raise StoreCorrupt(f"{where}: a chunk is absent")
-    return index.astype(np.uint64)
+    places: list[tuple[int, int]] = [(start, length) for start, length in index.tolist()]
+    if any(length < CRC_BYTES or start + length > whole for start, length in places):
+        raise StoreCorrupt(f"{where}: the index points to what isn't a chunk")
+    return places

@@ -20,8 +20,15 @@ import numpy.typing as npt
 
 from batchsweep.arm import Arm
 from batchsweep.errors import StoreError, UsageError
-from batchsweep.plan.plan import PLAN_PATH
-from batchsweep.score.records import score_rows
+from batchsweep.plan.plan import Plan
+from batchsweep.score.dataset import (
+    arm_dataset,
+    cube,
+    extracted,
+    metric_names,
+    plan_of,
+    with_metrics,
+)
 from batchsweep.store import Corpus, GroupReader, Store, open_store
 from batchsweep.store.pairs import ready_tasks
 
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
 
 Float32 = npt.NDArray[np.float32]
 
-#: Columns that name an arm, in the table of arms and as dimensions of the cubes.
+#: Columns that name an arm, in the table of arms.
 _ARM_COLUMNS = ("arm", "key", "model", "revision", "step", "layer", "pooling")
 
 
@@ -55,6 +62,22 @@ class Sweep:
     def __repr__(self) -> str:
         return f"<Sweep of {len(self.arms)} arms, {len(self.tasks)} tasks in {self.store.url}>"
 
+    def to_xarray(self) -> xr.Dataset:
+        """All that is known of every arm, in one data set over ``arm`` and ``task``.
+
+        Arms are those of the plan, extracted or not; coordinates ``key``, ``model``, ``revision``,
+        ``step`` (NaN where unknown), ``layer``, ``pooling``, ``complete``. Variables ``score`` and
+        ``seconds`` [arm, task] (NaN where not measured; an undefined score is NaN with its
+        seconds), ``ready`` [arm, task] (whether its vectors are there), and each label-free metric
+        [arm]. Reports and tables are made of the same object.
+
+        Example:
+            >>> data = sweep.to_xarray()
+            >>> data["score"].where(data["model"] == "demo-small", drop=True).mean("task")
+            >>> data.drop_vars("arm").set_index(arm=["model", "revision", "layer"]).unstack("arm")
+        """
+        return self._with_metrics.copy(deep=True)
+
     @cached_property
     def arms(self) -> pd.DataFrame:
         """One row an arm of every checkpoint that is complete or has a task :attr:`ready`.
@@ -65,33 +88,14 @@ class Sweep:
         """
         import pandas as pd
 
-        rows = []
-        for key, tasks in self._ready_tasks.items():
-            reader = self._reader(key)
-            if not (tasks or reader.complete):
-                continue
-            metrics = reader.metrics()
-            for pooling in reader.poolings:
-                for position, layer in enumerate(reader.layers):
-                    named = pooling if len(reader.poolings) > 1 else None
-                    row = {
-                        "arm": str(Arm(key, layer, named)),
-                        "key": key,
-                        "model": reader.provenance.get("model", key.split("/")[0]),
-                        "revision": reader.provenance.get("revision", key.split("/")[1]),
-                        "step": reader.provenance.get("step"),
-                        "layer": layer,
-                        "pooling": pooling,
-                    }
-                    rows.append({**row, **{n: v[position] for n, v in metrics.items()}})
-        frame = pd.DataFrame(rows, columns=None if rows else list(_ARM_COLUMNS))
+        data = extracted(self._with_metrics)
+        columns = {name: data[name].values for name in _ARM_COLUMNS}
+        mean = data["score"].sel(task=self.tasks).sum("task", skipna=False) / (
+            len(self.tasks) or np.nan
+        )
+        metrics = {name: data[name].values for name in metric_names(data)}
+        frame = pd.DataFrame({**columns, "score": mean.values, **metrics})
         frame = frame.astype({"step": "Int64"})
-        scored = self._score_rows
-        wide = scored.pivot_table(index=["key", "layer", "pooling"], columns="task", values="score")
-        wide = wide.reindex(columns=self.tasks)
-        means = wide.mean(axis=1, skipna=False)
-        index = pd.MultiIndex.from_frame(frame[["key", "layer", "pooling"]])
-        frame.insert(len(_ARM_COLUMNS), "score", means.reindex(index).to_numpy(dtype=float))
         order = frame.sort_values(["model", "step", "revision", "pooling", "layer"], kind="stable")
         return order.reset_index(drop=True)
 
@@ -104,8 +108,7 @@ class Sweep:
         """
         import pandas as pd
 
-        plan = self.store.read_json(PLAN_PATH) or {"entries": []}
-        planned = [entry["key"] for entry in plan["entries"]]
+        planned = [entry.key for entry in self._plan.entries] if self._plan else []
         keys = list(dict.fromkeys([*planned, *self._ready_tasks]))
         rows = [[task in self._ready_tasks.get(key, ()) for task in self.tasks] for key in keys]
         return pd.DataFrame(rows, pd.Index(keys, name="key"), self.tasks, dtype=bool)
@@ -131,44 +134,45 @@ class Sweep:
         Nothing is read until the result is indexed or turned into an array:
         ``sweep.embeddings(arm)[:100]`` or ``np.asarray(sweep.embeddings(arm))``.
 
+        Args:
+            arm: as in :attr:`arms`, or with the model's own name: ``EleutherAI/pythia-14m/main#3``;
+                another name of the checkpoint's weights will do, too.
+            task: one of :attr:`tasks`.
+
         Raises:
             UsageError: no such arm; names some.
             StoreError: no such task.
         """
-        found = self.arms.loc[self.arms["arm"] == arm]
-        if found.empty:
-            some = ", ".join(self.arms["arm"].head(3)) or "none yet"
-            raise UsageError(
-                f"{self.store.url}: no arm '{arm}' in {len(self.arms)} arms (such as {some})"
-            )
-        row = found.iloc[0]
+        found = self._arm(arm)
         rows = None
         if task is not None:
             if self._corpus is None:
                 raise StoreError(f"{self.store.url}: no corpus; run 'batchsweep prepare'")
             rows = self._corpus.rows_of(task)
-        return Embeddings(self._reader(row["key"]), row["pooling"], int(row["layer"]), rows)
+        assert found.pooling is not None
+        return Embeddings(self._reader(found.key), found.pooling, found.layer, rows)
 
     @cached_property
     def scores(self) -> xr.DataArray:
         """Main scores, [model, step, layer, task] (and ``pooling``, if there are several).
 
         NaN where an arm was not scored on a task, or its score is undefined. ``step`` has the
-        coordinate ``revision``; a revision whose step isn't known comes last, with step -1.
+        coordinate ``revision``; a revision whose step isn't known comes last, with step -1, and of
+        several revisions of one model with the same step each has its own place.
         """
-        rows = self._score_rows
-        tasks = [*self.tasks, *sorted(set(rows["task"]) - set(self.tasks))]
-        return self._cube(rows, "score", {"task": tasks})
+        return cube(extracted(self._data), "score")
 
     @cached_property
     def metrics(self) -> xr.Dataset:
         """Label-free metrics, [model, step, layer] each; dimensions as in :attr:`scores`."""
         import xarray as xr
 
-        names = [c for c in self.arms.columns if c not in (*_ARM_COLUMNS, "score")]
+        data = extracted(self._with_metrics)
         # The metrics are those of the layer, whatever the pooling.
-        rows = self.arms.drop_duplicates(["key", "layer"])
-        return xr.Dataset({n: self._cube(rows.assign(pooling=""), n, {}) for n in names})
+        layers = list(zip(data["key"].values, data["layer"].values, strict=True))
+        first = {of: i for i, of in reversed(list(enumerate(layers)))}
+        data = data.isel(arm=sorted(first.values()))
+        return xr.Dataset({name: cube(data, name) for name in metric_names(data)})
 
     def cka(
         self, arm: str, other: str, task: str | None = None, *, sample: int = 2000, seed: int = 0
@@ -224,45 +228,55 @@ class Sweep:
         return ready_tasks(self.store)
 
     @cached_property
-    def _score_rows(self) -> pd.DataFrame:
-        """One row a score that the store has."""
-        return score_rows(self.store)
+    def _plan(self) -> Plan | None:
+        return plan_of(self.store)
+
+    @cached_property
+    def _data(self) -> xr.Dataset:
+        return arm_dataset(self.store)
+
+    @cached_property
+    def _with_metrics(self) -> xr.Dataset:
+        return with_metrics(self._data, self.store)
+
+    def _arm(self, text: str) -> Arm:
+        """The arm that is meant, its pooling named."""
+        data = extracted(self._data)
+        given, _, rest = text.partition("#")
+        key = self._keys.get(given, given)
+        layer, _, pooling = rest.partition("#")
+        columns = (data[name].values.tolist() for name in ("key", "layer", "pooling"))
+        meant = [
+            Arm(*cell)
+            for cell in zip(*columns, strict=True)
+            if cell[0] == key and str(cell[1]) == layer and (pooling in ("", cell[2]))
+        ]
+        if len(meant) == 1:
+            return meant[0]
+        names = data["arm"].values.tolist()
+        if meant:
+            several = ", ".join(f"{text}#{arm.pooling}" for arm in meant)
+            raise UsageError(f"{self.store.url}: arm '{text}': which pooling? {several}")
+        some = ", ".join(sorted(names)[:3]) or "none yet"
+        raise UsageError(f"{self.store.url}: no arm '{text}' in {len(names)} arms (such as {some})")
+
+    @cached_property
+    def _keys(self) -> dict[str, str]:
+        """Other names of a checkpoint -> its key: the model's own name, and aliases."""
+        found: dict[str, str] = {}
+        columns = (self._data[name].values.tolist() for name in ("key", "model", "revision"))
+        for key, model, revision in dict.fromkeys(zip(*columns, strict=True)):
+            found.setdefault(f"{model}/{revision}", key)
+        for entry in self._plan.entries if self._plan else ():
+            for name in entry.checkpoint.names:
+                found.setdefault(f"{entry.checkpoint.model}/{name}", entry.key)
+                found.setdefault(f"{entry.key.split('/')[0]}/{name}", entry.key)
+        return found
 
     def _reader(self, key: str) -> GroupReader:
         if key not in self._readers:
             self._readers[key] = self.store.reader(key)
         return self._readers[key]
-
-    def _cube(self, rows: pd.DataFrame, value: str, more: dict[str, list[str]]) -> xr.DataArray:
-        """One value a row, as a cube over model, step and layer, and what ``more`` names."""
-        import xarray as xr
-
-        arms = self.arms
-        named = zip(arms["step"], arms["revision"], strict=True)
-        # Two models may name one step differently; the first name stands for it.
-        revisions: dict[tuple[int, str], str] = {}
-        for step, revision in named:
-            revisions.setdefault(_step(step, revision), revision)
-        coordinates: dict[str, list[Any]] = {
-            "model": list(dict.fromkeys(arms["model"])),
-            "step": sorted(revisions, key=lambda s: (s[0] < 0, s)),
-            "layer": sorted(set(arms["layer"])),
-        }
-        if rows["pooling"].nunique() > 1:
-            coordinates["pooling"] = list(dict.fromkeys(arms["pooling"]))
-        coordinates |= more
-        places = {n: {v: i for i, v in enumerate(vs)} for n, vs in coordinates.items()}
-        cube = np.full([len(vs) for vs in coordinates.values()], np.nan)
-        for row in rows.itertuples(index=False):
-            where = row._asdict()
-            where["step"] = _step(where["step"], where["revision"])
-            place = [places[name].get(where[name]) for name in coordinates]
-            if None not in place:
-                cube[tuple(place)] = where[value]
-        names = [revisions[place] for place in coordinates["step"]]
-        coordinates["step"] = [number for number, _ in coordinates["step"]]
-        array = xr.DataArray(cube, coords=coordinates, dims=list(coordinates), name=value)
-        return array.assign_coords(revision=("step", names))
 
 
 class Embeddings:
@@ -302,13 +316,6 @@ class Embeddings:
         if copy is False:
             raise ValueError("the vectors must be read: they can't be had without a copy")
         return self[:].astype(dtype or np.float32, copy=False)
-
-
-def _step(step: Any, revision: str) -> tuple[int, str]:
-    """A place on the axis of steps; a revision of unknown step has one of its own, after them."""
-    import pandas as pd
-
-    return (-1, revision) if pd.isna(step) else (int(step), "")
 
 
 def _gram(vectors: Float32) -> npt.NDArray[np.float64]:

@@ -12,9 +12,12 @@ from store_data import TASKS, TEXTS, block, spec, states, write_corpus
 
 import batchsweep
 from batchsweep.arm import Arm
+from batchsweep.checkpoints.checkpoint import Checkpoint
+from batchsweep.checkpoints.shape import Shape
 from batchsweep.errors import StoreError, UsageError
+from batchsweep.plan.plan import Plan, PlanEntry
 from batchsweep.score.record import path_of
-from batchsweep.store import create_store
+from batchsweep.store import Store, create_store
 
 KEYS = {"org--a/step1": 1, "org--a/step8": 8, "org--b/step8": 8, "org--b/main": None}
 
@@ -69,6 +72,16 @@ def test_arms(url: Path) -> None:
     assert arms.set_index("arm")["entropy"]["org--b/step8#2"] == 3
 
 
+SHAPE = Shape(4, 16, 64, 100)
+
+
+def write_plan(
+    store: Store, *checkpoints: Checkpoint, poolings: tuple[str, ...] = ("mean",)
+) -> None:
+    entries = [PlanEntry(i, c, (1, 2, 4), SHAPE) for i, c in enumerate(checkpoints)]
+    store.write_json("plan.json", Plan(tuple(entries), poolings, {}).to_json())
+
+
 def test_what_is_ready(tmp_path: Path) -> None:
     store = create_store(tmp_path / "s.zarr")
     write_corpus(store)
@@ -78,8 +91,7 @@ def test_what_is_ready(tmp_path: Path) -> None:
         with store.writer(key, of) as writer:
             for number in blocks:
                 writer.write_block(number, block(values, of.block_rows(number)))
-    entries = [{"key": "m/none"}, {"key": "m/waiting"}]
-    store.write_json("plan.json", {"entries": entries})
+    write_plan(store, Checkpoint("m", "none"), Checkpoint("m", "waiting"))
     sweep = batchsweep.open(tmp_path / "s.zarr")
     assert sweep.ready.index.tolist() == ["m/none", "m/waiting", "m/some"]
     assert sweep.ready.columns.tolist() == list(TASKS)
@@ -106,6 +118,79 @@ def test_scores_and_metrics_are_cubes(url: Path) -> None:
     entropy = sweep.metrics["entropy"]
     assert entropy.dims == ("model", "step", "layer")
     assert entropy.sel(model="org/a", step=8).values.tolist() == [1, 2, 3]
+
+
+def test_one_data_set_of_everything(url: Path) -> None:
+    sweep = batchsweep.open(url)
+    data = sweep.to_xarray()
+    assert data.sizes == {"arm": 15, "task": 3}
+    assert set(data.data_vars) == {"score", "seconds", "ready", "entropy"}
+    at = data.sel(arm="org--b/step8#2")
+    assert (at["key"], at["model"], at["revision"]) == ("org--b/step8", "org/b", "step8")
+    assert (at["layer"], at["step"], at["pooling"]) == (2, 8, "mean")
+    assert at["score"].values.tolist() == [2, 3, 4] and float(at["entropy"]) == 3
+    # Undefined is not the same as not measured.
+    undefined = data.sel(arm="org--a/step1#1", task="STSBenchmark")
+    assert np.isnan(undefined["score"]) and undefined["seconds"] == 1
+    absent = data.sel(arm="org--a/step8#4", task="empty")
+    assert np.isnan(absent["score"]) and np.isnan(absent["seconds"])
+    # A checkpoint that is not complete is there, and says so.
+    begun = data.sel(arm="org--b/step9#1")
+    assert not begun["complete"] and np.isnan(begun["entropy"]) and not begun["ready"].all()
+    assert "org--b/step9#1" not in set(sweep.arms["arm"])
+    # What the tables and cubes say is what it says.
+    arms = sweep.arms.set_index("arm")["score"]
+    for arm in arms.index:
+        np.testing.assert_array_equal(
+            data["score"].sel(arm=arm).mean("task", skipna=False), arms[arm]
+        )
+    tidy = data.drop_vars("arm").isel(arm=data["step"].values > 0)
+    cube = tidy.set_index(arm=["model", "step", "layer"]).unstack("arm")["score"]
+    known = sweep.scores.sel(step=[1, 8]).transpose(*cube.dims)
+    both = cube.sel(step=[1, 8]).fillna(-1), known.fillna(-1)
+    np.testing.assert_array_equal(both[0].values, both[1].values)
+    data["score"][:] = 0  # A copy: what the sweep knows stays.
+    assert float(sweep.to_xarray()["score"].max()) == 5
+
+
+def test_revisions_of_one_step_have_places_of_their_own(tmp_path: Path) -> None:
+    """DataDecide: one step, several seeds. None may cover another's scores."""
+    store = create_store(tmp_path / "s")
+    for value, revision in enumerate(["step8-seed-a", "step8-seed-b", "step9-seed-a"]):
+        of = spec(
+            poolings=("mean",),
+            provenance={"model": "org/m", "revision": revision, "step": int(revision[4])},
+        )
+        with store.writer(f"org--m/{revision}", of) as writer:
+            for number in range(of.blocks):
+                writer.write_block(number, block(states(of), of.block_rows(number)))
+            writer.finish()
+        where = path_of(Arm(f"org--m/{revision}", 1, "mean"), "T")
+        record = {"main_score": value, "seconds": 1.0, "task": "T", "layer": 1, "pooling": "mean"}
+        store.write_json(where, {**record, "model": "org/m", "revision": revision, "step": 8})
+    scores = batchsweep.open(tmp_path / "s").scores
+    assert scores["step"].values.tolist() == [8, 8, 9]
+    assert scores["revision"].values.tolist() == ["step8-seed-a", "step8-seed-b", "step9-seed-a"]
+    assert scores.sel(model="org/m", layer=1, task="T").values.tolist() == [0, 1, 2]
+
+
+def test_arms_by_the_models_own_name_and_by_aliases(tmp_path: Path) -> None:
+    store = create_store(tmp_path / "s")
+    of = dataclasses.replace(spec(), texts=100)
+    with store.writer("org--m/step8", of) as writer:
+        writer.write_block(0, states(of))
+        writer.finish()
+    first, second = of.poolings
+    wanted = batchsweep.open(store.url).embeddings(f"org--m/step8#4#{second}")[:]
+    write_plan(store, Checkpoint("org/m", "step8", aliases=("main",)), poolings=of.poolings)
+    sweep = batchsweep.open(store.url)
+    for name in ("org/m/step8", "org--m/step8", "org/m/main", "org--m/main"):
+        np.testing.assert_array_equal(sweep.embeddings(f"{name}#4#{second}")[:], wanted)
+    with pytest.raises(UsageError, match=f"which pooling. org/m/main#4#{first}, org/m/main#4#"):
+        sweep.embeddings("org/m/main#4")
+    for wrong in ("org/m/step9#4#mean", "org/m/main#3#mean", "org/m/main#4#none", "m"):
+        with pytest.raises(UsageError, match=f"no arm '{wrong}' in 6 arms"):
+            sweep.embeddings(wrong)
 
 
 def test_embeddings_are_read_when_asked(url: Path) -> None:

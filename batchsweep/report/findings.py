@@ -6,18 +6,21 @@ sweep that is still running.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchsweep.bandit.ledger import Observation, StoreLedger, header_of, observations
 from batchsweep.plan.plan import Plan, PlanEntry, load_plan
+from batchsweep.score.dataset import arm_dataset, metric_names, with_metrics
 from batchsweep.score.export import counted
-from batchsweep.score.records import score_rows
 from batchsweep.store import GroupStatus, Store
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -68,24 +71,38 @@ class Findings:
 
     Attributes:
         arms: in the plan's order.
-        tasks: names, in the corpus's order; then any that only scores know.
-        score_AT: [arm, task]; NaN where not measured, or measured and undefined.
-        seconds_AT: [arm, task]; NaN where not measured.
+        data: the arms' scores and metrics, as ``batchsweep.open(...).to_xarray()`` gives them.
         searches: runs of the bandit, those with an answer last, by name.
-        metrics: label-free metric -> [arm]; NaN where not measured.
         categories: task -> its category (``STS``); of a store's corpus that says none, empty.
         status: blocks sealed, per checkpoint key.
     """
 
     plan: Plan
     arms: tuple[ArmFacts, ...]
-    tasks: tuple[str, ...]
-    score_AT: Floats
-    seconds_AT: Floats
+    data: xr.Dataset
     searches: tuple[Search, ...]
-    metrics: dict[str, Floats] = field(default_factory=dict)
     categories: dict[str, str] = field(default_factory=dict)
     status: dict[str, GroupStatus] = field(default_factory=dict)
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """Names, in the corpus's order; then any that only scores know."""
+        return tuple(self.data["task"].values.tolist())
+
+    @property
+    def score_AT(self) -> Floats:
+        """[arm, task]; NaN where not measured, or measured and undefined."""
+        return np.asarray(self.data["score"].values)
+
+    @property
+    def seconds_AT(self) -> Floats:
+        """[arm, task]; NaN where not measured."""
+        return np.asarray(self.data["seconds"].values)
+
+    @property
+    def metrics(self) -> dict[str, Floats]:
+        """Label-free metric -> [arm]; NaN where not measured."""
+        return {name: np.asarray(self.data[name].values) for name in metric_names(self.data)}
 
     @property
     def measured_AT(self) -> NDArray[np.bool_]:
@@ -108,10 +125,11 @@ class Findings:
         Raises:
             KeyError: the plan has no such arm.
         """
-        for i, facts in enumerate(self.arms):
-            if facts.arm == arm:
-                return i
-        raise KeyError(arm)
+        return self._positions[arm]
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {facts.arm: i for i, facts in enumerate(self.arms)}
 
     def default_arm(self, model: str) -> int:
         """The arm that one takes without a sweep: a model's last checkpoint, last layer."""
@@ -141,31 +159,17 @@ def read(store: Store) -> Findings:
             strict=True,
         )
     )
-    scored = score_rows(store)
+    data = with_metrics(arm_dataset(store), store)
     corpus = store.corpus()
-    known = list(corpus.tasks()) if corpus is not None else []
     categories = dict(corpus.attributes.get("categories", {})) if corpus is not None else {}
-    tasks = tuple(dict.fromkeys([*known, *sorted(scored["task"].unique())]))
-    score_AT = np.full((len(arms), len(tasks)), np.nan)
-    seconds_AT = score_AT.copy()
-    places = {(a.entry.key, a.layer, a.pooling): i for i, a in enumerate(arms)}
-    columns = {task: i for i, task in enumerate(tasks)}
-    for r in scored.itertuples():
-        place = places.get((r.key, r.layer, r.pooling))
-        if place is not None:
-            score_AT[place, columns[r.task]] = r.score
-            seconds_AT[place, columns[r.task]] = r.seconds
-    status = {s.key: s for s in store.status()}
     return Findings(
         plan=plan,
         arms=arms,
-        tasks=tasks,
-        score_AT=score_AT,
-        seconds_AT=seconds_AT,
+        # Of groups that the plan doesn't know a report says nothing.
+        data=data.isel(arm=slice(len(arms))),
         searches=tuple(_searches(store)),
-        metrics=_metrics(store, arms, status),
         categories=categories,
-        status=status,
+        status={s.key: s for s in store.status()},
     )
 
 
@@ -178,24 +182,6 @@ def _searches(store: Store) -> list[Search]:
             pulls = tuple(observations(records))
             found.append(Search(name, header_of(records) or {}, pulls, answer))
     return sorted(found, key=lambda search: (search.answer is not None, search.name))
-
-
-def _metrics(
-    store: Store, arms: Sequence[ArmFacts], status: dict[str, GroupStatus]
-) -> dict[str, Floats]:
-    found: dict[str, Floats] = {}
-    position = {(a.entry.key, a.layer, a.pooling): i for i, a in enumerate(arms)}
-    for entry in dict.fromkeys(a.entry for a in arms):
-        if entry.key not in status or not status[entry.key].complete:
-            continue
-        reader = store.reader(entry.key)
-        for name, values_L in reader.metrics().items():
-            column = found.setdefault(name, np.full(len(arms), np.nan))
-            for layer, value in zip(reader.layers, values_L, strict=True):
-                for pooling in reader.poolings:
-                    if (entry.key, layer, pooling) in position:
-                        column[position[entry.key, layer, pooling]] = value
-    return found
 
 
 def short_name(model: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from report_store import SHAPE, TASKS, plan_of, score_of, search, store_of
 
 from batchsweep.bandit.ledger import Observation
@@ -182,10 +183,13 @@ def test_a_page_of_thousands_of_arms_and_pulls_stays_below_three_megabytes(tmp_p
         "arms": [{"arm": a.arm, "mean": 0.5, "sd": 0.1, "pulled": 4} for a in arms],
         "plane": score_AT.tolist(),
     }  # fmt: skip
-    found = Findings(
-        Plan(tuple(checkpoints), ("mean",), {}), arms, tuple(tasks), score_AT,
-        np.where(score_AT > 0.9, 1.0, np.nan), (Search("one", {}, pulls, answer),),
-    )  # fmt: skip
+    seconds_AT = np.where(score_AT > 0.9, 1.0, np.nan)
+    data = xr.Dataset(
+        {"score": (("arm", "task"), score_AT), "seconds": (("arm", "task"), seconds_AT)},
+        coords={"arm": [a.arm for a in arms], "task": tasks},
+    )
+    plan = Plan(tuple(checkpoints), ("mean",), {})
+    found = Findings(plan, arms, data, (Search("one", {}, pulls, answer),))
     assert len(render(found, title="all").encode()) < 3e6
 
 

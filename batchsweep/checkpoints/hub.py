@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -25,6 +26,11 @@ from batchsweep.progress import duration
 
 logger = logging.getLogger(__name__)
 
+#: First parts of a relative path of checkpoints, and of no owner of models on the Hub.
+_FOLDERS = frozenset(
+    {"checkpoint", "checkpoints", "ckpt", "ckpts", "data", "local", "model", "models", "output"}
+    | {"outputs", "run", "runs", "suite", "suites", "tmp", "weights"}
+)
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 #: What the Hub answers to a token that is wrong, or may not read what is asked for.
 REFUSED = frozenset({401, 403})
@@ -175,6 +181,8 @@ class Hub:
         )
 
         if constants.HF_HUB_OFFLINE:
+            if _looks_like_a_folder(repo):
+                raise _no_folder(repo, "HF_HUB_OFFLINE is set")
             raise UsageError(
                 f"{repo}: HF_HUB_OFFLINE is set, but revisions must be looked up on the Hub; "
                 "unset it for 'prepare', or use a local directory (extract works offline)"
@@ -206,7 +214,8 @@ class Hub:
                 ) from None
             except RepositoryNotFoundError:
                 raise ConfigError(
-                    f"models: no repo '{repo}' at {constants.ENDPOINT} (or private: set HF_TOKEN)"
+                    f"models: no repo '{repo}' at {constants.ENDPOINT} (or private: set HF_TOKEN),"
+                    f" and no such directory in {Path.cwd()}"
                 ) from None
             except json.JSONDecodeError:
                 reason = "an answer that is not JSON"
@@ -221,6 +230,8 @@ class Hub:
                 if status is not None and status not in _RETRIED:
                     raise TryAgain(f"{repo}: {constants.ENDPOINT} said {_line(error)}") from None
                 reason = _line(error)
+                if status is None and _looks_like_a_folder(repo):
+                    raise _no_folder(repo, f"{constants.ENDPOINT} is out of reach") from None
                 self._back_off(attempt, None, reason)
         raise self._give_up(
             f"{repo}: {constants.ENDPOINT} failed {self._attempts} times ({reason})"
@@ -296,6 +307,19 @@ def answer(path: str, *, seconds: float) -> Any:
         return type(response)(
             response.status_code, headers=headers, content=bytes(body), request=response.request
         )
+
+
+def _looks_like_a_folder(repo: str) -> bool:
+    """Whether a name that is no directory here, though it may be a Hub id, was meant as one."""
+    first, slash, _ = repo.partition("/")
+    return bool(slash) and (first in _FOLDERS or Path(first).is_dir())
+
+
+def _no_folder(repo: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"models: no directory '{repo}' in {Path.cwd()}, where relative paths start, and no Hub to "
+        f"ask for a model of that name ({why}); run the command from the folder that has it"
+    )
 
 
 def _identity(file: Mapping[str, Any]) -> list[Any]:

@@ -25,10 +25,11 @@ def command(
     """
     from batchsweep.cli.plan_table import plan_table
     from batchsweep.config import load
-    from batchsweep.plan.preview import plan_and_costs
+    from batchsweep.plan.preview import plan_and_costs, space_of
 
-    found, costs = plan_and_costs(load(config), gpu=gpu)
+    sweep = load(config)
+    found, costs = plan_and_costs(sweep, gpu=gpu)
     if json_output:
         print(json.dumps({"plan": found.to_json(), "costs": costs.to_json()}, indent=1))
     else:
-        print(plan_table(found, costs), end="")
+        print(plan_table(found, costs, space_of(sweep, found, costs)), end="")

@@ -7,15 +7,16 @@ from itertools import groupby
 
 from batchsweep.plan.estimate import DOWNLOAD_RATE, START_SECONDS, WRITE_RATE, Estimate, gib
 from batchsweep.plan.plan import Plan
+from batchsweep.plan.space import Space
 from batchsweep.progress import duration
 from batchsweep.table import Column, line_width, table_text, visible
 
 
-def plan_table(plan: Plan, costs: Estimate) -> str:
+def plan_table(plan: Plan, costs: Estimate, space: Space | None = None) -> str:
     """Models, totals, what would save, and the warnings, as text for a terminal."""
-    warnings = [f"warning: {visible(line)}" for line in _warnings(plan, costs)]
+    warnings = [f"warning: {visible(line)}" for line in _warnings(plan, costs, space)]
     notes = ["\n".join(textwrap.wrap(visible(n), line_width())) for n in _notes(plan, costs)]
-    tables = _models(plan, costs) + _totals(plan, costs) + _savings(costs)
+    tables = _models(plan, costs) + _totals(plan, costs, space) + _savings(costs)
     return tables + "\n".join([*warnings, *notes]) + "\n"
 
 
@@ -49,7 +50,7 @@ def _models(plan: Plan, costs: Estimate) -> str:
     return table_text([Column("model"), *_numbers(*numbers)], rows)
 
 
-def _totals(plan: Plan, costs: Estimate) -> str:
+def _totals(plan: Plan, costs: Estimate, space: Space | None) -> str:
     about = "" if costs.size.exact else "about "
     n = len(plan.entries)
     pulls = f"{costs.exhaustive_pulls:,} exhaustively"
@@ -58,11 +59,12 @@ def _totals(plan: Plan, costs: Estimate) -> str:
         pulls = f"{costs.budget_pulls:,} ({share:.0%}) of {pulls}"
     texts = f"{about}{costs.size.texts:,} unique, {_count(costs.size.tokens)} tokens"
     where = "estimate" if not costs.download_exact else "from the Hub's metadata"
+    free = f"; {gib(space.free)} are free on {space.folder}" if space is not None else ""
     rows = [
         ("indexes", f"{n}: 0 to {n - 1} (completions of the indexed job)"),
         ("arms", f"{costs.arms:,}"),
         ("texts", texts),
-        ("store", f"{about}{gib(costs.store_bytes)}"),
+        ("store", f"{about}{gib(costs.store_bytes)}{free}"),
         ("download", f"{gib(costs.download_bytes)} ({where})" if costs.download_bytes else "none"),
         ("compute", f"{costs.flops:.2g} FLOP"),
         (
@@ -83,8 +85,11 @@ def _savings(costs: Estimate) -> str:
     return table_text(columns, rows)
 
 
-def _warnings(plan: Plan, costs: Estimate) -> list[str]:
+def _warnings(plan: Plan, costs: Estimate, space: Space | None) -> list[str]:
     warnings = list(plan.warnings)
+    if space is not None and not space.fits:
+        changes = f"; these lines of the config would: {'; '.join(space.changes)}"
+        warnings.append(f"it does not fit: {space}{changes if space.changes else ''}")
     if costs.size.unknown:
         warnings.append(f"no statistics, so not counted above: {', '.join(costs.size.unknown)}")
     return warnings

@@ -7,8 +7,9 @@ statistics that mteb ships with each task.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from batchsweep.config import Config, LocalTask
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: Characters of English a token of the GPT-NeoX tokenizer; short texts have fewer.
 CHARACTERS_PER_TOKEN = 4.2
+#: Changes with the way in which sizes are taken from statistics: what is remembered is stale then.
+_RULES = "rules 1"
 
 
 @dataclass(frozen=True)
@@ -80,24 +83,15 @@ def corpus_size(config: Config, store: Store | None = None) -> CorpusSize:
     counted = _counted(store) if store is not None else None
     if counted is not None:
         return counted
-    from batchsweep.tasks.resolve import resolve
-
-    # The data of a task in Python code may be anywhere, such as on the Hub.
-    local = {t.name for t in config.tasks if isinstance(t, LocalTask) and t.type != "python"}
-    sizes, unknown = [], []
-    for task in resolve(config.tasks):
-        one = _own(task) if task.metadata.name in local else _from_statistics(task)
-        if one is None:
-            unknown.append(task.metadata.name)
-        else:
-            sizes.append(one)
+    names = [task for task in config.tasks if isinstance(task, str)]
+    found = _published(names) if len(names) == len(config.tasks) else _all_kinds(config.tasks)
+    sizes = [size for size in found if size.texts]
+    unknown = tuple(size.name for size in found if not size.texts)
     longest = config.embedding.max_length
     tokens = sum(
-        s.texts * min(s.characters / s.texts / CHARACTERS_PER_TOKEN, longest)
-        for s in sizes
-        if s.texts
+        s.texts * min(s.characters / s.texts / CHARACTERS_PER_TOKEN, longest) for s in sizes
     )
-    size = CorpusSize(tuple(sizes), sum(s.texts for s in sizes), tokens, False, tuple(unknown))
+    size = CorpusSize(tuple(sizes), sum(s.texts for s in sizes), tokens, False, unknown)
     cap = config.corpus.max_texts_per_task
     return size if cap is None else size.capped(cap)
 
@@ -115,6 +109,41 @@ def _counted(store: Store) -> CorpusSize | None:
     return CorpusSize(tasks, corpus.n_texts, mean, exact=True)
 
 
+def _all_kinds(entries: Sequence[str | LocalTask]) -> list[TaskSize]:
+    """The sizes of tasks of which some are one's own; no texts where nothing is known."""
+    from batchsweep.tasks.resolve import resolve
+
+    # The data of a task in Python code may be anywhere, such as on the Hub.
+    local = {t.name for t in entries if isinstance(t, LocalTask) and t.type != "python"}
+    return [
+        _own(task) if task.metadata.name in local else _from_statistics(task)
+        for task in resolve(entries)
+    ]
+
+
+def _published(names: Sequence[str]) -> list[TaskSize]:
+    """The sizes of mteb's tasks and presets, each task once; no texts where nothing is known.
+
+    What a name stands for, and its statistics, belong to a version of mteb. They are remembered,
+    because importing mteb takes seconds.
+    """
+    from batchsweep.checkpoints.json_cache import JsonCache, cache_file
+
+    cache = JsonCache(cache_file("task-sizes"))
+    installed = version("mteb")
+    sizes: dict[str, TaskSize] = {}
+    for name in names:
+        key = f"{name} in mteb {installed}, {_RULES}"
+        known = cache.get(key)
+        if known is None:
+            known = [astuple(size) for size in _all_kinds([name])]
+            cache.set(key, known)
+        for task, texts, characters in known:
+            sizes.setdefault(task, TaskSize(task, texts, characters))
+    cache.save()
+    return list(sizes.values())
+
+
 def _own(task: AbsTask) -> TaskSize:
     """A local task's texts, counted."""
     from batchsweep.config import CorpusConfig
@@ -127,11 +156,9 @@ def _own(task: AbsTask) -> TaskSize:
     return TaskSize(task.metadata.name, len(seen), float(sum(seen.values())))
 
 
-def _from_statistics(task: AbsTask) -> TaskSize | None:
-    """A task's texts by the statistics in mteb; None where it has none."""
-    statistics = task.metadata.descriptive_stats
-    if not statistics:
-        return None
+def _from_statistics(task: AbsTask) -> TaskSize:
+    """A task's texts by the statistics in mteb; none where it has none."""
+    statistics = task.metadata.descriptive_stats or {}
     texts = 0
     characters = 0.0
     for split in task.eval_splits:
@@ -150,7 +177,7 @@ def _from_statistics(task: AbsTask) -> TaskSize | None:
             drawn = per_label * labels * (_limit(task, "n_experiments") or 1)
             texts += min(n, drawn)
             characters += min(n, drawn) * mean
-    return TaskSize(task.metadata.name, texts, characters) if texts else None
+    return TaskSize(task.metadata.name, texts, characters)
 
 
 def _parts(split: Mapping[str, Any] | None, task: AbsTask) -> Iterator[Mapping[str, Any]]:

@@ -6,16 +6,13 @@ within a few per cent for storage once the corpus is counted.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from batchsweep.config import Config, EveryLayers
 from batchsweep.corpus.size import CorpusSize, corpus_size
 from batchsweep.errors import UsageError
 from batchsweep.plan.plan import Plan, PlanEntry, layers_of
-from batchsweep.store import Store
 
 #: GPU -> dense 16-bit peak, in FLOP/s, from the makers' data sheets.
 GPUS = {
@@ -197,7 +194,7 @@ def _savings(plan: Plan, config: Config, size: CorpusSize, gpu: str) -> tuple[Sa
         return ()
 
     def consider(change: str, other: Config, other_size: CorpusSize) -> None:
-        entries = [_entry(_relayered(e, other), other, other_size, GPUS[gpu]) for e in plan.entries]
+        entries = [_entry(relayered(e, other), other, other_size, GPUS[gpu]) for e in plan.entries]
         stored = sum(e.store_bytes for e in entries)
         if stored < 0.9 * now:
             flops = sum(e.flops for e in entries)
@@ -228,41 +225,10 @@ def _savings(plan: Plan, config: Config, size: CorpusSize, gpu: str) -> tuple[Sa
     return tuple(sorted(found, key=lambda s: s.store_bytes))
 
 
-def _relayered(entry: PlanEntry, config: Config) -> PlanEntry:
+def relayered(entry: PlanEntry, config: Config) -> PlanEntry:
+    """The entry with the layers that another config asks for."""
     layers = layers_of(config, entry.checkpoint.model, entry.shape.num_layers)
     return PlanEntry(entry.index, entry.checkpoint, layers, entry.shape, entry.tokenizer)
-
-
-def check_space(costs: Estimate, url: str, store: Store | None = None) -> None:
-    """Refuse a sweep that the disk under the store can't take.
-
-    As long as the corpus is an estimate, a fifth of it is given the benefit of the doubt.
-
-    Args:
-        costs: of the whole plan.
-        url: where the store is or will be; a URL of an object store is not checked.
-        store: the store, if it is there: what is extracted already needs no space.
-
-    Raises:
-        UsageError: with what is needed and what is free.
-    """
-    if "://" in url and not url.startswith("file://"):
-        return
-    folder = Path(url.removeprefix("file://")).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    there = {s.key: s.sealed / max(s.blocks, 1) for s in store.status()} if store else {}
-    needed = sum(e.store_bytes * (1 - there.get(e.key, 0.0)) for e in costs.entries)
-    if store is None or store.corpus() is None:
-        needed += costs.corpus_bytes
-    free = shutil.disk_usage(folder).free
-    if needed * (1.0 if costs.size.exact else 0.8) > free:
-        savings = " or ".join(s.change for s in costs.savings[:2])
-        raise UsageError(
-            f"the sweep needs {gib(needed)} for {url}, and {gib(free)} are free on {folder}; "
-            f"use another store.path{', or make it smaller: ' + savings if savings else ''} "
-            "('batchsweep plan' lists more)"
-        )
 
 
 def gib(size: float) -> str:

@@ -14,8 +14,9 @@ from batchsweep.checkpoints.sources import open_suite
 from batchsweep.config import Config, ModelConfig, Schedule
 from batchsweep.corpus.size import corpus_size
 from batchsweep.errors import BatchsweepError, ConfigError
-from batchsweep.plan.estimate import Estimate, check_space, estimate
+from batchsweep.plan.estimate import Estimate, estimate
 from batchsweep.plan.plan import Plan, frozen_plan, make_plan
+from batchsweep.plan.space import Space, check_space, space
 from batchsweep.store import Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,12 @@ def refuse_if_too_large(config: Config, plan: Plan) -> None:
     """
     store = _store_there(config)
     costs = estimate(plan, config, corpus_size(config, store))
-    check_space(costs, config.store_url, store)
+    check_space(space(plan, config, costs, store))
+
+
+def space_of(config: Config, plan: Plan, costs: Estimate) -> Space | None:
+    """What the sweep's store takes and what its disk has; None for an object store."""
+    return space(plan, config, costs, _store_there(config))
 
 
 def list_revisions(

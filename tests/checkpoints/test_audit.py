@@ -191,8 +191,30 @@ def test_a_sweep_without_any_usable_checkpoint_is_an_error(hub: HubServer):
 
 
 def test_no_such_repo(hub: HubServer):
-    with pytest.raises(ConfigError, match="no repo 'EleutherAI/pythia-14m' at http"):
+    with pytest.raises(
+        ConfigError, match=r"no repo 'EleutherAI/pythia-14m' at http.*, and no such dir"
+    ):
         audit(config(SMALL, ["main"]))
+
+
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("name", ["suite/demo-neox-xs", "here/other"])
+def test_a_missing_folder_is_told_at_once_where_no_hub_can_be_asked(
+    hub: HubServer, tmp_path, monkeypatch, name, offline
+):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    asked = Hub()
+    with pytest.raises(ConfigError, match=f"no directory '{name}' in {tmp_path}, where relative"):
+        audit(config(name, ["main"]), hub=asked)
+    assert asked.requests == (0 if offline else 1)
+
+
+def test_the_hub_may_have_an_owner_that_is_called_like_a_folder(hub: HubServer):
+    hub.repos["suite/tiny"] = suite(["step1000"])
+    assert audit(config("suite/tiny", ["step1000"])).checkpoints
 
 
 def test_tags_and_commits_are_revisions_too(hub: HubServer):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from typer.core import TyperGroup
@@ -14,6 +15,8 @@ from typer.core import TyperGroup
 from batchsweep.cli import main as cli
 from batchsweep.errors import UsageError
 from batchsweep.jobs.index import index_from_environment
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(*args, **kwargs):
@@ -197,3 +200,13 @@ def test_a_pipe_that_breaks_elsewhere_is_not_taken_for_the_reader(monkeypatch, c
     monkeypatch.setattr("batchsweep.config.load", broken)
     assert cli.main(["prepare", "--config", "x"]) == 1
     assert "a bug: BrokenPipeError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["plan", "launch k8s", "launch slurm", "checkpoints --audit"])
+def test_a_suite_that_is_not_here_is_wrong_usage_at_once(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.chdir(tmp_path)
+    config = ROOT / "configs" / "demo.yaml"
+    assert cli.main([*command.split(), "--config", str(config)]) == 2
+    shown = capsys.readouterr().err
+    assert f"no directory 'suite/demo-neox-xs' in {tmp_path}" in shown and shown.count("\n") == 1

@@ -1,12 +1,15 @@
 """The plan: arms, freezing, growing, costs, and what is refused."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-import batchsweep.plan.estimate
 from batchsweep.checkpoints.audit import audit, nominal
 from batchsweep.checkpoints.schedules import schedule
 from batchsweep.checkpoints.shape import Shape, is_pythia, known_shape, shape_of
@@ -22,8 +25,9 @@ from batchsweep.errors import (
     TryAgain,
     UsageError,
 )
-from batchsweep.plan.estimate import check_space, estimate
+from batchsweep.plan.estimate import estimate
 from batchsweep.plan.plan import PLAN_PATH, Plan, freeze, frozen_plan, load_plan, make_plan
+from batchsweep.plan.space import check_space, space
 from batchsweep.store import create_store
 
 PYTHIAS = [f"EleutherAI/pythia-{size}" for size in ("14m", "70m", "410m")]
@@ -485,24 +489,85 @@ def test_a_faster_gpu_is_no_slower():
     assert hours == sorted(hours, reverse=True) and hours[0] > 3 * hours[2]
 
 
-def test_a_sweep_too_large_for_the_disk_is_refused_with_both_numbers(tmp_path, monkeypatch):
-    wanted = config()
-    costs = estimate(make_plan(wanted, nominal(wanted)), wanted, MILLION)
+@pytest.fixture
+def free(tmp_path, monkeypatch):
+    """Sets how many bytes every disk has left."""
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(
-        batchsweep.plan.estimate.shutil, "disk_usage", lambda path: usage._replace(free=10 * 2**30)
-    )
+
+    def set_to(size):
+        monkeypatch.setattr(
+            "batchsweep.plan.space.shutil.disk_usage", lambda path: usage._replace(free=size)
+        )
+
+    return set_to
+
+
+def space_in(path, **sections):
+    """The space that a sweep has with its store there, and its plan, config and costs."""
+    wanted = config(store={"path": str(path), **sections.pop("store", {})}, **sections)
+    plan = make_plan(wanted, nominal(wanted))
+    costs = estimate(plan, wanted, MILLION)
+    return space(plan, wanted, costs), plan, costs
+
+
+def test_a_sweep_too_large_for_the_disk_is_refused_with_both_numbers(tmp_path, free):
+    free(10 * 2**30)
+    path = tmp_path / "not" / "yet" / "store.zarr"
     with pytest.raises(
         UsageError, match=r"needs 424 GiB for .*, and 10 GiB are free on /"
     ) as error:
-        check_space(costs, str(tmp_path / "not" / "yet" / "store.zarr"))
-    assert "corpus.max_texts_per_task" in str(error.value)
-    check_space(costs, "s3://bucket/store.zarr")
-    # What is extracted already takes no more space.
-    monkeypatch.setattr(
-        batchsweep.plan.estimate.shutil, "disk_usage", lambda path: usage._replace(free=10**15)
+        check_space(space_in(path)[0])
+    assert "corpus: {max_texts_per_task" in str(error.value)
+    check_space(space_in("s3://bucket/store.zarr")[0])
+    free(10**15)
+    check_space(space_in(tmp_path / "store.zarr")[0])
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "changes"),
+    [
+        (500, ()),
+        (230, ("store: {dtype: int8}",)),
+        (20, ("corpus: {max_texts_per_task: 20000}",)),
+        (10, ("store: {dtype: int8}", "corpus: {max_texts_per_task: 20000}")),
+        (0.0001, ()),
+    ],
+)
+def test_what_would_fit_is_said_and_does(tmp_path, free, gibibytes, changes):
+    free(int(gibibytes * 2**30))
+    found, plan, costs = space_in(tmp_path / "store.zarr")
+    assert found.changes == changes
+    shown = " ".join(plan_table(plan, costs, found).split())
+    assert "are free on" in shown
+    assert ("would: " + "; ".join(changes) in shown) == bool(changes)
+    assert ("does not fit" in shown) == (not found.fits)
+    if changes:
+        sections = {k: v for line in changes for k, v in yaml.safe_load(line).items()}
+        sections["store"] = {**sections.get("store", {}), "path": str(tmp_path / "store.zarr")}
+        smaller = config(**sections)
+        cap = smaller.corpus.max_texts_per_task
+        size = MILLION if cap is None else MILLION.capped(cap)
+        again = make_plan(smaller, nominal(smaller))
+        assert estimate(again, smaller, size).store_bytes <= found.free
+
+
+def test_a_second_plan_of_published_tasks_imports_no_mteb(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(json.dumps({"models": PYTHIAS, "tasks": ["STS12", "layer_by_layer_32"]}))
+    code = (
+        "import sys; from batchsweep.cli.main import main;"
+        f"assert main(['plan', '--json', '--config', {str(path)!r}]) == 0;"
+        "print(*{'mteb', 'torch', 'datasets', 'scipy', 'sklearn'} & set(sys.modules))"
     )
-    check_space(costs, str(tmp_path))
+    environ = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        for _ in range(2)
+    ]
+    assert "mteb" in runs[0][-1] and runs[1][-1] == ""
+    assert runs[0][:-1] == runs[1][:-1]
 
 
 def test_the_table_says_what_a_decision_needs():

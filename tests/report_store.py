@@ -51,7 +51,7 @@ def store_of(path: Path, plan: Plan) -> Store:
     return store
 
 
-def search(store: Store, plan: Plan, **bandit: Any) -> None:
+def search(store: Store, plan: Plan, name: str = "one", **bandit: Any) -> None:
     """A real search of the store's arms; its pulls leave records as scoring does."""
     facts = {f"{e.key}#{n}": (e.checkpoint, n) for e in plan.entries for n in e.layers}
 
@@ -83,6 +83,6 @@ def search(store: Store, plan: Plan, **bandit: Any) -> None:
     )
     config = BanditConfig(**bandit)
     outcome = run(
-        problem, score, config, RewardsConfig(), ledger=StoreLedger(store, "one"), quiet=True
+        problem, score, config, RewardsConfig(), ledger=StoreLedger(store, name), quiet=True
     )
-    store.write_json("bandit/one/answer.json", outcome.to_json())
+    store.write_json(f"bandit/{name}/answer.json", outcome.to_json())

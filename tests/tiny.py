@@ -129,5 +129,6 @@ def answer_and_pulls(store: Path) -> tuple[dict, list[dict]]:
     answer = json.loads((folder / "answer.json").read_text())
     for record in (*pulls, answer):
         record.pop("seconds", None)
+        record.pop("finished", None)
         record.pop("crc32c")
     return answer, pulls

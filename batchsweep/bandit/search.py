@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
+from datetime import UTC, datetime
 
 from batchsweep.bandit.ledger import StoreLedger
 from batchsweep.bandit.loop import run
@@ -50,5 +51,6 @@ def search(store: Store, config: Config) -> tuple[str, Outcome]:
             ledger=StoreLedger(store, name),
             executor=executor,
         )
-        store.write_json(f"bandit/{name}/answer.json", outcome.to_json())
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        store.write_json(f"bandit/{name}/answer.json", {**outcome.to_json(), "finished": finished})
     return name, outcome

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchsweep.cli.options import ConfigFile
+from batchsweep.cli.options import ConfigFile, only_one
+from batchsweep.errors import UsageError
+
+if TYPE_CHECKING:
+    from batchsweep.config import Config
+    from batchsweep.store import Store
 
 
 def command(
@@ -16,21 +21,63 @@ def command(
         Path | None,
         typer.Option(metavar="DIR", help="where to (default: export/ beside the store)"),
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="write an arm as a model into this folder instead"),
+    ] = None,
+    arm: Annotated[
+        str | None,
+        typer.Option(metavar="ARM", help="with --model: which arm (default: the search's best)"),
+    ] = None,
 ) -> None:
-    """Write all scores as MTEB result folders and as one table (CSV and Parquet).
+    """Write all scores for other tools, or one arm as a model.
 
-    mteb reads the folders: mteb.ResultCache('DIR/mteb').load_results(). Each
-    arm is a model of its own there, such as
-    EleutherAI/pythia-14m-step1000-layer3-mean.
+    Scores: MTEB result folders and one table (CSV and Parquet). mteb reads the
+    folders: mteb.ResultCache('DIR/mteb').load_results(). Each arm is a model of
+    its own there, such as EleutherAI/pythia-14m-step1000-layer3-mean.
+
+    --model: the checkpoint cut to the arm's layer, with its tokenizer, pooling
+    and prefix, as a folder that SentenceTransformer and AutoModel load. Its
+    vectors are held against the store's before the folder is there.
 
     example:
       batchsweep export --config configs/quick.yaml --out exported
+      batchsweep export --config configs/quick.yaml --model best
+      batchsweep export --config configs/quick.yaml --model l3 \\
+        --arm EleutherAI--pythia-14m/step1000#3
     """
     from batchsweep.config import load
-    from batchsweep.report.page import default_folder
-    from batchsweep.score.export import export
     from batchsweep.store import open_store
 
     sweep = load(config)
-    done = export(open_store(sweep.store_url), out or default_folder(sweep).parent / "export")
+    store = open_store(sweep.store_url)
+    if model is not None:
+        only_one(out=out, model=model)
+        _model(store, sweep, model, arm)
+        return
+    if arm is not None:
+        raise UsageError("--arm names the arm of --model; give --model DIR too")
+    from batchsweep.report.page import default_folder
+    from batchsweep.score.export import export
+
+    done = export(store, out or default_folder(sweep).parent / "export")
     print(f"{done.pulls} pulls\n{done.table}\n{done.table.with_suffix('.parquet')}\n{done.results}")
+
+
+def _model(store: Store, sweep: Config, folder: Path, arm: str | None) -> None:
+    from batchsweep.arm import Arm
+    from batchsweep.bandit.searches import answers, search_of
+    from batchsweep.export.embedder import export_model
+
+    if arm is None:
+        name = search_of(store, sweep)
+        if name is None:
+            raise UsageError(
+                f"{store.url}: no search has an answer yet; run 'batchsweep bandit', or say --arm"
+            )
+        arm = str(answers(store)[name]["best"]["arm"])
+    done = export_model(store, sweep, Arm.parse(arm), folder)
+    print(
+        f"{done.folder}: {done.arm}; vectors of {done.texts} texts are the store's to within "
+        f"{done.difference:.1e} of their length"
+    )

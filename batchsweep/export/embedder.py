@@ -24,6 +24,7 @@ from batchsweep.export.card import model_card
 from batchsweep.extract.weights import check_weights
 from batchsweep.plan.plan import PlanEntry, frozen_plan
 from batchsweep.store import Store
+from batchsweep.store.pairs import ready_tasks
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -131,17 +132,21 @@ def _known(store: Store, config: Config, arm: Arm) -> tuple[PlanEntry, Arm]:
 
 
 def _rows(store: Store, arm: Arm) -> npt.NDArray[np.int64]:
-    """Rows of the corpus to compare on: seeded, of those that are stored."""
-    if arm.key not in store:
-        raise StoreError(
-            f"{store.url}: nothing of {arm.key} is extracted; run 'batchsweep extract'"
-        )
+    """Rows of the corpus to compare on: seeded, of the tasks that are extracted."""
     corpus = store.corpus()
     if corpus is None:
         raise StoreError(f"{store.url}: no corpus; run 'batchsweep prepare'")
-    rng = np.random.default_rng(0)
-    count = min(_COMPARED, corpus.n_texts)
-    return np.sort(rng.choice(corpus.n_texts, count, replace=False)).astype(np.int64)
+    ready = ready_tasks(store, [arm.key]).get(arm.key, ()) if arm.key in store else ()
+    rows = [corpus.rows_of(task) for task in ready]
+    there = np.unique(np.concatenate(rows)) if rows else np.empty(0, np.int64)
+    if not len(there):
+        raise StoreError(
+            f"{store.url}: no task of {arm.key} is extracted, so its vectors can't be compared; "
+            "run 'batchsweep extract'"
+        )
+    count = min(_COMPARED, len(there))
+    chosen = np.random.default_rng(0).choice(there, count, replace=False)
+    return np.sort(chosen).astype(np.int64)
 
 
 def _write(folder: Path, config: Config, entry: PlanEntry, arm: Arm) -> None:

@@ -175,6 +175,38 @@ def test_an_arm_that_is_not_there_a_full_folder_and_another_config_are_refused(t
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
 
 
+def test_the_best_arm_of_a_store_that_is_filled_in_part_is_exported_by_a_command(tmp_path, capsys):
+    random_model("gpt_neox").save_pretrained(tmp_path / "model" / "main")
+    tiny.make_tokenizer(tmp_path / "model" / "main")
+    config = tiny.write_config(
+        tmp_path / "sweep.yaml",
+        models=[str(tmp_path / "model")],
+        tasks=tiny.make_tasks(tmp_path / "tasks", n=40),
+        store={"path": str(tmp_path / "store.zarr"), "dtype": "float32", "block_texts": 16},
+        rewards={"target": "sts"},
+    )
+    given = ["--config", str(config)]
+    assert main(["prepare", *given]) == 0
+    out = ["export", *given, "--model", str(tmp_path / "best")]
+    assert main([*out, "--arm", "model/main#1"]) == 4
+    assert "no task of model/main is extracted" in capsys.readouterr().err
+    assert main(["extract", *given, "--all", "--tasks", "TinySTS"]) == 0
+    assert main(out) == 2
+    assert "no search has an answer yet" in capsys.readouterr().err
+    assert main(["export", *given, "--arm", "model/main#1"]) == 2
+    assert "give --model DIR too" in capsys.readouterr().err
+    assert main(["bandit", *given, "--policy", "exhaustive"]) == 0
+    best = capsys.readouterr().out.split("best arm: ")[1].split()[0]
+    assert main(out) == 0
+    assert f"{best}#mean; vectors of 64 texts are the store's" in capsys.readouterr().out
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert "## How sure" in card and "6 cells scored: the best arm" not in card
+    assert "3 of 3 cells scored: the best arm" in card
+    assert main(["report", *given, "--figures", "--out", str(tmp_path / "report")]) == 0
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"report.html", "plane-model.svg", "plane-model.pdf", "plane-model.txt"} <= names
+
+
 def test_weights_that_changed_since_are_refused_and_nothing_is_written(tmp_path):
     config = sweep(tmp_path)
     file = tmp_path / "model" / "main" / "model.safetensors"

@@ -1,0 +1,57 @@
+"""The searches that a store has answers of, and which of them a config means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from batchsweep.bandit.ledger import StoreLedger, header_of
+from batchsweep.config import Config
+from batchsweep.errors import UsageError
+from batchsweep.store import Store
+
+
+def answers(store: Store) -> dict[str, dict[str, Any]]:
+    """Name -> ``answer.json`` of each search that has one; the one that ended last stands last."""
+    found = {
+        path.split("/")[1]: store.read_json(path)
+        for path in store.list_json("bandit")
+        if path.endswith("/answer.json")
+    }
+    there = {name: answer for name, answer in found.items() if answer is not None}
+    # Answers of older versions don't say when.
+    return dict(sorted(there.items(), key=lambda item: (item[1].get("finished", ""), item[0])))
+
+
+def search_of(store: Store, config: Config, name: str | None = None) -> str | None:
+    """The search of this name, else the config's own, else the one that ended last.
+
+    Args:
+        store: has the searches.
+        config: a search is its own if policy, budget, seed, rewards and the like are the same.
+        name: a folder below ``bandit/``; None: by the config.
+
+    Returns:
+        Its name; None if no search has an answer.
+
+    Raises:
+        UsageError: no search of that name has an answer; names those that have.
+    """
+    there = answers(store)
+    if name is not None:
+        if name not in there:
+            known = ", ".join(there) or "none yet; run 'batchsweep bandit'"
+            raise UsageError(f"{store.url}: no search '{name}' has an answer; there are: {known}")
+        return name
+    settings = {
+        **config.bandit.model_dump(mode="json", exclude_none=True),
+        "rewards": config.rewards.model_dump(mode="json"),
+    }
+    own = [
+        n for n in there if n.startswith(f"{config.bandit.policy}-") and _has(store, n, settings)
+    ]
+    return next(reversed(own or list(there)), None)
+
+
+def _has(store: Store, name: str, settings: dict[str, Any]) -> bool:
+    header = header_of(StoreLedger(store, name).records()) or {}
+    return all(header.get(key) == value for key, value in settings.items())

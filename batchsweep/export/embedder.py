@@ -157,7 +157,11 @@ def _write(folder: Path, config: Config, entry: PlanEntry, arm: Arm) -> None:
 
     embedding = config.embedding
     loaded = load_checkpoint(
-        entry.checkpoint.load_model, entry.checkpoint.load_revision, dtype="float32", device="cpu"
+        entry.checkpoint.load_model,
+        entry.checkpoint.load_revision,
+        dtype="float32",
+        device="cpu",
+        transformers_own=True,
     )
     tokenizer = load_tokenizer(entry.checkpoint.load_model, entry.checkpoint.load_revision)
     _cut(loaded, arm.layer, embedding.layer_output)

@@ -31,6 +31,7 @@ def load_checkpoint(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    transformers_own: bool = False,
 ) -> LoadedCheckpoint:
     """Load the weights of one checkpoint, directly in the dtype that it will compute in.
 
@@ -41,6 +42,8 @@ def load_checkpoint(
             float32 on a CPU.
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: the first GPU if there is one.
         trust_remote_code: Run Python code that the repo brings.
+        transformers_own: The model is transformers' own class, which can be saved, for every
+            architecture.
 
     Raises:
         TryAgain: the Hub can't be reached, or failed in passing.
@@ -55,7 +58,9 @@ def load_checkpoint(
     weights = _weight_files([p.name for p in folder.iterdir()])
     if dtype == "auto" and torch_device.type == "cpu":
         dtype = "float32"
-    network: nn.Module | None = gpt_neox.load(folder, weights, dtype)
+    network: nn.Module | None = None
+    if not transformers_own:
+        network = gpt_neox.load(folder, weights, dtype)
     if network is None:
         network = _by_transformers(name, folder, weights, dtype, trust_remote_code)
     network = network.to(torch_device).eval().requires_grad_(False)

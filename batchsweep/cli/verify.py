@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -25,25 +24,29 @@ def command(
       batchsweep verify --config configs/quick.yaml --repair
     """
     from batchsweep.config import load
-    from batchsweep.plan.plan import frozen_plan
+    from batchsweep.plan.plan import PLAN_PATH, frozen_plan
     from batchsweep.score.records import misplaced
     from batchsweep.store import integrity, open_store
 
     sweep = load(config)
     store = open_store(sweep.store_url, repair_root=repair, format=sweep.store.format)
     expected: dict[str, dict[str, str]] = {}
-    # What is damaged here is among verify's own faults. A changed config is refused: everything
-    # would look stale, and --repair would drop it.
-    with suppress(StoreCorrupt):
+    refused = []
+    # A changed config is refused: everything would look stale, and --repair would drop it.
+    try:
         plan = frozen_plan(store, sweep, scoring=True)
         expected = {entry.key: entry.origin(sweep) for entry in plan.entries}
+    except StoreCorrupt as error:
+        refused.append(integrity.Fault("document", str(error), path=PLAN_PATH))
     faults = [*integrity.verify(store, expected=expected), *misplaced(store)]
+    known = {fault.path for fault in faults}
+    faults += [fault for fault in refused if fault.path not in known]
     for fault in faults:
         print(f"{fault.message}; {fault.remedy}" if repair else fault.message)
     if not faults:
         print(f"{store.url}: no faults")
     elif repair:
         integrity.repair(store, faults)
-        print(f"{store.url}: {len(faults)} faults repaired; 'batchsweep extract' fills the gaps")
+        print(f"{store.url}: {len(faults)} faults repaired; 'prepare' and 'extract' fill the gaps")
     else:
         raise StoreCorrupt(f"{store.url}: {len(faults)} faults; --repair drops what is damaged")

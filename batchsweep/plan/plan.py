@@ -306,8 +306,8 @@ def frozen_plan(store: Store, config: Config, *, scoring: bool = False) -> Plan:
     _check_same(plan, config, store.url)
     now = deciding(config)
     for section in ("models", "revisions"):
-        if plan.config[section] != now[section]:
-            change = "; ".join(differences(plan.config[section], now[section], section))
+        if plan.config.get(section) != now[section]:
+            change = "; ".join(differences(plan.config.get(section), now[section], section))
             raise UsageError(
                 f"{store.url}: the plan was frozen from another config: {change}; "
                 "run 'batchsweep prepare' to add indexes (those there stay), or change it back"
@@ -450,7 +450,7 @@ def _check_same(
     changes = [
         line
         for section in sections
-        for line in differences(plan.config[section], now[section], section)
+        for line in differences(plan.config.get(section), now[section], section)
     ]
     if changes:
         raise StoreMismatch(

@@ -16,7 +16,7 @@ from batchsweep.store.group import is_sealed_by
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.store import Store
 
-Kind = Literal["document", "corpus", "group", "metadata", "block", "metrics"]
+Kind = Literal["document", "corpus", "no corpus", "group", "metadata", "block", "metrics"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Fault:
         return {
             "document": "is removed; the command that made it makes it again",
             "corpus": "is removed; 'batchsweep prepare' makes it again",
+            "no corpus": "'batchsweep prepare' makes it again",
             "group": "is removed; 'batchsweep extract' makes it again",
             "metadata": "is written again",
             "block": "is dropped; 'batchsweep extract' makes it again",
@@ -85,6 +86,9 @@ def verify(store: Store, *, expected: Mapping[str, Mapping[str, Any]] | None = N
         elif fmt.has_seals(key):
             # Without seals, it is a group that a killed writer had only begun to make.
             faults.append(_attribute_fault(fmt, key, f"{fmt.folder(key)} has no attributes"))
+    claims = (spec.provenance.get("corpus_digest") for spec, _ in specs.values())
+    if corpus is None and not any(f.kind == "corpus" for f in faults) and any(claims):
+        faults.append(Fault("no corpus", "corpus is missing, whose texts the embeddings are of"))
     total = sum(spec.blocks for spec, _ in specs.values())
     with progress("verify", total=total, unit="blocks") as bar:
         for key, (spec, complete) in specs.items():
@@ -96,8 +100,8 @@ def verify(store: Store, *, expected: Mapping[str, Mapping[str, Any]] | None = N
 def repair(store: Store, faults: list[Fault]) -> None:
     """Take away what is damaged, and write metadata again that follows from the rest.
 
-    What is sound stays. Afterwards :func:`verify` finds nothing, and the commands that made the
-    damaged parts make them again.
+    What is sound stays. Afterwards :func:`verify` finds nothing but a corpus that is missing, and
+    the commands that made the damaged parts make them again.
 
     Raises:
         TryAgain: a checkpoint with a fault is being written.
@@ -107,6 +111,8 @@ def repair(store: Store, faults: list[Fault]) -> None:
     for fault in faults:
         if fault.kind == "document":
             store.backend.blobs.delete(fault.path)
+        elif fault.kind == "no corpus":
+            continue
         elif fault.kind == "corpus":
             with store.backend.blobs.lease("corpus"):
                 fmt.drop_corpus()

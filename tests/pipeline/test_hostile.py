@@ -147,6 +147,40 @@ def test_damage_that_other_commands_need_is_repaired_too(copied, fails, capsys, 
     assert main(["verify", *given]) == 0
 
 
+def test_verify_sees_a_corpus_that_is_gone_and_a_plan_that_status_refuses(copied, fails, tmp_path):
+    given = ("--config", copied())
+    store = open_store(tmp_path / "store.zarr")
+    shutil.rmtree(tmp_path / "store.zarr" / "corpus")
+    assert "1 faults" in fails(4, "verify", *given)
+    assert main(["prepare", *given]) == 0 and main(["verify", *given]) == 0
+    plan = store.read_json("plan.json")
+    for name, value in {
+        "version": 0,
+        "entries": [],
+        "poolings": ["../../x"],
+        "config": [],
+        "skipped": [{"model": 1}],
+    }.items():
+        store.write_json("plan.json", {**plan, name: value})
+        assert "plan.json" in fails(4, "status", *given)
+        assert "1 faults" in fails(4, "verify", *given)
+    entry = plan["entries"][0]
+    for change in (
+        {"index": True},
+        {"layers": [1, 99]},
+        {"layers": "12"},
+        {"shape": {**entry["shape"], "hidden": "x"}},
+        {"checkpoint": {**entry["checkpoint"], "revision": 7}},
+    ):
+        entries = [{**entry, **change}, *plan["entries"][1:]]
+        store.write_json("plan.json", {**plan, "entries": entries})
+        assert "plan.json" in fails(4, "status", *given)
+        assert "1 faults" in fails(4, "verify", *given)
+    assert main(["verify", *given, "--repair"]) == 0
+    assert main(["prepare", *given]) == 0 and main(["verify", *given]) == 0
+    assert store.read_json("plan.json") == plan
+
+
 def test_a_folder_that_can_not_be_written(copied, fails, tmp_path):
     given = ("--config", copied())
     assert main(["bandit", *given]) == 0

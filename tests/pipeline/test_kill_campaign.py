@@ -98,7 +98,7 @@ def campaign(commands: Commands, folder: Path, sections: dict, format: str, kill
                 # What checks against the plan waits for the plan, where that is what is gone.
                 if (store / "plan.json").exists():
                     assert commands.run(config, "verify", "--repair") in (0, 4), commands.output
-                if (store / "plan.json").exists():
+                if (store / "plan.json").exists() and any((store / "corpus").glob("*")):
                     assert commands.run(config, "verify") == 0, f"{log[-8:]}: {commands.output}"
     for command in COMMANDS:
         commands.succeed(config, *command)

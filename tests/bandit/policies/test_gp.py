@@ -195,8 +195,37 @@ def test_never_leaves_the_default_arm_without_evidence():
     policy = make_policy("toptwo_gp", problem, budget=100)
     usual = problem.default_arm()
     assert policy.leader() == usual
-    play(policy, scores, 10)
+    play(policy, scores, 3)
     assert policy.leader() == usual
+
+
+def test_small_problems_leave_a_bad_default_arm():
+    """A tenth of one checkpoint's cells: fewer than there were tasks in the old threshold."""
+    regrets = []
+    for seed in range(6):
+        problem = problem_of(steps=1, layers=12, tasks=20)
+        scores = surface(problem, seed, noise=0.003)
+        scores -= 0.8 * np.maximum(problem.depth - 0.4, 0)[:, None]  # The early layers are best.
+        policy = make_policy("toptwo_gp", problem, seed=seed, budget=24)
+        play(policy, scores, 24)
+        truth = scores.mean(axis=1)
+        regrets.append(truth.max() - truth[policy.leader()])
+        assert truth.max() - truth[problem.default_arm()] > 0.08
+    assert np.mean(regrets) < 0.01
+
+
+def test_pulls_are_spent_on_the_leader_against_the_default_arm_until_it_is_refuted():
+    problem = problem_of(steps=1, layers=12, tasks=20)
+    scores = surface(problem, 3, noise=0.03)
+    policy = make_policy("toptwo_gp", problem, seed=3, budget=120)
+    reasons, passed = [], []
+    for _ in range(120):
+        reasons += [reason for _, _, reason in play(policy, scores, 1)]
+        passed.append(policy.leader() == int(np.argmax(policy.believed()[0])))
+    direct = ["against the default arm" in reason for reason in reasons]
+    assert any(direct)
+    # A pull is chosen on what was believed before it.
+    assert not any(d and p for d, p in zip(direct[1:], passed, strict=False))
 
 
 def test_says_when_it_is_sure():

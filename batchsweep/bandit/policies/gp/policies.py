@@ -46,10 +46,9 @@ DOUBT = 4.0
 DOUBT_CELLS = 20
 #: The answer leaves the default arm once another one's posterior mean is higher by this many
 #: standard deviations of their difference: a guess from published experience isn't given up on a
-#: hunch.
-GUARD = 1.5
-#: And never before so many cells were observed: as many as there are tasks, or this many.
-LEAST_OBSERVED = 30
+#: hunch. Until then one pull in so many is spent on just that difference.
+GUARD = 0.5
+GUARD_PULLS = 2
 
 #: An arm can't be told apart from the answer if it is better with this probability or more.
 TOLD_APART = 0.025
@@ -213,9 +212,8 @@ class _GPPolicy(Policy):
         """The arm with the highest posterior mean, once likely better than the default arm."""
         front = self._front()
         gap = self.posterior.mean[front] - self.posterior.mean[self._default]
-        observed = self.posterior.observed
-        young = max(LEAST_OBSERVED, self.observed.shape[1])
-        if gap <= 0 or observed < min(young, self.observed.size // 2):
+        # Before the first fit the scale of everything is a guess.
+        if gap <= 0 or not self._fitted_at:
             return self._default
         pair = np.array([front, self._default])
         cov = self._doubt() * self.posterior.covariance(pair, pair)
@@ -330,6 +328,12 @@ class TopTwoGP(_GPPolicy):
 
     def _contrast(self) -> tuple[dict[int, float], str]:
         leader = self._front()
+        if self.posterior.n % GUARD_PULLS == 0 and self.leader() != leader:
+            both = [leader, self._default]
+            if not self.taken[both].all():
+                return {leader: -1.0, self._default: 1.0}, (
+                    f"toptwo_gp: the leader {self.problem.arms[leader]} against the default arm"
+                )
         improvement = self._improvement(leader, learnable=True)
         challenger = int(np.argmax(improvement))
         if challenger == leader:

@@ -52,7 +52,7 @@ k8s: $(VENV)/.installed
 	$(BIN)/batchsweep launch k8s --config configs/demo.yaml --indexes 0-15 --gpu none --parallel 2 \
 	  --workdir /runs --storage 5Gi --cache 1Gi > k8s/overlays/cpu-demo/sweep.yaml
 
-# Hundreds of kill -9 at random moments; about half an hour.
+# Hundreds of kill -9 at random moments, and the demo of several seeds; about 40 minutes.
 torture: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m torture
 

@@ -126,6 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # A name that the output's encoding lacks is shown by its escapes instead of being an error.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # As process 1 of a container, SIGTERM is ignored unless someone handles it. What is written is
     # safe at any moment; extract takes the signal itself, to seal its open block.
     if threading.current_thread() is threading.main_thread():

@@ -29,7 +29,10 @@ def command(
 
     sweep = load(config)
     found, costs = plan_and_costs(sweep, gpu=gpu)
+    space = space_of(sweep, found, costs)
     if json_output:
-        print(json.dumps({"plan": found.to_json(), "costs": costs.to_json()}, indent=1))
+        disk = space.to_json() if space is not None else None
+        values = {"plan": found.to_json(), "costs": costs.to_json(), "disk": disk}
+        print(json.dumps(values, indent=1))
     else:
-        print(plan_table(found, costs, space_of(sweep, found, costs)), end="")
+        print(plan_table(found, costs, space), end="")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ class Space:
     """While the texts are an estimate, a fifth of ``needed`` has the benefit of the doubt."""
     changes: tuple[str, ...]
     """Lines for the config with which it would fit; empty if it does, or if nothing helps."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "folder": str(self.folder), "changes": list(self.changes)}
 
     def __str__(self) -> str:
         return f"{gib(self.needed)} for {self.url}, and {gib(self.free)} are free on {self.folder}"

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -210,3 +211,23 @@ def test_a_suite_that_is_not_here_is_wrong_usage_at_once(command, tmp_path, monk
     assert cli.main([*command.split(), "--config", str(config)]) == 2
     shown = capsys.readouterr().err
     assert f"no directory 'suite/demo-neox-xs' in {tmp_path}" in shown and shown.count("\n") == 1
+
+
+def test_a_name_that_the_output_can_not_show_is_shown_by_its_escapes(tmp_path):
+    path = os.fsencode(tmp_path) + b"/gr\xc3\xb6\xc3\x9fe-\xff.yaml"
+    argv = [sys.executable, "-m", "batchsweep", "checkpoints", "--write", path]
+    (tmp_path / os.fsdecode(path)).write_text("name: mine\n")
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert r"gr\xf6\xdfe-\udcff.yaml: revisions are now 8" in done.stdout
+
+
+def test_only_the_command_line_knows_the_jobs():
+    package = Path(cli.__file__).parents[1]
+    knowing = {
+        path.relative_to(package).parts[0]
+        for path in package.rglob("*.py")
+        if re.search(r"^\s*(from|import) batchsweep\.jobs\b", path.read_text(), re.MULTILINE)
+    }
+    assert knowing == {"cli", "jobs"}

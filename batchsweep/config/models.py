@@ -200,8 +200,9 @@ class StoreConfig(Section):
     format: Literal["zarr", "hdf5"] = "zarr"
     dtype: Literal["float16", "float32", "int8"] = "float16"
     """What is stored. A value that float16 can't hold is an error, never an inf."""
-    block_texts: int = Field(default=4096, gt=0)
-    """Texts a block: the unit of writing, sealing and resuming."""
+    block_texts: int = Field(default=256, gt=0)
+    """Texts a block: the unit of writing, sealing and resuming, and of extracting some tasks only.
+    Larger ones make fewer files, and more work that is asked for by no task."""
     compression: Literal["none", "zstd"] = "none"
     """Float embeddings hardly compress; zstd saves a few per cent."""
 

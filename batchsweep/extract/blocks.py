@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,12 +20,16 @@ from batchsweep.forward.augment import augmented
 from batchsweep.plan.plan import PlanEntry
 from batchsweep.progress import Bar, duration, progress
 from batchsweep.signals import StopRequest
-from batchsweep.store import Corpus, GroupWriter
+from batchsweep.store import Corpus, GroupSpec, GroupWriter
 
 if TYPE_CHECKING:
     from batchsweep.forward.architecture import LoadedCheckpoint
 
 logger = logging.getLogger(__name__)
+
+#: States that are being written, beside the block that is computed; and in how many blocks.
+WRITING_BYTES = 256 << 20
+MOST_WRITES = 4
 
 TokenIds = list[npt.NDArray[np.int32]]
 #: By pooling, [layer, text, hidden].
@@ -63,27 +68,37 @@ def seal_blocks(
 ) -> tuple[int, int]:
     """Compute and seal blocks, in this order; texts and tokens that were done.
 
-    A block is computed while the one before it is written and the one after it is read. Asked to
+    A block is computed while those before it are written and the one after it is read. Asked to
     stop, the open block is finished if the grace period suffices: not all of ``blocks`` are sealed
     then.
     """
     writer = work.writer
     texts = tokens = 0
     todo = sum(_size(writer.block_rows(b)) for b in blocks)
-    with ThreadPoolExecutor(2) as background, progress(what, total=todo, unit="texts") as bar:
-        writing: Future[None] | None = None
+    at_once = _writes_at_once(writer.spec)
+    writing: deque[Future[None]] = deque()
+    with (
+        ThreadPoolExecutor(at_once + 1) as background,
+        progress(what, total=todo, unit="texts") as bar,
+    ):
         for block, token_ids in _read_ahead(work, blocks, background):
             states = None if stop.asked else _states(work, loaded, block, token_ids, stop, bar)
-            if writing is not None:
-                writing.result()
+            while writing and (len(writing) == at_once or writing[0].done()):
+                writing.popleft().result()
             if states is None:
                 break
-            writing = background.submit(writer.write_block, block, states)
+            writing.append(background.submit(writer.write_block, block, states))
             texts += len(token_ids)
             tokens += sum(map(len, token_ids))
-        if writing is not None:
-            writing.result()
+        for one in writing:
+            one.result()
     return texts, tokens
+
+
+def _writes_at_once(spec: GroupSpec) -> int:
+    """Blocks that are written at once: a place far away takes long over each, however small."""
+    block = 4 * len(spec.poolings) * len(spec.layers) * spec.chunk_texts * spec.hidden
+    return min(max(WRITING_BYTES // block, 1), MOST_WRITES)
 
 
 def _states(

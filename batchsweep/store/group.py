@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from threading import Lock
 from typing import Any, Self
 
 import numpy as np
@@ -66,6 +67,7 @@ class GroupWriter:
         self.complete = False
         self._format = fmt
         self._stack = ExitStack()
+        self._marks = Lock()
 
     def __enter__(self) -> Self:
         fmt, key, spec = self._format, self.key, self.spec
@@ -93,7 +95,7 @@ class GroupWriter:
         return self.spec.block_rows(block)
 
     def write_block(self, block: int, states: Mapping[str, npt.NDArray[np.floating]]) -> None:
-        """Write a block whole, then seal it.
+        """Write a block whole, then seal it. Several threads may write one block each.
 
         Args:
             block: its number.
@@ -137,15 +139,17 @@ class GroupWriter:
             StoreError: no space left. Blocks that were sealed stay so.
         """
         fmt, key, spec = self._format, self.key, self.spec
-        if self.complete:
-            fmt.mark(key, spec, complete=False)
-            self.complete = False
-        if block in self.sealed:
-            fmt.write_seal(key, spec, block, None)
-            self.sealed -= {block}
+        with self._marks:
+            if self.complete:
+                fmt.mark(key, spec, complete=False)
+                self.complete = False
+            if block in self.sealed:
+                fmt.write_seal(key, spec, block, None)
+                self.sealed -= {block}
         checksums = [fmt.write_array(key, spec, n, block, arrays[n]) for n in spec.arrays]
         fmt.write_seal(key, spec, block, seal_of(key, spec, block, checksums))
-        self.sealed |= {block}
+        with self._marks:
+            self.sealed |= {block}
 
     def _encoded(
         self,

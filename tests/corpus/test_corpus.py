@@ -125,6 +125,36 @@ def test_a_new_tokenizer_keeps_the_rows(tmp_path: Path) -> None:
     assert store.corpus().tokenizers() == ["one", "two"]
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_embeddings_of_an_older_version_keep_their_rows(
+    lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = local_tasks()[:2]
+    with monkeypatch.context() as older:
+        older.setattr(
+            "batchsweep.corpus.write.ordered", lambda tasks, lengths: np.arange(len(lengths))
+        )
+        store, first = write(tmp_path / "x.zarr", tasks, {"one": tokenizer()})
+    fill(store)
+    if lost:
+        store.backend.drop_corpus()
+    both = {"one": tokenizer(), "two": tokenizer("stone")}
+    store, again = write(tmp_path / "x.zarr", tasks, both)
+    assert again.digest == first.digest
+    new, now = write(tmp_path / "new.zarr", tasks, both)
+    assert now.digest != first.digest and sorted(new.corpus().texts()) == sorted(
+        store.corpus().texts()
+    )
+
+
+def test_data_that_changed_are_no_corpus_of_the_embeddings(tmp_path: Path) -> None:
+    store, _ = write(tmp_path / "x.zarr", local_tasks()[:2])
+    fill(store)
+    store.backend.drop_corpus()
+    with pytest.raises(StoreMismatch, match="the tasks' data have changed since the embeddings"):
+        write(tmp_path / "x.zarr", local_tasks()[1:3])
+
+
 def test_other_tasks_do_not_replace_a_corpus_that_has_embeddings(tmp_path: Path) -> None:
     store, first = write(tmp_path / "x.zarr", local_tasks()[:2])
     write(tmp_path / "x.zarr", local_tasks()[:3])  # nothing is lost yet

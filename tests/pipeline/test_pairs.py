@@ -17,6 +17,7 @@ from batchsweep.cli.main import main
 from batchsweep.config import load
 from batchsweep.errors import UsageError
 from batchsweep.extract.extract import extract
+from batchsweep.plan.pairs import Missing, Pairs
 from batchsweep.plan.plan import frozen_plan
 from batchsweep.signals import StopRequest
 from batchsweep.store.integrity import verify
@@ -208,6 +209,58 @@ def test_a_note_of_failed_pairs_is_over_once_they_are_there(tmp_path, sections, 
     assert main(others) == 0
     main(["status", "--config", path])
     assert "1 open, 1 waiting" in capsys.readouterr().out
+
+
+def test_a_search_takes_the_checkpoints_that_have_all_its_tasks(tmp_path, sections, capsys) -> None:
+    config = made(tmp_path / "sweep", sections)
+    some = ["--tasks", "TinySTS,Half,Others"]
+    assert main(["extract", "--config", config, "--index", "1", *some]) == 0
+    capsys.readouterr()
+    assert main(["bandit", "--config", config]) == 75
+    assert "no index has all of its 4 tasks extracted yet" in capsys.readouterr().err
+    store = {"path": load(config).store_url, "block_texts": 8}
+    sts = {**sections, "rewards": {"target": "sts"}, "store": store}
+    config = str(write_config(tmp_path / "sts.yaml", **sts))
+    assert main(["bandit", "--config", config]) == 0
+    shown = capsys.readouterr()
+    assert "1 of 2 indexes miss tasks and take no part in the search: tiny/step0 (3" in shown.err
+    assert "tiny/main" in shown.out
+    for command in ("report", "export", "verify"):
+        assert main([command, "--config", config]) == 0, capsys.readouterr().err
+    assert main(["convert", str(store["path"]), str(tmp_path / "copy")]) == 0
+    copy = batchsweep.store.open_store(tmp_path / "copy")
+    assert ready_tasks(copy) == {KEY: ("TinySTS", "Half", "Others")}
+    assert copy.reader(KEY).metrics()
+
+
+def test_what_missing_pairs_take(tmp_path, sections) -> None:
+    path = made(tmp_path / "sweep", sections)
+    config = load(path)
+    store = batchsweep.store.open_store(config.store_url)
+    plan = frozen_plan(store, config)
+    entry, corpus = plan.entry(0), store.corpus()
+    pairs = Pairs(store, plan, config)
+    assert pairs.tasks == TASKS and pairs.ready(entry) == ()
+    whole = pairs.missing(entry)
+    assert whole.texts == corpus.n_texts
+    assert whole.tokens == len(corpus.tokens(entry.tokenizer)[0])
+    assert whole.store_bytes == corpus.n_texts * 2 * 32 * 2  # layers, hidden size, float16
+    assert whole.flops == entry.shape.flops(whole.tokens, whole.tokens / whole.texts)
+    one, both = pairs.missing(entry, ["TinySTS"]), pairs.missing(entry, ["TinySTS", "Half"])
+    half = pairs.missing(entry, ["Half"])
+    assert one.texts >= len(corpus.rows_of("TinySTS"))
+    assert one.tokens < both.tokens < one.tokens + half.tokens  # They share blocks.
+    assert pairs.missing(entry, []) == Missing((), 0, 0, 0, 0.0)
+    done = extract(store, config, entry, tasks=["TinySTS"], stop=StopRequest(1))
+    assert (done.blocks, done.texts, done.tokens) == (len(one.blocks), one.texts, one.tokens)
+    assert pairs.missing(entry, ["TinySTS"]) == one
+    pairs.refresh()
+    assert pairs.ready(entry) == ("TinySTS",)
+    assert pairs.missing(entry, ["TinySTS"]).blocks == ()
+    assert pairs.missing(entry, ["Half"]).texts == both.texts - one.texts
+    assert pairs.missing(plan.entry(1)) == whole
+    with pytest.raises(UsageError, match="no task 'Nope'"):
+        pairs.missing(entry, ["Nope"])
 
 
 def test_tasks_of_blocks(tmp_path) -> None:

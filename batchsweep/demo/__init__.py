@@ -113,6 +113,7 @@ tasks:                        # of our own, as files
 
 store:
   path: store.zarr
+  block_texts: 32             # small, as the tasks are: one can be extracted without the others
 bandit:
   budget: 20                  # whole-arm evaluations: 20 x 6 pulls of the 80 x 6
 """

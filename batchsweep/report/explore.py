@@ -55,7 +55,7 @@ def payload(view: View, title: str) -> dict[str, Any]:
                         "name": e.checkpoint.revision,
                         "short": short_step(e),
                         "step": e.checkpoint.step,
-                        "state": _state(view, e.key),
+                        "state": view.findings.extracted(e.key),
                     }
                     for e in entries
                 ],
@@ -84,13 +84,6 @@ def payload(view: View, title: str) -> dict[str, Any]:
         "usual": [findings.default_arm(model) for model in models],
         "search": _search(view),
     }
-
-
-def _state(view: View, key: str) -> str:
-    done = view.findings.status.get(key)
-    if done is None:
-        return "not extracted"
-    return "extracted" if done.complete else f"{done.sealed} of {done.blocks} blocks extracted"
 
 
 def _search(view: View) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from batchsweep.plan.plan import Plan, PlanEntry, load_plan
 from batchsweep.score.dataset import arm_dataset, metric_names, with_metrics
 from batchsweep.score.export import counted
 from batchsweep.store import GroupStatus, Store
+from batchsweep.store.pairs import ready_tasks
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -75,6 +76,7 @@ class Findings:
         searches: runs of the bandit, those with an answer last, by name.
         categories: task -> its category (``STS``); of a store's corpus that says none, empty.
         status: blocks sealed, per checkpoint key.
+        ready: the tasks that can be scored, per checkpoint key.
     """
 
     plan: Plan
@@ -83,6 +85,16 @@ class Findings:
     searches: tuple[Search, ...]
     categories: dict[str, str] = field(default_factory=dict)
     status: dict[str, GroupStatus] = field(default_factory=dict)
+    ready: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def extracted(self, key: str) -> str:
+        """How much of a checkpoint is extracted, in words."""
+        done = self.status.get(key)
+        if done is None:
+            return "not extracted yet"
+        if done.complete:
+            return "extracted"
+        return f"{len(self.ready.get(key, ()))} of {len(self.tasks)} tasks extracted"
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
@@ -170,6 +182,7 @@ def read(store: Store) -> Findings:
         searches=tuple(_searches(store)),
         categories=categories,
         status={s.key: s for s in store.status()},
+        ready=ready_tasks(store),
     )
 
 

@@ -136,10 +136,13 @@ def _head(view: View) -> dict[str, Any]:
             ("pulls", f"{answer['pulls']}", f"of {answer['exhaustive_pulls']} ({share:.0%})"),
             ("scoring took", duration(answer["seconds"]), _why_stopped(answer["stopped"])),
         ]
-    done = [s for s in findings.status.values() if s.complete]
-    facts.append(
-        ("checkpoints extracted", f"{len(done)}", f"of {len(findings.plan.entries)} of the plan")
-    )
+    done = sum(s.complete for s in findings.status.values())
+    checkpoints = len(findings.plan.entries)
+    facts.append(("checkpoints extracted", f"{done}", f"of {checkpoints} of the plan"))
+    if done < checkpoints:
+        pairs = sum(map(len, findings.ready.values()))
+        every = checkpoints * len(findings.tasks)
+        facts.append(("pairs extracted", f"{pairs}", f"of {every}: a checkpoint for a task"))
     return {"best": view.name(best), "facts": facts}
 
 
@@ -238,10 +241,6 @@ def _spearman(a: Floats, b: Floats) -> float:
 def _checkpoints(view: View) -> list[list[str]]:
     rows = []
     for entry in view.findings.plan.entries:
-        done = view.findings.status.get(entry.key)
-        state = "not extracted yet"
-        if done is not None:
-            state = "complete" if done.complete else f"{done.sealed} of {done.blocks} blocks"
         checkpoint = entry.checkpoint
         rows.append(
             [
@@ -252,7 +251,7 @@ def _checkpoints(view: View) -> list[list[str]]:
                 f"{len(entry.layers)} x {entry.hidden}",
                 checkpoint.commit[:12],
                 ", ".join(checkpoint.aliases),
-                state,
+                view.findings.extracted(entry.key),
             ]
         )
     return rows

@@ -88,7 +88,7 @@ requests = st.lists(
 )
 
 
-@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(asked=requests)
 def test_pairs_in_any_order_end_with_the_bytes_of_all_at_once(whole, asked) -> None:
     _, path, expected = whole
@@ -110,7 +110,7 @@ def test_pairs_in_any_order_end_with_the_bytes_of_all_at_once(whole, asked) -> N
         assert reader.sealed == have[entry.key]
         assert set(tasks) <= set(ready_tasks(store)[entry.key])
         assert reader.metrics()
-        assert verify(store) == []
+    assert verify(store) == []
     for entry in plan.entries:
         extract(store, config, entry, stop=StopRequest(1))
     assert all(status.complete for status in store.status())
@@ -129,13 +129,13 @@ def test_killed_between_pairs_ends_with_the_bytes_of_all_at_once(whole, commands
     store = again(path)
     chance = random.Random(format)
     kills = 0
-    while kills < 4:
+    while kills < 3:
         tasks = ",".join(chance.sample(TASKS, chance.randint(1, 2)))
         arguments = ("extract", "--index", str(chance.randrange(2)), "--tasks", tasks)
         status = commands.run(Path(path), *arguments, kill_after=chance.uniform(0, 1.5))
         assert status in (0, -signal.SIGKILL), commands.output
         kills += status != 0
-        assert commands.run(Path(path), "verify") == 0, commands.output
+    commands.succeed(Path(path), "verify")
     commands.succeed(Path(path), "extract", "--all")
     assert stored(store) == expected
 
@@ -227,6 +227,8 @@ def test_a_search_takes_the_checkpoints_that_have_all_its_tasks(tmp_path, sectio
     assert "tiny/main" in shown.out
     for command in ("report", "export", "verify"):
         assert main([command, "--config", config]) == 0, capsys.readouterr().err
+    page = (tmp_path / "sweep" / "report" / "report.html").read_text()
+    assert "3 of 4 tasks extracted" in page and "not extracted yet" in page
     assert main(["convert", str(store["path"]), str(tmp_path / "copy")]) == 0
     copy = batchsweep.store.open_store(tmp_path / "copy")
     assert ready_tasks(copy) == {KEY: ("TinySTS", "Half", "Others")}

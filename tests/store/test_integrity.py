@@ -356,6 +356,20 @@ def test_a_flipped_bit_anywhere_is_found(path: Path) -> None:
     flips(path, 60, seed=0)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_flipped_bit_of_a_partly_filled_group_is_found(format: str, tmp_path: Path) -> None:
+    store = create_store(tmp_path / "store", format=format)
+    write_corpus(store)
+    of = spec()
+    values = states(of)
+    with store.writer(KEY, of) as writer:
+        for number in (0, 2):
+            writer.write_block(number, block(values, of.block_rows(number)))
+        writer.write_metrics({"entropy": [0.1, 0.2, 0.3]})
+    assert verify(store) == []
+    flips(tmp_path / "store", 60, seed=2)
+
+
 @pytest.mark.torture
 def test_thousands_of_flipped_bits_are_found(path: Path) -> None:
     flips(path, 10 * KILLS, seed=1)

@@ -213,12 +213,11 @@ class ZarrFormat:
         chunks = {f"{folder}/{n}": values for n, (values, _) in _coordinates(spec).items()}
         # Metrics that don't read at all are another kind of fault.
         metrics = self._metric_attributes(key)
-        if metrics:
-            chunks[f"{folder}/metrics/layer"] = chunks[f"{folder}/layer"]
         complete = attributes.get("complete") is True
         members = _members(spec, metrics) if complete else None
         wanted[f"{folder}/zarr.json"] = v3.group(attributes, members)
-        if complete and metrics:
+        if metrics:
+            chunks[f"{folder}/metrics/layer"] = chunks[f"{folder}/layer"]
             arrays = _metric_arrays(spec, metrics["names"])
             wanted |= {f"{folder}/metrics/{n}/zarr.json": s for n, s in arrays.items()}
             wanted[f"{folder}/metrics/zarr.json"] = v3.group(metrics, arrays)

@@ -27,7 +27,8 @@ from batchsweep.bandit.policies import Answer, Policy, Problem, Pull, make_polic
 from batchsweep.bandit.pull_noise import SplitHalvesNoise
 from batchsweep.bandit.pulls import Pulls, ScoreFn
 from batchsweep.bandit.rewards import Floats, describe, raw_scale, z_scale
-from batchsweep.config import BanditConfig, RewardsConfig
+from batchsweep.bandit.waves import Waves
+from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
 from batchsweep.errors import UsageError
 from batchsweep.numerics import one_compute_thread
 from batchsweep.progress import progress
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 #: Largest part of the budget that the final check may take.
 CHECK_SHARE = 0.2
 CHECK_PASSES = 3
+#: Top arms whose checkpoints are extracted in full for the check, where waves extract.
+FINALISTS = 2
 
 
 def run_digest(problem: Problem, config: BanditConfig, rewards: RewardsConfig) -> str:
@@ -57,6 +60,7 @@ def run(
     executor: Executor | None = None,
     options: dict[str, Any] | None = None,
     full_fn: ScoreFn | None = None,
+    waves: Waves | None = None,
     on_observe: Callable[[Policy, int, float], None] | None = None,
     quiet: bool = False,
 ) -> Outcome:
@@ -72,6 +76,7 @@ def run(
             The outcome depends on ``workers`` but not on which pull finishes first.
         options: options of the policy.
         full_fn: scores a cell in full, where ``score_fn`` scores subsets: for the final check.
+        waves: has pairs extracted as the search asks for them; default: all arms can be scored.
         on_observe: called as (policy, pulls, seconds) each time the policy has heard all it was to.
 
     Raises:
@@ -94,7 +99,7 @@ def run(
             budget=None if budget.pulls is None else min(budget.pulls, cells),
             **(options or {}),
         )
-        loop = _Loop(problem, config, rewards, made, policy, budget)
+        loop = _Loop(problem, config, rewards, made, policy, budget, waves)
         if on_observe is not None:
             loop.on_observe = on_observe
         if quiet:
@@ -123,9 +128,11 @@ class _Loop:
         made: Pulls,
         policy: Policy,
         budget: Budget,
+        waves: Waves | None,
     ) -> None:
         self.problem, self.config, self.rewards = problem, config, rewards
         self.made, self.policy, self.budget = made, policy, budget
+        self.waves = waves
         #: Called with (policy, pulls, seconds) each time the policy has heard all it was to.
         self.on_observe: Callable[[Policy, int, float], None] = _ignore
         #: Called with the number of pulls each time some were made.
@@ -187,11 +194,20 @@ class _Loop:
         assert self.problem.baseline is not None
         arms = np.flatnonzero(self.problem.baseline)
         reason = "reference: baseline layer, for the z-scale"
+        if self.waves is not None:
+            self.waves.complete(self.policy, arms.tolist(), reason)
         cells = [
-            Pull(self.problem.arms[arm], task, reason)
+            Pull(self.problem.arms[arm], self.problem.tasks[task], reason)
             for arm in arms
-            for task in self.problem.tasks
+            for task in range(self.problem.shape[1])
+            if self._is_there(int(arm), task)
         ]
+        if len(cells) < len(arms) * self.problem.shape[1]:
+            raise UsageError(
+                "rewards.scale z is defined by all layers of the baseline checkpoint on all tasks, "
+                "which could not all be extracted; give a larger bandit.budget, or rewards: "
+                "{scale: raw}"
+            )
         if self.budget.pulls is not None and len(cells) > self.budget.pulls:
             raise self._too_dear(len(cells), len(arms), f"{self.budget.pulls} pulls")
         observed: list[Observation] = []
@@ -224,6 +240,10 @@ class _Loop:
                 return "regret"
             if self._must_check():
                 return "budget"
+            if self.waves is not None and self.waves.due(self.policy):
+                if not self.waves.next(self.policy):
+                    return "exhausted" if self.waves.there.all() else "budget"
+                continue
             pulls = self.policy.ask(min(self.config.workers, room))
             if not pulls:
                 return "exhausted"
@@ -233,6 +253,7 @@ class _Loop:
         """Score the top arms on the tasks they lack, as far as the budget goes."""
         # A check may put another arm on top, which is then checked too; not for ever.
         for _ in range(CHECK_PASSES):
+            self._extract_finalists()
             for batch in _batches(self._unchecked(), self.config.workers):
                 batch = batch[: self.budget.room(self.config.workers)]
                 if not batch:
@@ -243,6 +264,7 @@ class _Loop:
     def _check_in_full(self) -> None:
         """Score the top arms on whole tasks, arm by arm; the policy, which knows subsets, does
         not observe them: whole tasks are another scale."""
+        self._extract_finalists()
         limited = self.budget.pulls is not None
         room = self.budget.room(self.config.workers) if limited else None
         for arm, pulls in self._in_full(room):
@@ -293,6 +315,7 @@ class _Loop:
             Pull(self.problem.arms[arm], self.problem.tasks[task], reason)
             for arm in self._leaders()
             for task in np.flatnonzero(np.isnan(self.policy.observed[arm]))
+            if self._is_there(arm, int(task))
         ]
 
     def _in_full(self, room: float | None) -> list[tuple[int, list[Pull]]]:
@@ -301,6 +324,8 @@ class _Loop:
         found: list[tuple[int, list[Pull]]] = []
         left = math.inf if room is None else room
         for arm in self._leaders():
+            if self.waves is not None and not self.waves.cells[arm].all():
+                continue
             known, name = self._whole(arm), self.problem.arms[arm]
             pulls = [Pull(name, t, reason) for t in self.problem.tasks if t not in known]
             left -= len(pulls)
@@ -313,6 +338,17 @@ class _Loop:
         """Task -> main score of the tasks that the arm was scored on as a whole."""
         name = self.problem.arms[arm]
         return {o.task: o.score for o in self.observed if o.arm == name and o.halves is None}
+
+    def _extract_finalists(self) -> None:
+        """Have the checkpoints of the front and of its runner-up in full, where waves extract."""
+        if self.waves is None or not (leaders := self._leaders()):
+            return
+        front = int(np.argmax(self.policy.believed()[0]))
+        finalists = list(dict.fromkeys([front, *leaders]))[:FINALISTS]
+        self.waves.complete(self.policy, finalists, "finalist, in full")
+
+    def _is_there(self, arm: int, task: int) -> bool:
+        return self.waves is None or bool(self.waves.cells[arm, task])
 
     # -- scoring and observing -----------------------------------------------------------------
 
@@ -365,6 +401,10 @@ def _header(problem: Problem, config: BanditConfig, rewards: RewardsConfig) -> R
     settings = config.model_dump(mode="json")
     if settings["texts_per_pull"] is None:
         del settings["texts_per_pull"]  # The same search as before there was such a setting.
+    if isinstance(config.budget, PullBudget):
+        limits = ("gpu_hours", "bytes", "checkpoints")  # Likewise.
+        unset = {name for name in limits if settings["budget"][name] is None}
+        settings["budget"] = {k: v for k, v in settings["budget"].items() if k not in unset}
     return {
         "version": VERSION,
         **settings,

@@ -9,6 +9,7 @@ import pandas as pd
 
 from batchsweep.bandit.policies import POLICIES
 from batchsweep.bandit.replay import calibration, found, summary
+from batchsweep.bandit.replay_extraction import at_forward
 from batchsweep.config import BanditConfig, Config, PullBudget, RewardsConfig
 from batchsweep.errors import UsageError
 from batchsweep.table import Column, table_text
@@ -101,6 +102,30 @@ def names_of(spelled: str) -> list[str]:
         wrong = unknown[0] if unknown else spelled
         raise UsageError(f"--policy '{wrong}': no such policy; valid: {', '.join(POLICIES)}")
     return names
+
+
+def extraction_text(curves: pd.DataFrame) -> str:
+    """What each way to choose pairs knew for so much forward work, as a table to print."""
+    top = float(curves.loc[curves["method"] != "every_nth", "forward"].max())
+    parts = [top * share for share in (0.1, 0.25, 0.5, 1.0)]
+    rows = []
+    for (method, part), known in at_forward(curves, parts).groupby(["method", "at"], sort=False):
+        regret = 100 * known["regret"]
+        rows.append(
+            (
+                str(method),
+                f"{part:.2%}",
+                f"{known['checkpoints'].mean():.1%}",
+                f"{known['pairs'].mean():.1%}",
+                str(len(known)),
+                f"{regret.mean():.3f}",
+                f"{regret.max():.3f}",
+                f"{known['within'].mean():.0%}",
+            )
+        )
+    titles = ("forward", "checkpoints", "pairs", "seeds", "regret, points", "worst", "within 0.5 %")
+    columns = [Column("pairs chosen by"), *(Column(title, right=True) for title in titles)]
+    return table_text(columns, rows).rstrip("\n")
 
 
 def seeds_of(spelled: str) -> range:

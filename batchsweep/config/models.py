@@ -237,17 +237,50 @@ class RewardsConfig(Section):
     """Only one category of tasks counts, for example ``sts``. Default: all tasks."""
 
 
+def _in_bytes(value: Any) -> Any:
+    """``20GiB`` and the like as a number of bytes."""
+    if not isinstance(value, str):
+        return value
+    parts = re.fullmatch(r"([0-9.]+) ?(KiB|MiB|GiB|TiB|KB|MB|GB|TB)", value.strip())
+    if parts is None:
+        raise ValueError("should be a number of bytes, or one with a unit such as 20GiB or 500MB")
+    power = "KMGT".index(parts[2][0]) + 1
+    return int(float(parts[1]) * (1024 if "i" in parts[2] else 1000) ** power)
+
+
 class PullBudget(Section):
-    """A budget in pulls, or in seconds of scoring."""
+    """A budget in pulls or in seconds of scoring, and in what ``batchsweep run`` extracts: at least
+    one limit; all that are given hold."""
 
     pulls: int | None = Field(default=None, gt=0)
     seconds: float | None = Field(default=None, gt=0)
+    gpu_hours: float | None = Field(default=None, gt=0)
+    """Forward passes, starts and downloads, as the plan estimates them."""
+    bytes: Annotated[int, BeforeValidator(_in_bytes), Field(gt=0)] | None = None
+    """Embeddings on disk, as a number or as ``20GiB``. Never exceeded."""
+    checkpoints: int | None = Field(default=None, gt=0)
+    """Checkpoints of which anything is extracted."""
 
     @model_validator(mode="after")
-    def _one_of(self) -> PullBudget:
-        if (self.pulls is None) == (self.seconds is None):
+    def _some(self) -> PullBudget:
+        if self.pulls is not None and self.seconds is not None:
             raise ValueError("give exactly one of 'pulls' and 'seconds'")
+        if not self.model_fields_set:
+            raise ValueError(f"give one of {', '.join(type(self).model_fields)}")
         return self
+
+    def text(self) -> str:
+        """In words: ``400 pulls``, ``3600 s``, ``5 GPU hours, 20 GiB, 10 checkpoints``."""
+        parts = [] if self.pulls is None else [f"{self.pulls} pulls"]
+        if self.seconds is not None:
+            parts.append(f"{self.seconds:g} s")
+        if self.gpu_hours is not None:
+            parts.append(f"{self.gpu_hours:g} GPU hours")
+        if self.bytes is not None:
+            parts.append(f"{self.bytes / 2**30:.3g} GiB")
+        if self.checkpoints is not None:
+            parts.append(f"{self.checkpoints} checkpoints")
+        return ", ".join(parts)
 
 
 class BanditConfig(Section):
@@ -256,8 +289,9 @@ class BanditConfig(Section):
     policy: PolicyName = "toptwo_gp"
     """Which policy decides; ``batchsweep bandit --help`` lists them."""
     budget: Annotated[float, Field(gt=0)] | PullBudget = 100.0
-    """Whole-arm evaluations (100 allows 100 x tasks pulls), ``{pulls: n}`` or ``{seconds: s}``.
-    The policy ``exhaustive`` scores every cell, whatever is given here."""
+    """Whole-arm evaluations (100 allows 100 x tasks pulls), ``{pulls: n}`` or ``{seconds: s}``; or
+    what ``run`` may extract: ``{gpu_hours: 5}``, ``{bytes: 20GiB}``, ``{checkpoints: 10}``. The
+    policy ``exhaustive`` scores every cell, whatever is given here."""
     seed: int = 0
     stop_at_regret: float = Field(default=0.0005, ge=0)
     """Stop early once the expected regret (in score) is below this; 0 never stops early."""
@@ -281,9 +315,9 @@ class BanditConfig(Section):
             return cells, None
         if not isinstance(self.budget, PullBudget):
             return min(max(1, round(self.budget * tasks)), cells), None
-        if self.budget.pulls is not None:
-            return min(self.budget.pulls, cells), None
-        return None, self.budget.seconds
+        if self.budget.seconds is not None:
+            return None, self.budget.seconds
+        return min(self.budget.pulls or cells, cells), None
 
     def budget_text(self, tasks: int) -> str:
         """The budget in words: ``100 x 32 tasks``, ``400 pulls``, ``3600 s``, ``every cell``."""
@@ -291,9 +325,7 @@ class BanditConfig(Section):
             return "every cell"
         if not isinstance(self.budget, PullBudget):
             return f"{self.budget:g} x {tasks} tasks"
-        if self.budget.pulls is not None:
-            return f"{self.budget.pulls} pulls"
-        return f"{self.budget.seconds:g} s"
+        return self.budget.text()
 
 
 class Config(Section):

@@ -7,7 +7,7 @@ statistics that mteb ships with each task.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,22 @@ def corpus_size(config: Config, store: Store | None = None) -> CorpusSize:
     size = CorpusSize(tuple(sizes), sum(s.texts for s in sizes), tokens, False, unknown)
     cap = config.corpus.max_texts_per_task
     return size if cap is None else size.capped(cap)
+
+
+def published_sizes(tasks: Iterable[str]) -> list[float] | None:
+    """Characters of each task by the statistics in mteb; None if one of them isn't known there."""
+    from mteb import get_task
+
+    found = []
+    for name in tasks:
+        try:
+            size = _from_statistics(get_task(name))
+        except KeyError:
+            return None
+        if not size.texts:
+            return None
+        found.append(size.characters)
+    return found
 
 
 def _counted(store: Store) -> CorpusSize | None:

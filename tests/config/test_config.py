@@ -26,6 +26,20 @@ def test_minimal_config_has_the_documented_defaults():
     assert sweep.store_url == "runs/sweep/store.zarr"
 
 
+@pytest.mark.parametrize(
+    ("budget", "text"),
+    [
+        ("{bytes: 20GiB}", "20 GiB"),
+        ("{bytes: 500 MB, checkpoints: 10}", "0.466 GiB, 10 checkpoints"),
+        ("{gpu_hours: 5, pulls: 400}", "400 pulls, 5 GPU hours"),
+    ],
+)
+def test_a_budget_may_limit_what_is_extracted(budget, text):
+    bandit = parse(MINIMAL + f"bandit: {{budget: {budget}}}\n").bandit
+    assert bandit.budget_text(32) == text
+    assert bandit.budget_for(288, 32) == (400 if "pulls" in text else 288 * 32, None)
+
+
 def test_default_name_and_store_come_from_the_file(tmp_path):
     path = tmp_path / "my_sweep.yaml"
     path.write_text(MINIMAL + "store: {format: hdf5}\n")
@@ -74,6 +88,11 @@ def test_full_default_is_the_published_sweep():
             MINIMAL + "bandit: {budget: {pul: 3}}\n",
             "sweep.yaml:3: bandit.budget.pul: unknown key; did",
         ),
+        (
+            MINIMAL + "bandit: {budget: {bytes: 20 gigs}}\n",
+            "budget.bytes: should be a number of bytes",
+        ),
+        (MINIMAL + "bandit: {budget: {}}\n", "give one of pulls, seconds, gpu_hours"),
         (
             MINIMAL + "bandit: {budget: {pulls: 3, seconds: 4}}\n",
             "give exactly one of 'pulls' and 'seconds'",

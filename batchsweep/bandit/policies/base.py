@@ -211,8 +211,9 @@ class Policy(ABC):
         self._exact = True  # no score was observed with noise
         #: [arm, task] rewards observed so far, NaN elsewhere.
         self.observed = np.full((arms, tasks), np.nan)
-        #: [arm, task] cells that were asked or observed: not to be asked again.
+        #: [arm, task] cells that were asked or observed, or can't be scored: not to be asked.
         self.taken = np.zeros((arms, tasks), dtype=bool)
+        self._shut = np.zeros((arms, tasks), dtype=bool)
 
     # -- ask / observe ----------------------------------------------------------------------------
 
@@ -230,6 +231,15 @@ class Policy(ABC):
             self.taken[arm, task] = True
             pulls.append(Pull(self.problem.arms[arm], self.problem.tasks[task], reason))
         return pulls
+
+    def restrict(self, cells: Bools) -> None:
+        """Only ask for these cells [arm, task] until told otherwise: the others can't be scored.
+
+        What is believed, and how sure it is, still counts all arms.
+        """
+        self.taken &= ~self._shut
+        self._shut = ~cells & ~self.taken
+        self.taken |= self._shut
 
     def observe(
         self, arm: str, task: str, score: float, seconds: float | None = None, noise: float = 0.0

@@ -1,0 +1,175 @@
+"""Waves: the search asks for what is extracted.
+
+A search over arms most of which have no embeddings yet. Scoring a cell whose pair (checkpoint,
+task) is extracted is cheap; any other cell costs its pair's forward work, and the first of a
+checkpoint a download. So pairs come in *waves*, a few checkpoints each: after one, the search
+scores the better part of what the wave made cheap, and then asks for the next. The expected regret
+that ends it counts all arms, extracted or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from batchsweep.bandit.chooser import Believer, Chooser, Fits, Visit
+from batchsweep.bandit.costs import PairBudget
+from batchsweep.bandit.policies.base import Bools, Ints, Policy
+from batchsweep.errors import UsageError
+
+#: Of the cells that a wave made cheap, the part that is scored before the next, and how many at
+#: most for each of its visits.
+SCORED_SHARE = 0.5
+SCORED_A_VISIT = 48
+#: The largest part of the budget that is held back to have the front's checkpoint in full.
+FINAL_SHARE = 1 / 3
+
+
+@dataclass(frozen=True)
+class Wave:
+    """What the search asks for at once.
+
+    Attributes:
+        number: 1 for the first.
+        visits: one index of a job each.
+        expected_regret: of the answer before it; None while nothing can be said.
+    """
+
+    number: int
+    visits: tuple[Visit, ...]
+    expected_regret: float | None
+
+
+class Extraction(Protocol):
+    """Where pairs come from: a store that is filled, or a table that is paid for."""
+
+    def recall(self, number: int) -> Wave | None:
+        """The wave of this number, if this search asked for it before it was cut short."""
+
+    def extract(self, wave: Wave) -> None:
+        """Have the pairs extracted, as far as that goes."""
+
+    def there(self, waves: int) -> Bools:
+        """[checkpoint, task] the pairs that were extracted after so many waves."""
+
+
+class Waves:
+    """Asks for pairs while a search runs.
+
+    Args:
+        chooser: decides which.
+        extraction: has them extracted.
+        budget: what they may take in all.
+
+    Attributes:
+        there: [checkpoint, task] the pairs that the search may use.
+    """
+
+    def __init__(self, chooser: Chooser, extraction: Extraction, budget: PairBudget) -> None:
+        self._chooser, self._extraction, self._budget = chooser, extraction, budget
+        self._costs = chooser.costs
+        self._rows = {key: row for row, key in enumerate(self._costs.checkpoints)}
+        self._columns = {task: column for column, task in enumerate(chooser.problem.tasks)}
+        self._before = self.there = extraction.there(0)
+        self._visits: Ints = np.zeros(len(self._rows), dtype=np.int64)
+        self._number = 0
+        self._last_look = False
+        self._refused = np.zeros_like(self.there)
+        self._till = 0  # observed cells at which the next wave is due
+
+    @property
+    def cells(self) -> Bools:
+        """[arm, task] the cells that can be scored."""
+        return self.there[self._costs.of]
+
+    def due(self, policy: Policy) -> bool:
+        """Whether enough of what the last wave brought was scored, or nothing is left to score."""
+        return bool(policy.taken.all()) or _observed(policy) >= self._till
+
+    def next(self, policy: Policy) -> bool:
+        """Ask for the next wave and wait for it; False when there is no more to do.
+
+        Once no pair is left, or none that the budget takes, as many cells again may be scored of
+        what is there.
+
+        Raises:
+            UsageError: the policy has no model of what isn't scored.
+        """
+
+        def choose() -> list[Visit]:
+            if not isinstance(policy, Believer):
+                raise UsageError(
+                    f"bandit.policy '{policy.name}' can't say what should be extracted; valid: "
+                    "toptwo_gp, gp_ucb, thompson"
+                )
+            if not self._number:
+                return self._chooser.first(self._not_to_ask, self._fits())
+            fits = self._fits(self._held(policy))
+            return self._chooser.next(policy, self._not_to_ask, self._number + 1, fits)
+
+        if self._ask(policy, choose):
+            return True
+        if self._last_look or policy.taken.all():
+            return False
+        # No pair more can be had. What is there costs next to nothing to know better.
+        self._last_look, self._till = True, 2 * _observed(policy)
+        return True
+
+    def complete(self, policy: Policy, arms: list[int], reason: str) -> None:
+        """Have all pairs of these arms' checkpoints, as far as the budget goes."""
+        self._ask(policy, lambda: self._chooser.rest(arms, self._not_to_ask, self._fits(), reason))
+
+    def _ask(self, policy: Policy, choose: Callable[[], list[Visit]]) -> bool:
+        number = self._number + 1
+        wave = self._extraction.recall(number)
+        if wave is None:
+            visits = choose()
+            if not visits:
+                return False
+            regret = policy.best().expected_regret if self._number else None
+            wave = Wave(number, tuple(visits), regret)
+        before = int(self.cells.sum())
+        self._extraction.extract(wave)
+        self._number = number
+        for visit in wave.visits:
+            row = self._rows[visit.key]
+            self._visits[row] += 1
+            self._refused[row, [self._columns[task] for task in visit.tasks]] = True
+        self.there = self._extraction.there(number)
+        self._refused &= ~self.there
+        policy.restrict(self.cells)
+        fresh = int(self.cells.sum()) - before
+        scored = min(SCORED_SHARE * fresh, SCORED_A_VISIT * len(wave.visits))
+        self._till = _observed(policy) + round(scored)
+        return True
+
+    @property
+    def _not_to_ask(self) -> Bools:
+        """[checkpoint, task] pairs that are there, and those that a wave asked for in vain."""
+        return self.there | self._refused
+
+    # -- the budget ----------------------------------------------------------------------------
+
+    def _part(self, pairs: Bools) -> float:
+        """The part of the budget that is spent once these pairs are there as well."""
+        pairs = pairs & ~self._refused
+        more = (pairs & ~self.there).any(axis=1)
+        return self._budget.part(pairs | self.there, self._visits + more, self._before)
+
+    def _fits(self, held: Bools | None = None) -> Fits:
+        """Whether the budget takes pairs, beside those that are held back."""
+        return lambda pairs: self._part(pairs if held is None else pairs | held) <= 1
+
+    def _held(self, policy: Believer) -> Bools | None:
+        """All pairs of the front's checkpoint, unless they take too much of the budget."""
+        front = int(np.argmax(policy.believed()[0]))
+        held = np.zeros_like(self.there)
+        held[self._costs.of[front]] = True
+        return held if self._part(held) - self._part(self.there) <= FINAL_SHARE else None
+
+
+def _observed(policy: Policy) -> int:
+    return int((~np.isnan(policy.observed)).sum())

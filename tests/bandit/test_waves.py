@@ -1,0 +1,220 @@
+"""The search asks for what is extracted: which pairs, how many, and in what order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from simulated import problem_of, surface
+
+from batchsweep.bandit import loop
+from batchsweep.bandit.chooser import Chooser
+from batchsweep.bandit.costs import PairBudget, PairCosts, even_costs
+from batchsweep.bandit.ledger import MemoryLedger
+from batchsweep.bandit.policies import make_policy
+from batchsweep.bandit.policies.base import Bools
+from batchsweep.bandit.waves import Wave, Waves
+from batchsweep.config import BanditConfig, RewardsConfig
+from batchsweep.errors import UsageError
+from batchsweep.score.record import Score
+
+#: Two models, six steps 1 to 1e5, four layers; eight tasks, of sizes 1 to 8.
+PROBLEM = problem_of(steps=6, layers=4, tasks=8, models=2)
+SCORES = surface(PROBLEM)
+
+
+class Fake:
+    """Pairs that are there once they were asked for, but for those that can't be."""
+
+    def __init__(self, costs: PairCosts, *, broken: set[str] = frozenset(), dies: int = 0) -> None:
+        self.costs, self.broken, self.dies = costs, broken, dies
+        self.pairs = np.zeros((len(costs.checkpoints), len(PROBLEM.tasks)), dtype=bool)
+        self.waves: list[Wave] = []
+        self.states: list[Bools] = [self.pairs.copy()]
+
+    def recall(self, number: int) -> Wave | None:
+        return self.waves[number - 1] if number <= len(self.waves) else None
+
+    def extract(self, wave: Wave) -> None:
+        if wave.number <= len(self.waves):
+            return
+        if wave.number == self.dies:
+            raise KeyboardInterrupt
+        for visit in wave.visits:
+            if visit.key not in self.broken:
+                row = self.costs.checkpoints.index(visit.key)
+                self.pairs[row, [PROBLEM.tasks.index(t) for t in visit.tasks]] = True
+        self.waves.append(wave)
+        self.states.append(self.pairs.copy())
+
+    def there(self, waves: int) -> Bools:
+        return self.states[waves]
+
+
+def costs_of(sizes=range(1, 9)) -> PairCosts:
+    return even_costs(PROBLEM, sizes)
+
+
+def search(fake, *, budget=None, seed=0, width=3, ledger=None, rewards=None, **settings):
+    """The outcome, with every pull checked to be on a pair that is there."""
+    given = {"budget": {"pulls": 150}, "final_check": 2, "seed": seed, **settings}
+    config = BanditConfig.model_validate(given)
+    arms = {arm: i for i, arm in enumerate(PROBLEM.arms)}
+    columns = {task: i for i, task in enumerate(PROBLEM.tasks)}
+
+    def score(arm: str, task: str) -> Score:
+        assert fake.pairs[fake.costs.of[arms[arm]], columns[task]], f"{arm} on {task} isn't there"
+        return Score(float(SCORES[arms[arm], columns[task]]), 1.0)
+
+    waves = Waves(
+        Chooser(PROBLEM, fake.costs, width=width, seed=seed), fake, budget or PairBudget(fake.costs)
+    )
+    return loop.run(PROBLEM, score, config, rewards, ledger=ledger, waves=waves, quiet=True)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_wave_asks_for_what_is_not_there_and_for_each_checkpoint_once(seed: int) -> None:
+    fake = Fake(costs_of())
+    search(fake, seed=seed)
+    assert len(fake.waves) > 2
+    for wave, before in zip(fake.waves, fake.states, strict=False):
+        keys = [visit.key for visit in wave.visits]
+        assert len(set(keys)) == len(keys) > 0
+        for visit in wave.visits:
+            row = fake.costs.checkpoints.index(visit.key)
+            assert visit.tasks and visit.reason
+            assert not before[row, [PROBLEM.tasks.index(t) for t in visit.tasks]].any()
+
+
+def test_the_best_arm_is_found_with_part_of_the_pairs_and_is_extracted_in_full() -> None:
+    fake = Fake(costs_of())
+    outcome = search(fake)
+    truth = SCORES.mean(axis=1)
+    best = PROBLEM.arms.index(outcome.answer.arm)
+    assert truth.max() - truth[best] < 0.005
+    assert fake.pairs.mean() < 0.6
+    assert fake.pairs[fake.costs.of[best]].all()
+    assert outcome.answer.pulled[best] == len(PROBLEM.tasks)
+
+
+def test_the_first_wave_is_spread_over_training_and_takes_cheap_tasks() -> None:
+    fake = Fake(costs_of([100, *range(1, 8)]))
+    search(fake)
+    first = fake.waves[0]
+    steps = sorted(int(visit.key.split("step")[1]) for visit in first.visits)
+    assert steps[0] <= steps[-1] / 10
+    assert steps[-1] == max(PROBLEM.step)
+    for visit in first.visits:
+        assert PROBLEM.tasks[0] not in visit.tasks
+    assert first.expected_regret is None
+    assert all(wave.expected_regret is not None for wave in fake.waves[2:])
+
+
+def test_a_wave_spreads_over_checkpoints_that_may_be_best() -> None:
+    """Neighbours of one another are what the next best points by expected improvement are."""
+    dense = problem_of(steps=6, layers=4, tasks=6)
+    steps = np.repeat(np.arange(1, 61) * 1000.0, 4)
+    arms = tuple(f"m/step{int(s)}#{i % 4 + 1}" for i, s in enumerate(steps))
+    problem = type(dense)(arms, dense.tasks, ("m",) * 240, steps, np.tile(np.arange(1, 5) / 4, 60))
+    costs = even_costs(problem)
+    policy = make_policy("toptwo_gp", problem, seed=0, budget=500)
+    scores = surface(problem)
+    there = np.zeros((60, 6), dtype=bool)
+    there[[59, 29, 3]] = True
+    policy.restrict(there[costs.of])
+    for _ in range(60):
+        (pull,) = policy.ask(1)
+        cell = arms.index(pull.arm), problem.tasks.index(pull.task)
+        policy.observe(pull.arm, pull.task, float(scores[cell]), 1.0)
+    wave = Chooser(problem, costs, width=5).next(policy, there, 2, lambda pairs: True)
+    rows = sorted(costs.checkpoints.index(visit.key) for visit in wave)
+    assert len(rows) == 5
+    assert rows[-1] - rows[0] > 8
+
+
+@pytest.mark.parametrize("limit", ["store_bytes", "seconds", "checkpoints"])
+def test_a_budget_is_never_exceeded_and_leaves_an_answer(limit: str) -> None:
+    costs = costs_of()
+    whole = {
+        "store_bytes": float(costs.store_bytes.sum()),
+        "seconds": costs.exhaustive_seconds,
+        "checkpoints": len(costs.checkpoints),
+    }
+    budget = PairBudget(costs, **{limit: 0.34 * whole[limit]})
+    fake = Fake(costs)
+    outcome = search(fake, budget=budget, stop_at_regret=0)
+    visits = np.zeros(len(costs.checkpoints), dtype=np.int64)
+    for wave, after in zip(fake.waves, fake.states[1:], strict=True):
+        visits += [key in {v.key for v in wave.visits} for key in costs.checkpoints]
+        assert budget.part(after, visits) <= 1
+    assert budget.part(fake.pairs, visits) > 0.5
+    assert outcome.answer.arm in PROBLEM.arms
+    assert outcome.stopped == "budget"
+
+
+def test_pairs_that_were_there_before_cost_no_time_but_take_their_bytes() -> None:
+    costs = costs_of()
+    there = np.zeros((len(costs.checkpoints), 8), dtype=bool)
+    there[0] = True
+    nowhere = np.zeros(len(costs.checkpoints), dtype=np.int64)
+    assert PairBudget(costs, seconds=1.0).part(there, nowhere, there) == 0
+    half = PairBudget(costs, store_bytes=2 * float(costs.store_bytes[0].sum()))
+    assert half.part(there, nowhere, there) == pytest.approx(0.5)
+
+
+def test_the_same_seed_asks_the_same() -> None:
+    runs = []
+    for seed in (0, 0, 1):
+        fake = Fake(costs_of())
+        outcome = search(fake, seed=seed)
+        runs.append((fake.waves, [(o.arm, o.task) for o in outcome.observations]))
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+@pytest.mark.parametrize("dies", [1, 3])
+def test_a_search_that_died_in_a_wave_ends_as_if_nothing_had_happened(dies: int) -> None:
+    whole = Fake(costs_of())
+    expected = search(whole)
+    fake, ledger = Fake(costs_of(), dies=dies), MemoryLedger()
+    with pytest.raises(KeyboardInterrupt):
+        search(fake, ledger=ledger)
+    fake.dies = 0
+    outcome = search(fake, ledger=ledger)
+    assert fake.waves == whole.waves
+    assert outcome.to_json() == expected.to_json()
+
+
+def test_a_checkpoint_that_fails_is_not_asked_for_again() -> None:
+    broken = "m0/step100000"
+    fake = Fake(costs_of(), broken={broken})
+    outcome = search(fake, stop_at_regret=0)
+    asked = [task for w in fake.waves for v in w.visits if v.key == broken for task in v.tasks]
+    assert asked
+    assert len(set(asked)) == len(asked)
+    assert outcome.answer.pulled.sum() > 50
+
+
+def test_z_rewards_have_the_baseline_extracted_first() -> None:
+    fake = Fake(costs_of())
+    search(fake, rewards=RewardsConfig(scale="z"))
+    assert {visit.key for visit in fake.waves[0].visits} == {"m0/step100000", "m1/step100000"}
+    assert all(visit.tasks == PROBLEM.tasks for visit in fake.waves[0].visits)
+
+
+def test_a_policy_without_a_model_can_not_say_what_to_extract() -> None:
+    with pytest.raises(UsageError, match="can't say what should be extracted; valid: toptwo_gp"):
+        search(Fake(costs_of()), policy="random")
+
+
+def test_cells_that_can_be_scored_again_are_asked_for() -> None:
+    policy = make_policy("random", PROBLEM, seed=0)
+    cells = np.zeros(PROBLEM.shape, dtype=bool)
+    cells[0, 0] = True
+    policy.restrict(cells)
+    assert [(p.arm, p.task) for p in policy.ask(5)] == [(PROBLEM.arms[0], PROBLEM.tasks[0])]
+    cells[1, :2] = True
+    policy.restrict(cells)
+    assert {(p.arm, p.task) for p in policy.ask(5)} == {
+        (PROBLEM.arms[1], PROBLEM.tasks[0]),
+        (PROBLEM.arms[1], PROBLEM.tasks[1]),
+    }

@@ -45,7 +45,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("plan", ""),
         ("extract --index 0", "torch"),
         ("status", ""),
-        ("report", "matplotlib pandas pyarrow scipy"),
+        ("report", "matplotlib pandas pyarrow scipy xarray"),
     ],
 )
 def test_a_command_loads_no_more_than_it_needs(command: str, may_load: str, config: Path) -> None:

@@ -20,10 +20,10 @@ from batchsweep.errors import StoreError, StoreMismatch, UsageError
 from batchsweep.numerics import one_compute_thread
 from batchsweep.score.record import ScoreRecord, path_of
 from batchsweep.score.records import read_record
-from batchsweep.score.vectors import _Vectors
+from batchsweep.score.vectors import Vectors
 from batchsweep.store import GroupReader, Store
 from batchsweep.tasks.evaluators import Halves, PreparedTask, prepare_halves, prepare_task
-from batchsweep.tasks.evaluators.base import Rows, keep
+from batchsweep.tasks.evaluators.base import Kept, keep
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -67,7 +67,8 @@ class Scorer:
         self._index: TextIndex | None = None
         self._prepared: dict[str, PreparedTask] = {}
         self._halves: dict[tuple[str, Halves], tuple[PreparedTask, ...]] = {}
-        self._kept_for: dict[int, int] = {}
+        #: By what is scored together: the last hidden size, and what is kept at that.
+        self._kept: dict[tuple[PreparedTask, ...], tuple[int, Kept]] = {}
         self._readers: dict[str, GroupReader] = {}
         # Once the numerical libraries are loaded, which the imports above see to.
         self._threads = ThreadpoolController()
@@ -107,16 +108,16 @@ class Scorer:
         path = path_of(arm, task, folder)
         origin = self._origin(reader, task, halves)
         if self._keep:
-            kept = read_record(self.store, path)
-            if kept is not None and kept.origin == origin:
-                return kept
+            record = read_record(self.store, path)
+            if record is not None and record.origin == origin:
+                return record
         parts = (self._whole(task),) if halves is None else self._parts(task, halves)
         if halves is not None and len(parts) == 1:
             return self.score(arm, task)
-        rows = self._kept_rows(parts, reader)
+        kept = self._kept_vectors(parts, reader.hidden)
         start = time.perf_counter()
         with self._one_thread():
-            vectors = _Vectors(reader, arm, rows)
+            vectors = Vectors(reader, arm, kept)
             scores = [part.evaluate(vectors) for part in parts]
         seconds = time.perf_counter() - start
         document = self._document(reader, arm, parts, scores, seconds) | {"origin": origin}
@@ -163,13 +164,12 @@ class Scorer:
             rows = [self._index.rows(texts, task=prepared.name) for texts in chunks]
             request.bind(np.concatenate(rows) if rows else np.empty(0, np.int64))
 
-    def _kept_rows(self, parts: tuple[PreparedTask, ...], reader: GroupReader) -> Rows:
-        """The rows to read once for all requests; what fits depends on the model."""
-        hidden = reader.hidden
-        if self._kept_for.get(id(parts[0])) != hidden:
-            keep(parts, KEPT_BYTES // (4 * hidden))
-            self._kept_for[id(parts[0])] = hidden
-        return parts[0].kept
+    def _kept_vectors(self, parts: tuple[PreparedTask, ...], hidden: int) -> Kept:
+        """The vectors to read once for all requests; what fits depends on the model."""
+        there = self._kept.get(parts)
+        if there is None or there[0] != hidden:
+            there = self._kept[parts] = hidden, keep(parts, KEPT_BYTES // (4 * hidden))
+        return there[1]
 
     @contextmanager
     def _one_thread(self) -> Iterator[None]:

@@ -7,24 +7,24 @@ import numpy as np
 from batchsweep.arm import Arm
 from batchsweep.store import GroupReader
 from batchsweep.tasks.evaluators import Request
-from batchsweep.tasks.evaluators.base import Float32, Rows
+from batchsweep.tasks.evaluators.base import Float32, Kept, Rows
 
 
-class _Vectors:
+class Vectors:
     """Gives a prepared task the vectors of one arm: reads only the rows that are asked for."""
 
-    def __init__(self, reader: GroupReader, arm: Arm, kept: Rows) -> None:
+    def __init__(self, reader: GroupReader, arm: Arm, kept: Kept) -> None:
         """``arm``: its pooling named."""
         assert arm.pooling is not None
         self._reader, self._layer, self._pooling = reader, arm.layer, arm.pooling
-        self._kept = reader.read(arm.pooling, arm.layer, kept)
+        self._places = kept.places
+        self._kept = reader.read(arm.pooling, arm.layer, kept.rows)
 
     def different(self, request: Request) -> Float32:
         return self.some(request, slice(None))
 
     def some(self, request: Request, positions: slice | Rows) -> Float32:
-        assert request.rows is not None and request.kept is not None
-        kept, rows = request.kept[positions], request.rows[positions]
+        kept, rows = self._places[request][positions], request.rows[positions]
         if not len(kept):
             return np.empty((0, self._reader.hidden), np.float32)
         if kept[0] >= 0 and kept[-1] - kept[0] == len(kept) - 1 and (np.diff(kept) == 1).all():
@@ -44,7 +44,7 @@ class _Vectors:
         return matrix if same else matrix[index]
 
     def indexed(self, request: Request) -> tuple[Float32, Rows]:
-        kept = request.kept
-        if kept is not None and len(kept) and kept.min() >= 0:
+        kept = self._places[request]
+        if len(kept) and kept.min() >= 0:
             return self._kept, kept[request.which]
         return self.different(request), request.which.astype(np.int64)

@@ -9,7 +9,7 @@ shared by all arms.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,12 +26,11 @@ Rows = npt.NDArray[np.int64]
 class Request:
     """The texts of one ``encode`` call: the different ones, and which one is asked at each place.
 
+    It begins with the texts; :meth:`bind` puts corpus rows in their place.
+
     Attributes:
         prompt_type: ``query``, ``document`` or None, as ``encode`` receives it.
         which: int32 [text], position in the different texts.
-        rows: int64 [different text], corpus rows; set by :meth:`bind`.
-        kept: int64 [different text], position among the vectors that are read once for the whole
-            task, -1 for those that are not; set by :func:`keep`.
     """
 
     def __init__(self, texts: Any, prompt_type: str | None = None) -> None:
@@ -45,23 +44,29 @@ class Request:
         encoded = column.cast(pa.large_string()).dictionary_encode()
         self.prompt_type = prompt_type
         self.which: npt.NDArray[np.int32] = encoded.indices.to_numpy(zero_copy_only=False)
-        self.rows: Rows | None = None
-        self.kept: Rows | None = None
-        self._different: pa.Array | None = encoded.dictionary
+        self._different: pa.Array | Rows = encoded.dictionary
 
     def __len__(self) -> int:
         return len(self.which)
 
     def chunks(self, prefix: str, size: int = 10_000) -> Iterator[list[str]]:
         """The different texts as the model gets them, in order of first appearance."""
-        assert self._different is not None, "the texts are gone once rows are bound"
-        for start in range(0, len(self._different), size):
-            yield [prefix + text for text in self._different[start : start + size].to_pylist()]
+        texts = self._different
+        if isinstance(texts, np.ndarray):
+            raise RuntimeError("the texts are gone once rows are bound")
+        for start in range(0, len(texts), size):
+            yield [prefix + text for text in texts[start : start + size].to_pylist()]
 
     def bind(self, rows: Rows) -> None:
-        """Set the corpus rows of the different texts, and let go of the texts."""
-        self.rows = rows
-        self._different = None
+        """Put the corpus rows of the different texts in the place of the texts."""
+        self._different = rows
+
+    @property
+    def rows(self) -> Rows:
+        """int64 [different text], corpus rows."""
+        if not isinstance(self._different, np.ndarray):
+            raise RuntimeError("no rows are bound yet")
+        return self._different
 
 
 class Fetch(Protocol):
@@ -91,7 +96,7 @@ class Part:
     scores: Callable[[Fetch], dict[str, Any]] = field(repr=False)
 
 
-@dataclass
+@dataclass(eq=False)
 class PreparedTask:
     """A task whose data are read and whose subsets are drawn: ready for any number of arms.
 
@@ -101,7 +106,6 @@ class PreparedTask:
         needs_data: the evaluation reads the task's data set again.
         cap: ``{"max_texts_per_task", "seed"}`` if the task was made smaller.
         half: ``{"texts_per_pull", "seed"}`` if it is a half, for a pull on a subset.
-        kept: corpus rows, ascending, whose vectors are best read once for all requests.
     """
 
     task: Any
@@ -110,7 +114,6 @@ class PreparedTask:
     needs_data: bool = False
     cap: dict[str, int] | None = None
     half: dict[str, int] | None = None
-    kept: Rows = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def name(self) -> str:
@@ -131,27 +134,38 @@ class PreparedTask:
         return cls(task, [request for part in parts for request in part.requests], evaluate)
 
 
-def keep(parts: Sequence[PreparedTask], most: int) -> None:
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Which vectors are read once for all requests of a task.
+
+    Attributes:
+        rows: their corpus rows, ascending.
+        places: of each request, int64 [different text]: position in ``rows``, -1 if not there.
+    """
+
+    rows: Rows
+    places: Mapping[Request, Rows]
+
+
+def keep(parts: Sequence[PreparedTask], most: int) -> Kept:
     """Decide, once rows are bound, which vectors are read once for all parts: ``most`` at most.
 
     All of them, if they are few enough; else those of texts that are in several requests, which
     otherwise cost a block of the store each, again and again.
     """
     requests = [request for part in parts for request in part.requests]
-    rows = [request.rows for request in requests if request.rows is not None]
-    joined, times = np.unique(np.concatenate(rows), return_counts=True)
+    joined, times = np.unique(np.concatenate([r.rows for r in requests]), return_counts=True)
     if len(joined) > most:
         joined = joined[times > 1]
     kept = joined if len(joined) <= most else joined[:0]
-    for part in parts:
-        part.kept = kept
-    for request in requests:
-        assert request.rows is not None
-        if not len(kept):
-            request.kept = np.full(len(request.rows), -1)
-            continue
-        place = np.minimum(np.searchsorted(kept, request.rows), len(kept) - 1)
-        request.kept = np.where(kept[place] == request.rows, place, -1)
+    return Kept(kept, {request: _places(request.rows, kept) for request in requests})
+
+
+def _places(rows: Rows, kept: Rows) -> Rows:
+    if not len(kept):
+        return np.full(len(rows), -1)
+    place = np.minimum(np.searchsorted(kept, rows), len(kept) - 1)
+    return np.where(kept[place] == rows, place, -1)
 
 
 @dataclass(frozen=True)

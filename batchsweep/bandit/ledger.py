@@ -15,6 +15,8 @@ from batchsweep.score.record import Score
 Record = dict[str, Any]
 Kind = Literal["reference", "search", "check"]
 
+#: Digits of a spec digest that a pull keeps.
+GROUP_DIGITS = 16
 #: Pulls that are joined in one document. A restart reads a document for each segment, and up to so
 #: many single ones.
 SEGMENT = 500
@@ -33,6 +35,7 @@ class Observation:
         noise: standard deviation of ``score``, where that was known beforehand.
         full: a whole task, after a search on subsets.
         undefined: MTEB could not define the score.
+        group: how the spec digest (hex) of the vectors begins that were scored.
     """
 
     kind: Kind
@@ -45,6 +48,7 @@ class Observation:
     noise: float = 0.0
     full: bool = False
     undefined: bool = False
+    group: str | None = None
 
     @classmethod
     def of(cls, pull: Pull, scored: Score, kind: Kind, *, full: bool = False) -> Observation:
@@ -65,6 +69,7 @@ class Observation:
             noise=0.0 if halves else float(scored.noise),
             full=full,
             undefined=not defined,
+            group=None if scored.group is None else scored.group[:GROUP_DIGITS],
         )
 
     @classmethod
@@ -104,6 +109,8 @@ class Observation:
             record["full"] = True
         if self.undefined:
             record["undefined"] = True
+        if self.group is not None:
+            record["group"] = self.group
         return record
 
 

@@ -23,12 +23,14 @@ class Score:
         seconds: what scoring took, reading the vectors included.
         halves: of a pull on a subset, the score of each half, from which the noise is measured.
         noise: the standard deviation of ``main_score``, where that is known beforehand.
+        group: spec digest (hex) of the vectors that it was computed from; None: it doesn't say.
     """
 
     main_score: float
     seconds: float
     halves: tuple[float, float] | None = None
     noise: float = 0.0
+    group: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,6 @@ class ScoreRecord(Score):
         key, layer, pooling: the arm.
         task: the task's name.
         model, revision, step, commit: of the checkpoint; None where unknown.
-        group: spec digest (hex) of the vectors that it was computed from; None: it doesn't say.
         origin: all that decides the score: these vectors, the task's data and its revision, cap,
             mteb; empty in a record that doesn't say.
         document: the whole record as the store keeps it, mteb's full result included: plain JSON
@@ -54,7 +55,6 @@ class ScoreRecord(Score):
     revision: str | None
     step: int | None
     commit: str | None
-    group: str | None
     origin: Mapping[str, Any]
     document: dict[str, Any]
 

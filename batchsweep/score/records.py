@@ -48,11 +48,11 @@ def records(store: Store) -> Iterator[ScoreRecord]:
         StoreMismatch: one is another arm's or task's, or of other vectors than the store has.
         StoreCorrupt: one is damaged.
     """
-    vectors = _Vectors(store)
+    origins = Origins(store)
     for path in store.list_json("scores"):
         record = read_record(store, path)
         if record is not None:
-            vectors.check(record.key, record.group, path)
+            origins.check(record.key, record.group, path)
             yield record
 
 
@@ -77,9 +77,9 @@ def score_rows(store: Store) -> pd.DataFrame:
         with contextlib.suppress(StoreError):
             _keep(store, table)
     frame: pd.DataFrame = table.drop_columns(["stamp"]).to_pandas()
-    vectors = _Vectors(store)
+    origins = Origins(store)
     for row in frame.drop_duplicates(["key", "group"]).itertuples():
-        vectors.check(str(row.key), row.group if isinstance(row.group, str) else None, row.path)
+        origins.check(str(row.key), row.group if isinstance(row.group, str) else None, row.path)
     return frame.astype({"step": "Int64", "max_texts": "Int64"})
 
 
@@ -89,7 +89,7 @@ def misplaced(store: Store) -> list[Fault]:
     Documents that are torn are not among them: :func:`batchsweep.store.verify` finds those.
     """
     found = []
-    vectors = _Vectors(store)
+    origins = Origins(store)
     for path in [*store.list_json("scores"), *store.list_json("subsets")]:
         try:
             document = store.read_json(path)
@@ -99,30 +99,37 @@ def misplaced(store: Store) -> list[Fault]:
             continue
         try:
             record = ScoreRecord.at(path, document, where=store.url)
-            vectors.check(record.key, record.group, path)
+            origins.check(record.key, record.group, path)
         except StoreError as error:
             what = str(error).partition(f"; {REMEDY}")[0].removeprefix(f"{store.url}: ")
             found.append(Fault("document", what, path=path))
     return found
 
 
-class _Vectors:
+class Origins:
     """Which vectors the store has now, to hold records against."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._groups: dict[str, frozenset[str]] = {}
 
-    def check(self, key: str, group: str | None, path: str) -> None:
-        """Refuse a record of other vectors. One that doesn't say passes, and so does one whose
-        vectors are gone."""
+    def are(self, key: str, group: str | None) -> bool:
+        """Whether these are a checkpoint's vectors: a spec digest, or how it begins.
+
+        One that doesn't say (None) passes, and so does one whose vectors are gone.
+        """
         if key not in self._groups:
             there = key in self._store
             self._groups[key] = digests(self._store.reader(key).spec) if there else frozenset()
-        if group is not None and self._groups[key] and group not in self._groups[key]:
+        now = self._groups[key]
+        return group is None or not now or any(digest.startswith(group) for digest in now)
+
+    def check(self, key: str, group: str | None, path: str) -> None:
+        """Refuse a record of other vectors."""
+        if not self.are(key, group):
             raise StoreMismatch(
-                f"{self._store.url}: {path} was computed from other vectors (spec {group[:12]}) "
-                f"than {key} has now; {REMEDY}"
+                f"{self._store.url}: {path} was computed from other vectors (spec "
+                f"{str(group)[:12]}) than {key} has now; {REMEDY}"
             )
 
 

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 from json_store import FolderStore
+from scoring import KEY, fill, local_tasks, store_of
 
 from batchsweep.bandit import ledger
 from batchsweep.bandit.ledger import Observation, StoreLedger, header_of, observations
 from batchsweep.bandit.policies import Pull
-from batchsweep.errors import StoreError
+from batchsweep.bandit.search import check_vectors
+from batchsweep.errors import StoreError, StoreMismatch
 from batchsweep.score.record import Score
+from batchsweep.score.scorer import Scorer
 from batchsweep.store import create_store, open_store
 
 
@@ -156,6 +159,27 @@ def test_observations_survive_the_ledger():
         one = Observation.of(pull, score, "check", full=full)
         assert Observation.from_json(one.to_json()) == one
         assert one.undefined == (one.score == 0)
+
+
+def test_pulls_of_other_vectors_are_not_gone_on_from(tmp_path: Path) -> None:
+    """A checkpoint that was extracted anew, otherwise: its old scores count no more."""
+    tasks = [task for task in local_tasks() if task.metadata.name == "sts"]
+    store = store_of(tmp_path / "x.zarr", tasks)
+    there = StoreLedger(store, "a search")
+    there.append({"kind": "header"})
+    for layer in (1, 2):
+        score = Scorer(store, tasks).score(f"{KEY}#{layer}", "sts")
+        pull = Pull(f"{KEY}#{layer}", "sts", "why")
+        there.append(Observation.of(pull, score, "search").to_json())
+    of_old = Observation.of(Pull("gone/main#1", "sts", "why"), Score(0.5, 1.0), "search")
+    there.append(of_old.to_json())  # An older version's, which doesn't say.
+    check_vectors(store, "a search", there)
+    store.backend.drop_group(KEY)
+    fill(store, dtype="float16")
+    said = rf"bandit/a search has pulls that were scored on other vectors .* than {KEY} has now"
+    with pytest.raises(StoreMismatch, match=said) as caught:
+        check_vectors(store, "a search", StoreLedger(store, "a search"))
+    assert caught.value.exit_code == 4
 
 
 KILLED = """

@@ -30,14 +30,16 @@ def make(folder: Path, arms: int, scores: int) -> None:
     from batchsweep.checkpoints.shape import Shape
     from batchsweep.plan.plan import Plan, PlanEntry
     from batchsweep.store import GroupSpec, create_store
+    from batchsweep.store.documents import encode_checked
 
     store = create_store(folder / "store.zarr")
     tasks = [f"Task{n:02}" for n in range(TASKS)]
-    with store.corpus_writer() as corpus:
-        corpus.add_texts([f"text {n}" for n in range(TEXTS)])
-        for task in tasks:
-            corpus.add_task(task, np.arange(TEXTS))
-        corpus.finish({})
+    if store.corpus() is None:
+        with store.corpus_writer() as corpus:
+            corpus.add_texts([f"text {n}" for n in range(TEXTS)])
+            for task in tasks:
+                corpus.add_task(task, np.arange(TEXTS))
+            corpus.finish({})
     layers = tuple(range(1, LAYERS + 1))
     entries = []
     for number in range(arms // LAYERS):
@@ -51,11 +53,12 @@ def make(folder: Path, arms: int, scores: int) -> None:
             hidden=8,
             provenance={"model": model, "revision": f"step{step}", "step": step},
         )
+        if checkpoint.key in store:
+            continue
         with store.writer(checkpoint.key, spec) as writer:
             writer.write_block(0, {"mean": np.ones((LAYERS, TEXTS, 8), np.float32)})
             writer.write_metrics({f"metric_{n}": np.arange(LAYERS) / 7 for n in range(6)})
             writer.finish()
-        print(f"\r{number + 1} checkpoints", end="", file=sys.stderr)
     plan = Plan(tuple(entries), ("mean",), {})
     store.write_json("plan.json", plan.to_json())
     digests = {e.key: store.reader(e.key).spec.digest.hex() for e in entries}
@@ -82,7 +85,11 @@ def make(folder: Path, arms: int, scores: int) -> None:
             "origin": {"record": 1, "group": digests[e.key]},
             "result": {"scores": {"test": [{**runs[0], "scores_per_experiment": runs}]}},
         }
-        store.write_json(f"scores/{e.key}/{layer}-mean/{task}.json", record)
+        # As the store writes it, without waiting for the disk.
+        path = folder / "store.zarr/scores" / e.key / f"{layer}-mean" / f"{task}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_checked(record))
+    (folder / "made").touch()
 
 
 def scores(folder: Path) -> None:
@@ -181,7 +188,7 @@ def main() -> None:
         MEASURED[args.only](args.folder)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
-    if not (args.folder / "store.zarr/plan.json").exists():
+    if not (args.folder / "made").exists():
         make(args.folder, args.arms, args.scores)
     if "restart" not in args.skip and not (args.folder / "long.zarr").exists():
         fill(args.folder, args.pulls)

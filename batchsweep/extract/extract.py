@@ -28,6 +28,7 @@ from batchsweep.errors import (
 from batchsweep.extract.blocks import Work, sample_metrics, seal_blocks
 from batchsweep.numerics import COMPUTE_THREADS
 from batchsweep.plan.plan import PlanEntry
+from batchsweep.plan.timings import Timing, add_timing
 from batchsweep.progress import duration
 from batchsweep.signals import StopRequest
 from batchsweep.store import Corpus, GroupSpec, Store
@@ -174,7 +175,10 @@ def _extract(
             work = Work(writer, corpus, config, entry)
             loaded = work.load()
             what = " ".join(part for part in (label, key) if part)
+            begun = time.monotonic()
             texts, tokens = seal_blocks(work, loaded, blocks, stop, what)
+            timing = Timing(1, begun - start, tokens, time.monotonic() - begun)
+            add_timing(store, key, timing)
             if stop.asked and (measure or not writer.sealed.issuperset(blocks)):
                 raise Terminated(
                     f"{stop.name}: {key} stopped with {len(writer.sealed)} of {spec.blocks} "

@@ -19,6 +19,7 @@ from batchsweep.errors import UsageError
 from batchsweep.extract.extract import extract
 from batchsweep.plan.pairs import Missing, Pairs
 from batchsweep.plan.plan import frozen_plan
+from batchsweep.plan.timings import timings
 from batchsweep.signals import StopRequest
 from batchsweep.store.integrity import verify
 from batchsweep.store.pairs import TaskBlocks, ready_tasks
@@ -261,6 +262,11 @@ def test_what_missing_pairs_take(tmp_path, sections) -> None:
     assert pairs.missing(entry, ["TinySTS"]).blocks == ()
     assert pairs.missing(entry, ["Half"]).texts == both.texts - one.texts
     assert pairs.missing(plan.entry(1)) == whole
+    more = extract(store, config, entry, tasks=["Half"], stop=StopRequest(1))
+    assert extract(store, config, entry, tasks=["Half"], stop=StopRequest(1)).blocks == 0
+    [(key, timing)] = timings(store).items()
+    assert (key, timing.runs, timing.tokens) == (entry.key, 2, done.tokens + more.tokens)
+    assert 0 < timing.seconds < done.seconds + more.seconds and timing.start_seconds > 0
     with pytest.raises(UsageError, match="no task 'Nope'"):
         pairs.missing(entry, ["Nope"])
 

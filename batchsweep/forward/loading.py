@@ -196,7 +196,7 @@ def fetch(model: str, revision: str, *, trust_remote_code: bool = False) -> Path
     Raises:
         TryAgain: the Hub can't be reached, or failed in passing.
         Unavailable: no such repo or revision, no weights in it, or no right to read it.
-        UsageError: HF_HUB_OFFLINE is set and the weights are not cached.
+        UsageError: HF_HUB_OFFLINE is set and the weights are not cached; the token is wrong.
     """
     name = f"{model}@{revision}"
     root = Path(model)
@@ -271,7 +271,12 @@ def _download(model: str, revision: str, *, trust_remote_code: bool) -> Path:
     except RevisionNotFoundError:
         raise Unavailable(f"{name}: the repo has no such revision") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
-        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status == 401:  # No other revision, and no other index, will fare better.
+            raise UsageError(
+                f"{name}: the Hub doesn't know the token: set HF_TOKEN to a valid one"
+            ) from None
+        if status == 403:
             raise Unavailable(
                 f"{name}: the Hub refuses access: set HF_TOKEN to a token that may read it"
             ) from None

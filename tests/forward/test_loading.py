@@ -345,3 +345,10 @@ def test_a_config_that_names_other_weights_is_refused(suite):
         IndexFailed, match=r"'other/model\.safetensors' in config\.json isn't among"
     ):
         load_checkpoint(str(folder), device="cpu")
+
+
+def test_a_token_that_the_hub_does_not_know_is_wrong_usage(served):
+    says = "Invalid credentials in Authorization header"
+    served.faults.append(Fault("status", "/api/models/", status=401, says=says, times=99))
+    with pytest.raises(UsageError, match=f"{NAME}.*set HF_TOKEN to a valid one"):
+        fetch(NAME, served.repos[NAME].commit("step1"))

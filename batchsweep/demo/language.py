@@ -56,6 +56,7 @@ def _lexicon_text() -> str:
 
 
 def topics() -> tuple[str, ...]:
+    """What documents are about."""
     return tuple(lexicon()["topics"])
 
 

@@ -91,6 +91,8 @@ class _Local(AbsTask):
 
 
 class LocalSTS(_Local, AbsTaskSTS):
+    """Pairs of texts with how alike they are."""
+
     kind, mteb_type, main_score = "sts", "STS", "cosine_spearman"
     needs: ClassVar = {"test": ("sentence1", "sentence2", "score")}
 
@@ -101,6 +103,8 @@ class LocalSTS(_Local, AbsTaskSTS):
 
 
 class LocalPairClassification(_Local, AbsTaskPairClassification):
+    """Pairs of texts that mean the same (1) or not (0)."""
+
     kind, mteb_type, main_score = "pair_classification", "PairClassification", "max_ap"
     needs: ClassVar = {"test": ("sentence1", "sentence2", "label")}
     label_column_name = "label"
@@ -112,6 +116,8 @@ class LocalPairClassification(_Local, AbsTaskPairClassification):
 
 
 class LocalClassification(_Local, AbsTaskClassification):
+    """Texts with a label each, a part to train on and one to test."""
+
     kind, mteb_type, main_score = "classification", "Classification", "accuracy"
     needs: ClassVar = {"train": ("text", "label"), "test": ("text", "label")}
 
@@ -131,6 +137,8 @@ class LocalClassification(_Local, AbsTaskClassification):
 
 
 class LocalMultilabelClassification(_Local, AbsTaskMultilabelClassification):
+    """Texts with several labels each, a part to train on and one to test."""
+
     kind, mteb_type, main_score = "multilabel_classification", "MultilabelClassification", "f1"
     needs: ClassVar = {"train": ("text", "label"), "test": ("text", "label")}
 
@@ -153,6 +161,8 @@ class LocalMultilabelClassification(_Local, AbsTaskMultilabelClassification):
 
 
 class LocalClustering(_Local, AbsTaskClustering):
+    """Texts with the cluster that each belongs to."""
+
     kind, mteb_type, main_score = "clustering", "Clustering", "v_measure"
     needs: ClassVar = {"test": ("text", "label")}
     input_column_name, label_column_name = "text", "label"
@@ -171,11 +181,15 @@ class LocalClustering(_Local, AbsTaskClustering):
 
 
 class LocalBitextMining(_Local, AbsTaskBitextMining):
+    """Pairs of texts that are each other's translation."""
+
     kind, mteb_type, main_score = "bitext_mining", "BitextMining", "f1"
     needs: ClassVar = {"test": ("sentence1", "sentence2")}
 
 
 class LocalSummarization(_Local, AbsTaskSummarization):
+    """Texts with summaries of people and of machines, and how good the latter are."""
+
     kind, mteb_type, main_score = "summarization", "Summarization", "cosine_spearman"
     needs: ClassVar = {"test": ("text", "human_summaries", "machine_summaries", "relevance")}
 
@@ -196,6 +210,8 @@ class LocalSummarization(_Local, AbsTaskSummarization):
 
 
 class LocalRetrieval(_Local, AbsTaskRetrieval):
+    """Documents, queries, and which documents answer them."""
+
     kind, mteb_type, main_score = "retrieval", "Retrieval", "ndcg_at_10"
     needs: ClassVar = {
         "corpus": ("id", "text"),
@@ -233,6 +249,8 @@ class LocalRetrieval(_Local, AbsTaskRetrieval):
 
 
 class LocalReranking(_Local, AbsTaskRetrieval):
+    """Queries, each with texts that answer it and texts that don't."""
+
     kind, mteb_type, main_score = "reranking", "Reranking", "map_at_1000"
     needs: ClassVar = {"test": ("query", "positive", "negative")}
 

@@ -478,6 +478,7 @@ def _coordinates(spec: GroupSpec) -> dict[str, tuple[Array, tuple[str, ...]]]:
 
 
 def chunk_shape(spec: GroupSpec, name: str) -> tuple[int, ...]:
+    """The chunk [layer, text, hidden] of a pooling's array, or [layer, text] of its scales."""
     return (1, spec.chunk_texts, spec.hidden) if name in spec.poolings else (1, spec.chunk_texts)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 from batchsweep.checkpoints.json_cache import JsonCache, cache_file
-from batchsweep.errors import ConfigError, TryAgain, UsageError
+from batchsweep.errors import BatchsweepError, ConfigError, TryAgain, UsageError
 from batchsweep.progress import duration
 
 logger = logging.getLogger(__name__)
@@ -169,28 +169,10 @@ class Hub:
             may_be_broken: the text itself where it isn't JSON: it is a user's file, not the Hub's.
         """
         from huggingface_hub import constants
-        from huggingface_hub.errors import (  # type: ignore[attr-defined]
-            GatedRepoError,
-            HFValidationError,
-            HTTPError,
-            RepositoryNotFoundError,
-        )
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            hf_raise_for_status,
-            validate_repo_id,
-        )
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+        from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
-        if constants.HF_HUB_OFFLINE:
-            if _looks_like_a_folder(repo):
-                raise _no_folder(repo, "HF_HUB_OFFLINE is set")
-            raise UsageError(
-                f"{repo}: HF_HUB_OFFLINE is set, but revisions must be looked up on the Hub; "
-                "unset it for 'prepare', or use a local directory (extract works offline)"
-            )
-        try:
-            validate_repo_id(repo)
-        except HFValidationError as error:
-            raise ConfigError(f"models: '{repo}' is not a Hub id: {error}") from None
+        _check_askable(repo)
         reason = ""
         for attempt in range(self._attempts):
             self._wait_turn()
@@ -208,30 +190,14 @@ class Hub:
                 if may_be_broken and not _is_json(response.text):
                     return response.text
                 return response.json()
-            except GatedRepoError:
-                raise ConfigError(
-                    f"models: '{repo}' is gated: accept its terms on the Hub and set HF_TOKEN"
-                ) from None
-            except RepositoryNotFoundError:
-                raise ConfigError(
-                    f"models: no repo '{repo}' at {constants.ENDPOINT} (or private: set HF_TOKEN),"
-                    f" and no such directory in {Path.cwd()}"
-                ) from None
             except json.JSONDecodeError:
                 reason = "an answer that is not JSON"
                 self._back_off(attempt, None, reason)
             except (HTTPError, OSError) as error:
-                status = getattr(getattr(error, "response", None), "status_code", None)
-                if status in REFUSED:
-                    raise ConfigError(
-                        f"models: {constants.ENDPOINT} refuses access to '{repo}' (status "
-                        f"{status}): set HF_TOKEN to a valid token that may read it"
-                    ) from None
-                if status is not None and status not in _RETRIED:
-                    raise TryAgain(f"{repo}: {constants.ENDPOINT} said {_line(error)}") from None
+                lasting = _lasting(error, repo)
+                if lasting is not None:
+                    raise lasting from None
                 reason = _line(error)
-                if status is None and _looks_like_a_folder(repo):
-                    raise _no_folder(repo, f"{constants.ENDPOINT} is out of reach") from None
                 self._back_off(attempt, None, reason)
         raise self._give_up(
             f"{repo}: {constants.ENDPOINT} failed {self._attempts} times ({reason})"
@@ -273,6 +239,52 @@ class Hub:
         with self._lock:
             self._failed = self._failed or message
         return TryAgain(message)
+
+
+def _check_askable(repo: str) -> None:
+    """Refuse what no Hub need be asked about."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    if constants.HF_HUB_OFFLINE:
+        if _looks_like_a_folder(repo):
+            raise _no_folder(repo, "HF_HUB_OFFLINE is set")
+        raise UsageError(
+            f"{repo}: HF_HUB_OFFLINE is set, but revisions must be looked up on the Hub; "
+            "unset it for 'prepare', or use a local directory (extract works offline)"
+        )
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ConfigError(f"models: '{repo}' is not a Hub id: {error}") from None
+
+
+def _lasting(error: Exception, repo: str) -> BatchsweepError | None:
+    """What is wrong, where asking again at once can't mend it; None for a passing fault."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return ConfigError(
+            f"models: '{repo}' is gated: accept its terms on the Hub and set HF_TOKEN"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return ConfigError(
+            f"models: no repo '{repo}' at {constants.ENDPOINT} (or private: set HF_TOKEN),"
+            f" and no such directory in {Path.cwd()}"
+        )
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in REFUSED:
+        return ConfigError(
+            f"models: {constants.ENDPOINT} refuses access to '{repo}' (status {status}): set "
+            "HF_TOKEN to a valid token that may read it"
+        )
+    if status is not None and status not in _RETRIED:
+        return TryAgain(f"{repo}: {constants.ENDPOINT} said {_line(error)}")
+    if status is None and _looks_like_a_folder(repo):
+        return _no_folder(repo, f"{constants.ENDPOINT} is out of reach")
+    return None
 
 
 def answer(path: str, *, seconds: float) -> Any:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -300,7 +301,12 @@ KINDS: dict[str, type[_Local]] = {
 
 
 def from_columns(
-    name: str, kind: str, parts: Mapping[str, Columns], *, where: str = "columns"
+    name: str,
+    kind: str,
+    parts: Mapping[str, Columns],
+    *,
+    where: str = "columns",
+    rows: Mapping[str, Sequence[str]] | None = None,
 ) -> AbsTask:
     """An mteb task of columns that are in memory.
 
@@ -310,6 +316,7 @@ def from_columns(
         parts: part -> column -> values, as in the table at the top of this module. A task of one
             part may be given as that part's columns alone.
         where: what error messages call the source of the columns.
+        rows: what they call each row of a part, such as ``file.jsonl:7``; by default its number.
 
     Raises:
         ConfigError: unknown kind, missing part or column, unequal lengths, a value of the wrong
@@ -338,8 +345,19 @@ def from_columns(
                 f"it needs {', '.join(cls.needs)}"
             )
         place = where if len(cls.needs) == 1 else f"{where} ({part})"
-        _check_columns(parts[part], needed, place, name, lists=kind == "multilabel_classification")
-    return cls(name, parts, where)
+        named = (rows or {}).get(part) or [f"{place}: row {i}" for i in range(_rows(parts[part]))]
+        lists = kind == "multilabel_classification"
+        _check_columns(parts[part], needed, place, name, named, lists=lists)
+    try:
+        return cls(name, parts, where)
+    except (ArithmeticError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+        # Of pyarrow, where a column mixes types, or a number is larger than any.
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{where}: task '{name}': no data set: {problem}") from None
+
+
+def _rows(columns: Columns) -> int:
+    return max(map(len, columns.values()), default=0)
 
 
 #: Column -> what its values must be. Other columns (ids, labels) may be strings or numbers.
@@ -349,7 +367,13 @@ _NUMBERS = ("score",)
 
 
 def _check_columns(
-    columns: Columns, needed: tuple[str, ...], where: str, name: str, *, lists: bool
+    columns: Columns,
+    needed: tuple[str, ...],
+    where: str,
+    name: str,
+    rows: Sequence[str],
+    *,
+    lists: bool,
 ) -> None:
     for column in needed:
         if column not in columns:
@@ -367,7 +391,7 @@ def _check_columns(
             wanted = _misfit(column, value, lists)
             if wanted:
                 raise ConfigError(
-                    f"{where}: task '{name}', row {row}, column '{column}': "
+                    f"{rows[row]}: task '{name}', column '{column}': "
                     f"must be {wanted}, not {_shown(value)}"
                 )
 
@@ -380,24 +404,33 @@ def _misfit(column: str, value: Any, lists: bool) -> str | None:
         listed = isinstance(value, list | tuple) and all(_is_text(x) for x in value)
         return None if listed else "a list of texts"
     if column == "relevance":
-        return None if _is_list(value, int | float) else "a list of numbers"
+        listed = isinstance(value, list | tuple) and all(map(_is_number, value))
+        return None if listed else "a list of finite numbers"
     if column in _NUMBERS:
-        is_number = isinstance(value, int | float | np.number) and bool(np.isfinite(value))
-        return None if is_number else "a finite number"
+        return None if _is_number(value) else "a finite number"
     if column == "label" and lists:
         return None if _is_list(value, str | int | np.integer) else "a list of labels"
     return None if isinstance(value, str | int | np.integer) else "a name or a whole number"
 
 
 def _is_text(value: Any) -> bool:
-    """Half of a surrogate pair, which JSON lets pass, is no text that can be stored."""
-    if not isinstance(value, str):
+    """Half of a surrogate pair, which JSON lets pass, is no text that can be stored; nor is NUL."""
+    if not isinstance(value, str) or "\0" in value:
         return False
     try:
         value.encode()
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _is_list(value: Any, of: Any) -> bool:

@@ -39,8 +39,11 @@ def load(entry: LocalTask) -> AbsTask:
         files = {next(iter(kind.needs)): path}
     else:
         files = {part: _part_file(entry, part, tuple(kind.needs)) for part in kind.needs}
-    parts = {part: _renamed(_read(file, entry.name), entry, file) for part, file in files.items()}
-    return from_columns(entry.name, entry.type, parts, where=str(path))
+    parts, rows = {}, {}
+    for part, file in files.items():
+        columns, rows[part] = _read(file, entry.name)
+        parts[part] = _renamed(columns, entry, file)
+    return from_columns(entry.name, entry.type, parts, where=str(path), rows=rows)
 
 
 def _part_file(entry: LocalTask, part: str, parts: tuple[str, ...]) -> Path:
@@ -72,38 +75,56 @@ def _renamed(columns: dict[str, list[Any]], entry: LocalTask, file: Path) -> dic
     return columns
 
 
-def _read(path: Path, name: str) -> dict[str, list[Any]]:
-    """All columns of a JSONL or Parquet file; a key that a line lacks is None there."""
+def _read(path: Path, name: str) -> tuple[dict[str, list[Any]], list[str]]:
+    """All columns of a JSONL or Parquet file, and where each row is, for messages.
+
+    A key that a line lacks is None there.
+    """
     try:
         if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
-            return columns
+            return _read_parquet(path)
         if path.suffix == ".jsonl":
-            rows = []
-            with path.open(encoding="utf-8-sig") as lines:
-                for number, line in enumerate(lines, start=1):
-                    if not line.strip():
-                        continue
-                    try:
-                        row = json.loads(line)
-                    except json.JSONDecodeError as error:
-                        problem = f"not valid JSON: {error.msg}"
-                        raise ConfigError(f"{path}:{number}: {problem}") from None
-                    except (ValueError, RecursionError):  # Thousands of digits, or of brackets.
-                        problem = "a number too long or values nested too deep"
-                        raise ConfigError(f"{path}:{number}: {problem}") from None
-                    if not isinstance(row, dict):
-                        raise ConfigError(f"{path}:{number}: a line is one JSON object")
-                    rows.append(row)
-            keys = dict.fromkeys(key for row in rows for key in row)
-            return {key: [row.get(key) for row in rows] for key in keys}
+            with path.open("rb") as lines:
+                numbered = [(n, _row(line, f"{path}:{n}")) for n, line in enumerate(lines, start=1)]
+            rows = [(n, row) for n, row in numbered if row is not None]
+            keys = dict.fromkeys(key for _, row in rows for key in row)
+            columns = {key: [row.get(key) for _, row in rows] for key in keys}
+            return columns, [f"{path}:{n}" for n, _ in rows]
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file (task '{name}')") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: can't be read (task '{name}'): {error}") from None
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{path}: can't be read (task '{name}'): {problem}") from None
     raise ConfigError(f"{path}: task '{name}': a data file ends in .jsonl or .parquet")
+
+
+def _read_parquet(path: Path) -> tuple[dict[str, list[Any]], list[str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        columns: dict[str, list[Any]] = table.to_pydict()
+    except (pa.ArrowException, TypeError, LookupError, MemoryError) as error:
+        # Damage shows as any of them.
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    return columns, [f"{path}: row {row}" for row in range(table.num_rows)]
+
+
+def _row(line: bytes, where: str) -> dict[str, Any] | None:
+    """The object on a line; None if there is nothing."""
+    try:
+        text = line.decode("utf-8-sig")
+        row = json.loads(text) if text.strip() else None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: not valid JSON: {error.msg}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: not valid UTF-8") from None
+    except (ValueError, RecursionError):  # Thousands of digits, or of brackets.
+        raise ConfigError(f"{where}: a number too long or values nested too deep") from None
+    if row is not None and not isinstance(row, dict):
+        raise ConfigError(f"{where}: a line is one JSON object")
+    return row
 
 
 def _from_python(entry: LocalTask) -> AbsTask:

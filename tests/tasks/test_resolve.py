@@ -199,8 +199,14 @@ def test_retrieval_from_files(tmp_path: Path) -> None:
     [
         ([], "has no rows|needs a column"),
         ([{"sentence1": "a", "score": 1}], "needs a column 'sentence2'; there is sentence1, score"),
-        ([*PAIRS, {"sentence1": "a", "score": 1}], "row 4, column 'sentence2': must be a text"),
-        ([{**PAIRS[0], "sentence1": 7}], "row 0, column 'sentence1': must be a text, not 7"),
+        (
+            [*PAIRS, {"sentence1": "a", "score": 1}],
+            r"x.jsonl:5: task 'mine', column 'sentence2': must be a text",
+        ),
+        (
+            [{**PAIRS[0], "sentence1": 7}],
+            r"x.jsonl:1: task 'mine', column 'sentence1': must be a text, not 7",
+        ),
         ([{**PAIRS[0], "score": "high"}], "column 'score': must be a finite number, not 'high'"),
         ([{**PAIRS[0], "score": float("nan")}], "column 'score': must be a finite number"),
         ([PAIRS[1], PAIRS[1]], "all scores are equal"),
@@ -223,8 +229,8 @@ def test_broken_lines_and_missing_files(tmp_path: Path) -> None:
     path.write_text("[1]\n")
     with pytest.raises(ConfigError, match=r"x.jsonl:1: a line is one JSON object"):
         resolve([local(path)])
-    path.write_bytes(b"\xff\xfe\n")
-    with pytest.raises(ConfigError, match="can't be read"):
+    path.write_bytes(b'{"sentence1": "a"}\n\xff\xfe\n')
+    with pytest.raises(ConfigError, match=r"x.jsonl:2: not valid UTF-8"):
         resolve([local(path)])
     path.write_bytes(b"\xef\xbb\xbf" + "".join(json.dumps(r) + "\r\n" for r in PAIRS).encode())
     assert len(resolve([local(path)])[0].dataset["test"]) == 4
@@ -356,6 +362,47 @@ def test_a_broken_line_of_a_task_file_is_named(tmp_path: Path, line: str) -> Non
     path.write_text('{"sentence1": "a", "sentence2": "b", "score": 1}\n' + line + "\n")
     with pytest.raises(ConfigError, match=r"x\.jsonl:2: "):
         resolve([local(path, "sts")])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": float("inf")}, "column 'score': must be a finite number, not inf"),
+        ({"score": 10**400}, "column 'score': must be a finite number"),
+        ({"score": True}, "column 'score': must be a finite number, not True"),
+        ({"sentence2": "a\0b"}, "column 'sentence2': must be a text"),
+        ({"sentence2": None}, "column 'sentence2': must be a text, not None"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_named_with_its_line(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "x.jsonl"
+    lines = [json.dumps(PAIRS[0]), "", json.dumps({**PAIRS[1], **change})]
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=rf"x\.jsonl:3: task 'mine', {message}"):
+        resolve([local(path, "sts")])
+
+
+def test_columns_that_no_data_set_can_hold_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [PAIRS[0], {**PAIRS[1], "score": 10**30}])
+    with pytest.raises(ConfigError, match=r"x\.jsonl: task 'mine': no data set: "):
+        resolve([local(path, "sts")])
+
+
+def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
+    import pandas as pd
+
+    path = tmp_path / "x.parquet"
+    pd.DataFrame(PAIRS).to_parquet(path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 23):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            resolve([local(path, "sts")])
+        except ConfigError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
 
 
 def test_a_python_file_is_run_only_for_type_python(tmp_path: Path) -> None:

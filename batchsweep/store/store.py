@@ -302,4 +302,4 @@ def _checked(fmt: Format) -> Store:
 
 def _check_key(key: str) -> None:
     if not is_key(key):
-        raise StoreError(f"'{key}' isn't a checkpoint key; it is like EleutherAI--pythia-14m/main")
+        raise StoreError(f"{key!r} isn't a checkpoint key; it is like EleutherAI--pythia-14m/main")

@@ -116,8 +116,10 @@ class LocalBlobs:
         """Where a blob lies on the disk.
 
         Raises:
-            StoreCorrupt: that is outside the store, by a link or by ``..``.
+            StoreCorrupt: that is outside the store, by a link or by ``..``, or can't be a name.
         """
+        if not path.isprintable():
+            raise StoreCorrupt(f"{self.url}: {path!r} can't be a name in a store")
         place = self.root / path
         folder = place if place.name == ".." else place.parent
         if folder not in self._inside:

@@ -44,10 +44,14 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/batchsweep/bin/python -m compileall -q -j 0 /opt/batchsweep/lib || true
 
 FROM dependencies AS package
+# The wheel's times and modes are not those of this checkout: the same files, the same bytes.
+ARG SOURCE_DATE_EPOCH=315532800
 COPY . .
 # hadolint ignore=DL3042
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca \
     if [ -s /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
+    chmod -R u=rwX,go=rX . && \
+    PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
     python3 -m pip wheel --no-deps --wheel-dir /dist .
 
 FROM ${BASE_IMAGE}

@@ -12,7 +12,7 @@ HERE := not containers and not browser and not torture
 SEED ?= $(shell date +%j)
 
 .PHONY: demo test test-fast test-random lint docs test-browser test-containers k8s torture \
-  benchmarks clean
+  wheel benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/batchsweep demo
@@ -51,6 +51,13 @@ k8s: $(VENV)/.installed
 	  | sed '1,/^---$$/d' > k8s/base/sweep.yaml
 	$(BIN)/batchsweep launch k8s --config configs/demo.yaml --indexes 0-15 --gpu none --parallel 2 \
 	  --workdir /runs --storage 5Gi --cache 1Gi > k8s/overlays/cpu-demo/sweep.yaml
+
+# The wheel of the commit that is checked out, into build/wheel: the same bytes on every machine.
+wheel: $(VENV)/.installed-test
+	rm -rf build/wheel && mkdir -p build/wheel/source
+	git archive HEAD | tar -x -C build/wheel/source && chmod -R u=rwX,go=rX build/wheel/source
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m pip wheel --quiet --no-deps \
+	  --no-build-isolation --wheel-dir build/wheel build/wheel/source
 
 # Hundreds of kill -9 at random moments, and the demo of several seeds; about 40 minutes.
 torture: $(VENV)/.installed-test

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -286,3 +287,76 @@ def test_version_1_of_a_stranger(name: str, secret: Path, tmp_path: Path) -> Non
     with pytest.raises(StoreCorrupt, match=message.replace("uint8", "float")):
         store.reader("EleutherAI--pythia-14m/step1000").read("mean", 1)
     assert {fault.kind for fault in verify(store)} == {"corpus", "group"}
+
+
+ATTEMPTS = """
+from batchsweep.errors import StoreError
+from batchsweep.store import open_store, verify
+for attempt in (
+    lambda store: store.corpus().texts(),
+    lambda store: [store.reader(key).read("mean", 1) for key in store.keys()],
+    lambda store: [store.reader(key).metrics() for key in store.keys()],
+    lambda store: print([fault.message for fault in verify(store)]),
+):
+    try:
+        attempt(open_store(sys.argv[1]))
+    except (StoreError, AttributeError) as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sweep.h5",
+        "corpus/corpus.h5",
+        "corpus/text_bytes/c.0",
+        f"{GROUP}/checkpoint.h5",
+        f"{GROUP}/mean/c.0.1.0",
+    ],
+)
+@pytest.mark.parametrize("kind", ["fifo", "link"])
+def test_what_is_no_file_of_the_store_is_never_waited_for(
+    name: str, kind: str, secret: Path, tmp_path: Path
+) -> None:
+    store = made(tmp_path / "s")
+    nothing_outside(tmp_path / "s", name, kind, secret)
+    if name.startswith(GROUP):
+        # No more than this is made again.
+        wanted = ("metadata", -1) if name.endswith(".h5") else ("block", 1)
+        assert [(f.kind, f.block) for f in verify(store)] == [wanted]
+        repair(store, verify(store))
+        assert verify(store) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sweep.h5",
+        "corpus/corpus.h5",
+        "checkpoints/EleutherAI--pythia-14m/step1000.h5",
+        "metrics/EleutherAI--pythia-14m/step1000.h5",
+    ],
+)
+@pytest.mark.parametrize("kind", ["fifo", "link"])
+def test_nor_in_version_1(name: str, kind: str, secret: Path, tmp_path: Path) -> None:
+    shutil.copytree(V1, tmp_path / "s")
+    nothing_outside(tmp_path / "s", name, kind, secret)
+
+
+def nothing_outside(store: Path, name: str, kind: str, secret: Path) -> None:
+    (store / name).unlink()
+    if kind == "fifo":
+        os.mkfifo(store / name)
+    else:
+        (store / name).symlink_to(secret.with_name("passwd.h5"))
+    run = subprocess.run(
+        [sys.executable, "-c", PATHS + ATTEMPTS, str(store)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "secret" not in run.stdout
+    found = "outside the store|no regular file|checkpoint.h5 is missing, torn"
+    assert kind == "fifo" or re.search(found, run.stdout), run.stdout

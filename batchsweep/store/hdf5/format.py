@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any, ClassVar
 
-from batchsweep.errors import StoreError
+from batchsweep.errors import StoreCorrupt, StoreError
 from batchsweep.store.format import corrupt_at
 from batchsweep.store.hdf5 import files
 from batchsweep.store.hdf5.corpus import PATH as CORPUS
@@ -92,7 +92,11 @@ class Hdf5Format(ZarrFormat):
         faults = super().metadata_faults(key, spec)
         attributes = self.attributes(key) or {}
         complete = attributes.get("complete") is True
-        stored = self.blobs.read(_shown(key)) or b""
+        try:
+            stored = self.blobs.read(_shown(key)) or b""
+        except StoreCorrupt:
+            # No file of the store's own: it is replaced as a damaged one is.
+            stored = b""
         # A kill may leave one that shows the group complete a moment before it is.
         sound = files.has_tail(stored)
         if complete:
@@ -134,8 +138,17 @@ class Hdf5Format(ZarrFormat):
             for file in sorted(self.blobs.files(f"{self.folder(key)}/{name}"))
             if file.startswith("c.")
         ]
-        heads = self.blobs.map(lambda s: self.blobs.read_range(s[0], 0, self.lead) or b"", shards)
-        return [s for s, head in zip(shards, heads, strict=True) if not files.is_whole_head(head)]
+
+        def is_broken(shard: tuple[str, str]) -> bool:
+            try:
+                head = self.blobs.read_range(shard[0], 0, self.lead) or b""
+            except StoreCorrupt:
+                # What can't be read at all is the block's fault.
+                return False
+            return not files.is_whole_head(head)
+
+        broken = self.blobs.map(is_broken, shards)
+        return [shard for shard, it_is in zip(shards, broken, strict=True) if it_is]
 
     def _after_head(self, path: str) -> Iterator[bytes]:
         at = self.lead

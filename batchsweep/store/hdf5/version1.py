@@ -237,8 +237,10 @@ def _opened(blobs: LocalBlobs, path: str) -> Iterator[h5py.File]:
     Raises:
         StoreCorrupt: it, or what is done with it, makes no sense.
     """
+    # Refuses a link to elsewhere, and what would be waited for.
+    blobs.read_range(path, 0, 1)
     try:
-        with h5py.File(blobs.root / path, "r", locking=False) as file:
+        with h5py.File(blobs.place(path), "r", locking=False) as file:
             yield file
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         # h5py's ways to say that bytes make no sense.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +258,14 @@ def test_an_empty_store(tmp_path: Path) -> None:
     assert sweep.arms.empty and sweep.tasks == [] and "0 arms" in repr(sweep)
     with pytest.raises(StoreError, match="no corpus"):
         sweep.texts()
+
+
+def test_texts_are_strings_by_zarr_alone(url: Path) -> None:
+    guide = (Path(__file__).parents[1] / "docs/guides/offline.md").read_text(encoding="utf-8")
+    [recipe] = [c for c in re.findall(r"```python\n(.*?)```", guide, re.S) if "zarr.open" in c]
+    names: dict[str, object] = {}
+    exec(recipe.replace("runs/demo/store.zarr", str(url)), names)
+    assert names["texts"] == TEXTS == batchsweep.open(url).texts()
 
 
 def test_the_notebook_runs(url: Path) -> None:

@@ -135,6 +135,14 @@ def observations(records: Iterable[Record]) -> Iterator[Observation]:
     return (Observation.from_json(record) for record in records if record["kind"] != "header")
 
 
+def read_header(store: JsonStore, run: str) -> Record | None:
+    """What a search was run with; None if that isn't there. Reads none of its pulls' documents."""
+    folder = f"bandit/{run}/pulls"
+    segment = store.read_json(f"{folder}/segments/{0:06d}.json")
+    first = store.read_json(f"{folder}/{0:06d}.json") if segment is None else segment["pulls"][0]
+    return None if first is None else header_of([first])
+
+
 class MemoryLedger:
     """A ledger for replays and tests; it dies with the process."""
 

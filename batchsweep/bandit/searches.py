@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from batchsweep.bandit.ledger import StoreLedger, header_of
+from batchsweep.bandit.ledger import read_header
 from batchsweep.config import Config
 from batchsweep.errors import UsageError
 from batchsweep.store import Store
@@ -53,5 +53,5 @@ def search_of(store: Store, config: Config, name: str | None = None) -> str | No
 
 
 def _has(store: Store, name: str, settings: dict[str, Any]) -> bool:
-    header = header_of(StoreLedger(store, name).records()) or {}
+    header = read_header(store, name) or {}
     return all(header.get(key) == value for key, value in settings.items())

@@ -13,7 +13,13 @@ from json_store import FolderStore
 from scoring import KEY, fill, local_tasks, store_of
 
 from batchsweep.bandit import ledger
-from batchsweep.bandit.ledger import Observation, StoreLedger, header_of, observations
+from batchsweep.bandit.ledger import (
+    Observation,
+    StoreLedger,
+    header_of,
+    observations,
+    read_header,
+)
 from batchsweep.bandit.policies import Pull
 from batchsweep.bandit.search import check_vectors
 from batchsweep.errors import StoreError, StoreMismatch
@@ -78,6 +84,15 @@ def test_segments_keep_documents_few_and_appends_read_nothing():
     assert StoreLedger(store, "r").records() == wanted
     assert len(store.asked) == 4 + 7
     assert header_of(wanted) == wanted[0] and len(list(observations(wanted))) == 46
+
+
+@pytest.mark.parametrize("entries_there", [1, 9, 25])
+def test_what_a_search_was_run_with_is_read_without_its_pulls(entries_there):
+    store = Counted()
+    wanted = filled(store, entries_there)
+    store.asked.clear()
+    assert read_header(store, "r") == wanted[0] and len(store.asked) <= 2
+    assert read_header(store, "other") is None
 
 
 @pytest.mark.parametrize("dies_at", range(70))

@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 from store_data import KEY, TASKS, TEXTS, block, spec, states, write_corpus, write_group
 
+from batchsweep.arm import Arm
+from batchsweep.bandit import ledger
 from batchsweep.errors import StoreCorrupt, StoreError, StoreMismatch, TryAgain
+from batchsweep.score.record import path_of
+from batchsweep.score.records import TABLE, score_rows
 from batchsweep.store import Store, create_store, digest_of, open_store, verify
 from batchsweep.store.values import decode, encode
 
@@ -383,3 +387,43 @@ def test_some_rows_of_one_arm_read_their_chunks_alone(format: str, tmp_path: Pat
     chunk = 500 * 64 * 2
     assert chunk <= read_so_far() - before < chunk + 4096
     np.testing.assert_array_equal(found, values["mean"][2, rows].astype(np.float16))
+
+
+def test_a_stamp_is_of_one_content_at_one_place(store: Store) -> None:
+    """What a row of a derived table rests on, on every place."""
+    for path, value in {"scores/a/b.json": {"x": 1}, "scores/c.json": {"x": 2}}.items():
+        store.write_json(path, value)
+    store.write_json("other/d.json", {"x": 1})
+    before = store.stamps("scores")
+    assert sorted(before) == ["scores/a/b.json", "scores/c.json"]
+    assert open_store(store.url).stamps("scores") == before
+    store.write_json("scores/c.json", {"x": 3})  # as many bytes
+    after = store.stamps("scores")
+    assert after["scores/a/b.json"] == before["scores/a/b.json"]
+    assert after["scores/c.json"] != before["scores/c.json"]
+    store.delete_json("scores/c.json")
+    assert sorted(store.stamps("scores")) == ["scores/a/b.json"]
+    assert store.stamps("nothing") == {} and store.read_bytes("nothing") is None
+
+
+def test_a_ledger_and_a_table_of_scores_on_every_place(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "SEGMENT", 4)
+    writer = ledger.StoreLedger(store, "one")
+    entries = [{"kind": "header"}, *({"kind": "search", "n": n} for n in range(9))]
+    for entry in entries:
+        writer.append(entry)
+    again = open_store(store.url)
+    assert ledger.StoreLedger(again, "one").records() == entries
+    assert len(again.list_json("bandit/one/pulls")) == 2 + 2
+    for layer in (1, 2):
+        record = {"main_score": layer / 10, "seconds": 1.0, "task": "T", "layer": layer}
+        where = path_of(Arm(KEY, layer, "mean"), "T")
+        store.write_json(where, {**record, "pooling": "mean"})
+    rows = score_rows(store)
+    assert rows["score"].tolist() == [0.1, 0.2] and again.read_bytes(TABLE) is not None
+    assert score_rows(again).equals(rows)
+    store.write_json(where, {**record, "pooling": "mean", "main_score": 0.7})
+    assert score_rows(again)["score"].tolist() == [0.1, 0.7]
+    assert verify(again) == []

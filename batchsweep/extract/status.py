@@ -45,11 +45,17 @@ class IndexStatus:
         return {**asdict(self), "aliases": list(self.aliases), "ready": list(self.ready)}
 
 
-def index_statuses(store: Store, plan: Plan) -> list[IndexStatus]:
-    """The state of every index, then of the checkpoints that got none."""
+def index_statuses(store: Store, plan: Plan, *, pairs: bool = True) -> list[IndexStatus]:
+    """The state of every index, then of the checkpoints that got none.
+
+    Args:
+        pairs: find out which tasks are ready, too: it reads the seals of all open groups, which is
+            too much for somebody who looks every few seconds.
+    """
     groups = {group.key: group for group in store.status()}
-    ready = ready_tasks(store)
     noted = set(store.list_json("outcomes"))
+    gave_up = [key for key in groups if outcome_path(key) in noted and not groups[key].complete]
+    ready = ready_tasks(store, None if pairs else gave_up)
     rows = []
     for entry in plan.entries:
         group = groups.get(entry.key)
@@ -121,7 +127,11 @@ def wait(url: str, wanted: str) -> None:
     while True:
         try:
             store = open_store(url)
-            rows = [r for r in index_statuses(store, load_plan(store)) if r.index is not None]
+            rows = [
+                r
+                for r in index_statuses(store, load_plan(store), pairs=False)
+                if r.index is not None
+            ]
         except (StoreError, UsageError, TryAgain) as error:
             # Not prepared yet.
             rows, now = [], str(error)

@@ -110,7 +110,7 @@ def _sealed(config: Config, plan: Plan) -> Mapping[int, str]:
     from batchsweep.store import open_store
 
     try:
-        rows = index_statuses(open_store(config.store_url), plan)
+        rows = index_statuses(open_store(config.store_url), plan, pairs=False)
     except (StoreError, OSError) as error:
         logger.debug("no store at %s: %s", config.store_url, error)
         return {}

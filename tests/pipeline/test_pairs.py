@@ -17,6 +17,7 @@ from batchsweep.cli.main import main
 from batchsweep.config import load
 from batchsweep.errors import UsageError
 from batchsweep.extract.extract import extract
+from batchsweep.extract.status import index_statuses
 from batchsweep.plan.pairs import Missing, Pairs
 from batchsweep.plan.plan import frozen_plan
 from batchsweep.plan.timings import timings
@@ -210,6 +211,9 @@ def test_a_note_of_failed_pairs_is_over_once_they_are_there(tmp_path, sections, 
     assert main(others) == 0
     main(["status", "--config", path])
     assert "1 open, 1 waiting" in capsys.readouterr().out
+    store = batchsweep.store.open_store(config.store_url)
+    plan = frozen_plan(store, config)
+    assert [row.state for row in index_statuses(store, plan, pairs=False)] == ["waiting", "open"]
 
 
 def test_a_search_takes_the_checkpoints_that_have_all_its_tasks(tmp_path, sections, capsys) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from batchsweep.store.spec import COMPRESSIONS
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+
+logger = logging.getLogger(__name__)
 
 #: The table, and the document that says what it is.
 TABLE, TABLE_NOTE = "tables/scores.parquet", "tables/scores.json"
@@ -80,7 +83,25 @@ def score_rows(store: Store) -> pd.DataFrame:
     origins = Origins(store)
     for row in frame.drop_duplicates(["key", "group"]).itertuples():
         origins.check(str(row.key), row.group if isinstance(row.group, str) else None, row.path)
+    _warn_of_mixtures(store, frame)
     return frame.astype({"step": "Int64", "max_texts": "Int64"})
+
+
+def _warn_of_mixtures(store: Store, rows: pd.DataFrame) -> None:
+    """Say so where arms were scored on a task by unlike means: which is best may hang on it."""
+    decides = ["mteb_version", "dataset_revision", "max_texts"]
+    several = rows.groupby("task")[decides].nunique(dropna=False).max(axis=1)
+    mixed = several.index[several > 1].tolist()
+    if mixed:
+        shown = ", ".join(mixed[:3]) + (" ..." if len(mixed) > 3 else "")
+        logger.warning(
+            "%s: some arms were scored with another mteb, data revision or cap than others, and "
+            "can't be compared with them, on %d tasks: %s; 'batchsweep bandit' scores what it "
+            "pulls again",
+            store.url,
+            len(mixed),
+            shown,
+        )
 
 
 def misplaced(store: Store) -> list[Fault]:

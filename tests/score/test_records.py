@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,19 @@ def test_a_record_without_key_and_origin_is_still_read(store: Store) -> None:
     assert len(score_rows(store)) == 8
 
 
+def test_arms_scored_by_unlike_means_are_told(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(score_rows(store)) == 8 and not caplog.text
+    for path in (at(), at(2)):
+        document = store.read_json(path)
+        assert document is not None
+        store.write_json(path, {**document, "mteb_version": "1.0"})
+    assert len(score_rows(store)) == 8
+    assert "another mteb, data revision or cap than others" in caplog.text
+    assert "on 1 tasks: sts;" in caplog.text
+
+
 # The table
 
 
@@ -223,6 +237,23 @@ def test_a_store_that_cannot_be_written_is_read_all_the_same(
 
     monkeypatch.setattr(type(store), "write_bytes", refuse)
     assert len(score_rows(store)) == 8
+
+
+def test_links_among_the_records_hide_nothing_and_lead_nowhere(
+    store: Store, tmp_path: Path
+) -> None:
+    folder = Path(store.url) / "scores" / KEY
+    (folder / "1-mean" / "a.json").symlink_to("nowhere")  # Before the others, as names go.
+    (folder / "loop").symlink_to(Path(store.url) / "scores")
+    assert len(score_rows(store)) == 8
+    (tmp_path / "outside").mkdir()
+    shutil.rmtree(Path(store.url) / "tables")
+    (Path(store.url) / "tables").symlink_to(tmp_path / "outside")
+    again = open_store(store.url)
+    with pytest.raises(StoreCorrupt, match=r"tables/scores\.json lies outside the store"):
+        again.read_json(TABLE_NOTE)
+    assert len(score_rows(again)) == 8  # The table is derived: one that can't be read isn't there.
+    assert not list((tmp_path / "outside").iterdir())
 
 
 def test_no_scores_no_table(tmp_path: Path, tasks: list[Any]) -> None:

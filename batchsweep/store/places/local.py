@@ -283,13 +283,21 @@ class LocalBlobs:
         folders = [prefix]
         while folders:
             folder = folders.pop()
-            with contextlib.suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
-                for entry in entries:
-                    path = f"{folder}/{entry.name}"
-                    if entry.is_dir():
-                        folders.append(path)
-                    else:
-                        s = entry.stat()
+            try:
+                with os.scandir(self._folder(folder)) as listed:
+                    entries = list(listed)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise store_error(error, self.url, folder) from None
+            for entry in entries:
+                path = f"{folder}/{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(path)
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # Removed just now.
+                    s = entry.stat()
+                    if stat.S_ISREG(s.st_mode):
                         # The time of change of the inode can't be set, and a rename moves it.
                         stamp = (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
                         found[path] = "-".join(f"{number:x}" for number in stamp)

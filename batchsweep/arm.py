@@ -34,12 +34,8 @@ class Arm:
         return cls(parts[0], int(parts[1]), parts[2] if len(parts) == 3 else None)
 
 
-def arm_name(key: str, layer: int, pooling: str) -> str:
-    """An arm's model name for mteb: ``EleutherAI/pythia-14m-step1000-layer3-mean``.
-
-    Checkpoint, layer and pooling are all in the name, because mteb's tables take the mean over
-    revisions of one name.
-    """
+def names_for_mteb(key: str) -> tuple[str, str]:
+    """A checkpoint as mteb names models: (``EleutherAI/pythia-14m``, ``step1000``)."""
     model, revision = key.split("/")
     owner, _, name = model.rpartition("--")
-    return f"{owner or 'local'}/{name}-{revision}-layer{layer}-{pooling}"
+    return f"{owner or 'local'}/{name}", revision

@@ -33,8 +33,8 @@ def command(
     """Write all scores for other tools, or one arm as a model.
 
     Scores: MTEB result folders and one table (CSV and Parquet). mteb reads the
-    folders: mteb.ResultCache('DIR/mteb').load_results(). Each arm is a model of
-    its own there, such as EleutherAI/pythia-14m-step1000-layer3-mean.
+    folders: ResultCache('DIR/mteb').load_results(load_experiments='match_name').
+    A checkpoint is a model there, its layers and poolings are experiments.
 
     --model: the checkpoint cut to the arm's layer, with its tokenizer, pooling
     and prefix, as a folder that SentenceTransformer and AutoModel load. Its

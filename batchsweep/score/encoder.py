@@ -10,16 +10,28 @@ import numpy.typing as npt
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 
-from batchsweep.arm import arm_name
+from batchsweep.arm import names_for_mteb
 from batchsweep.corpus.lookup import TextIndex, prefix_of
 
 if TYPE_CHECKING:
     from batchsweep.store import Store
 
 
-def model_meta(name: str, revision: str) -> ModelMeta:
-    """mteb's description of an encoder."""
-    return ModelMeta.create_empty(overwrites={"name": name, "revision": revision})
+def model_meta(key: str, layer: int, pooling: str, max_texts: int | None = None) -> ModelMeta:
+    """mteb's description of an arm: the checkpoint is the model, layer and pooling an experiment.
+
+    Args:
+        key: the checkpoint's.
+        layer, pooling: of the arm.
+        max_texts: texts that its tasks were capped at: a part of the experiment's name, so that
+            nobody takes such scores for those of whole tasks.
+    """
+    name, revision = names_for_mteb(key)
+    experiment: dict[str, int | str] = {"layer": layer, "pooling": pooling}
+    if max_texts is not None:
+        experiment["max_texts"] = max_texts
+    overwrites = {"name": name, "revision": revision, "experiment_kwargs": experiment}
+    return ModelMeta.create_empty(overwrites=overwrites)
 
 
 class StoreEncoder(AbsEncoder):
@@ -43,10 +55,7 @@ class StoreEncoder(AbsEncoder):
         self._index = TextIndex.of(store)
         self._reader = store.reader(key)
         self._layer, self._pooling = layer, pooling
-        commit = self._reader.provenance.get("commit")
-        self.mteb_model_meta = model_meta(
-            arm_name(key, layer, pooling), str(commit or "no_revision_available")
-        )
+        self.mteb_model_meta = model_meta(key, layer, pooling)
 
     def encode(
         self, inputs: Any, *, task_metadata: Any, prompt_type: Any = None, **kwargs: Any

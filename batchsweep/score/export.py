@@ -72,9 +72,10 @@ def export(store: Store, out: Path) -> Exported:
     """Write all pulls to a folder.
 
     ``out/scores.csv`` and ``out/scores.parquet`` hold the tidy table. ``out/mteb`` is a folder
-    that mteb reads: ``mteb.ResultCache("out/mteb").load_results()``. Each arm is a model of its own
-    there (``EleutherAI/pythia-14m-step1000-layer3-mean``), because mteb's tables take the mean over
-    what they believe to be one model.
+    that mteb reads: ``ResultCache("out/mteb").load_results(load_experiments="match_name")``. A
+    checkpoint is a model there, and each of its arms an experiment:
+    ``results/EleutherAI__pythia-14m/step1000/experiments/layer_3__pooling_mean/STS12.json``. Scores
+    of capped tasks are experiments of their own (``...__max_texts_500...``).
 
     Raises:
         StoreError: the store has no scores, or the folder can't be written.
@@ -82,7 +83,6 @@ def export(store: Store, out: Path) -> Exported:
     from mteb.cache import ResultCache
     from mteb.results import TaskResult
 
-    from batchsweep.arm import arm_name
     from batchsweep.score.encoder import model_meta
 
     frame = table(store)
@@ -95,8 +95,8 @@ def export(store: Store, out: Path) -> Exported:
         cache = ResultCache(out / "mteb")
         with progress("export", total=len(frame), unit="pulls") as bar:
             for record in records(store):
-                name = arm_name(record.key, record.layer, record.pooling)
-                meta = model_meta(name, record.commit or "no_revision_available")
+                cap = (record.document["cap"] or {}).get("max_texts_per_task")
+                meta = model_meta(record.key, record.layer, record.pooling, cap)
                 result = TaskResult.from_dict(_with_nan(record.document["result"]))
                 cache.save_to_cache(result, meta)
                 bar.advance()

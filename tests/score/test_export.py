@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import mteb
@@ -48,30 +49,59 @@ def test_tidy_table(store: Store, tmp_path: Path) -> None:
         assert set(frame.pooling) == {"mean"} and (frame.seconds > 0).all()
 
 
-def test_mteb_reads_the_results_and_keeps_arms_apart(store: Store, tmp_path: Path) -> None:
+def test_mteb_reads_checkpoints_as_models_and_arms_as_experiments(
+    store: Store, tmp_path: Path
+) -> None:
     done = export(store, tmp_path / "out")
-    results = mteb.ResultCache(done.results).load_results(include_remote=False)
-    assert len(results.model_results) == 4
-    frame = results.to_dataframe(format="long")  # mteb's default, which joins revisions
-    frame = frame[frame.task_name == "sts"].set_index("model_name").score
-    ours = table(store)
-    for key, layer, revision in (
-        (KEY, 1, "step8"),
-        (KEY, 2, "step8"),
-        (OTHER, 1, "main"),
-        (OTHER, 2, "main"),
-    ):
-        name = f"tests/live-{revision}-layer{layer}-mean"
-        scored = Scorer(store, local_tasks()[:1]).score(f"{key}#{layer}", "sts").main_score
-        assert frame[name] == pytest.approx(scored, abs=1e-6)
-    assert len(ours) == 9
-    assert frame["tests/live-step8-layer1-mean"] != frame["tests/live-step8-layer2-mean"]
+    cache = mteb.ResultCache(done.results)
+    everything = cache.load_results(include_remote=False, load_experiments="match_name")
+    found = [(r.model_name, r.model_revision, r.experiment_name) for r in everything.model_results]
+    assert sorted(found) == [
+        ("tests/live", revision, f"layer_{layer}__pooling_mean")
+        for revision in ("main", "step8")
+        for layer in (1, 2)
+    ]
+    assert not cache.load_results(include_remote=False).model_results, "no arm is taken for a model"
+    scored = {}
+    for layer in (1, 2):
+        # mteb's data frames take the mean over experiments: one at a time keeps layers apart.
+        results = cache.load_results(
+            include_remote=False,
+            load_experiments="match_kwargs",
+            experiment_kwargs={"layer": layer, "pooling": "mean"},
+        )
+        frame = results.to_dataframe(format="long", include_model_revision=True)
+        frame = frame[frame.task_name == "sts"].set_index("model_revision").score
+        for key, revision in ((KEY, "step8"), (OTHER, "main")):
+            ours = Scorer(store, local_tasks()[:1]).score(f"{key}#{layer}", "sts").main_score
+            assert frame[revision] == pytest.approx(ours, abs=1e-6)
+            scored[revision, layer] = frame[revision]
+    assert scored["step8", 1] != scored["step8", 2]
+
+
+def test_mteb_keeps_what_a_run_was_made_with(store: Store, tmp_path: Path) -> None:
+    folder = export(store, tmp_path / "out").results / "results/tests__live/step8/experiments"
+    lines = (folder / "layer_1__pooling_mean" / "run_settings.jsonl").read_text().splitlines()
+    settings = [json.loads(line) for line in lines]
+    assert {one["task"] for one in settings} == {"sts", "classes", "flat"}
+    meta = json.loads((folder / "layer_1__pooling_mean" / "model_meta.json").read_text())
+    assert meta["experiment_kwargs"] == {"layer": 1, "pooling": "mean"}
+
+
+def test_scores_of_capped_tasks_are_experiments_of_their_own(tmp_path: Path) -> None:
+    tasks = local_tasks()[:1]
+    corpus = CorpusConfig(max_texts_per_task=12)
+    store = store_of(tmp_path / "x.zarr", tasks)
+    Scorer(store, tasks, corpus=corpus).score(f"{KEY}#1", "sts")
+    done = export(store, tmp_path / "out")
+    [path] = done.results.glob("results/tests__live/step8/experiments/*/sts.json")
+    assert path.parent.name == "layer_1__max_texts_12__pooling_mean"
 
 
 def test_full_results_survive(store: Store, tmp_path: Path) -> None:
     done = export(store, tmp_path / "out")
-    [path] = done.results.glob("results/tests__live-step8-layer1-mean/*/classes.json")
-    result = mteb.TaskResult.from_disk(path)
+    arm = "results/tests__live/step8/experiments/layer_1__pooling_mean"
+    result = mteb.TaskResult.from_disk(done.results / arm / "classes.json")
     live = live_score(local_tasks()[2])
     [ours], [theirs] = result.scores["test"], live.scores["test"]
     assert ours["f1_weighted"] == pytest.approx(theirs["f1_weighted"], abs=1e-6)

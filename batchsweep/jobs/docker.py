@@ -127,6 +127,8 @@ class DockerLauncher:
         environment = {key: os.environ[key] for key in PASSED_ON if os.environ.get(key)}
         environment |= worker_environment(os.environ, slot=slot, parallel=self.parallel, gpus=())
         environment["HF_HOME"] = str(self.cache.resolve())
+        # prepare puts all texts in order there: on a disk, as /tmp is memory.
+        environment["TMPDIR"] = str(self.cache.resolve())
         requests = (
             [docker.types.DeviceRequest(device_ids=[gpu], capabilities=[["gpu"]])]
             if gpu is not None

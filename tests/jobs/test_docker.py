@@ -66,6 +66,7 @@ def test_containers_get_no_privilege_and_the_callers_uid(tmp_path):
         assert options["cap_drop"] == ["ALL"]
         assert options["security_opt"] == ["no-new-privileges"]
         assert options["environment"]["HF_HOME"] == str(tmp_path / "cache")
+        assert options["environment"]["TMPDIR"] == str(tmp_path / "cache")
     gpus = {r["DeviceIDs"][0] for *_, o in fake.started for r in o["device_requests"]}
     assert gpus == {"0", "1"}
 

@@ -352,7 +352,7 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

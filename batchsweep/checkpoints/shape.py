@@ -16,6 +16,9 @@ from batchsweep.errors import ConfigError
 #: Training steps of every Pythia model; its ``main`` holds the weights of this one.
 PYTHIA_FINAL_STEP = 143_000
 
+#: What a store has room for, by its format.
+_MAX_LAYERS, _MAX_HIDDEN = (1 << 12) - 1, 1 << 17
+
 _PYTHIA = re.compile(
     r"EleutherAI/pythia-(?P<size>\d+(?:\.\d+)?[mb])(?:-v0)?(?:-deduped)?(?:-v0)?"
     r"(?:-(?:data-|weight-)?seed\d+)?"
@@ -91,13 +94,14 @@ def shape_of(config: Mapping[str, Any], *, where: str) -> Shape:
     """The shape in a ``config.json``, whichever of the usual names it uses.
 
     Raises:
-        ConfigError: it names no number of layers or no hidden size.
+        ConfigError: it names no number of layers or no hidden size, or one that no model has.
     """
-    config = {**config, **(config.get("text_config") or {})}
+    inner = config.get("text_config")
+    config = {**config, **(inner if isinstance(inner, Mapping) else {})}
 
     def first(*names: str) -> int | None:
         values = (config.get(name) for name in names)
-        return next((v for v in values if isinstance(v, int) and v > 0), None)
+        return next((v for v in values if type(v) is int and v > 0), None)
 
     layers = first("num_hidden_layers", "n_layer", "n_layers", "num_layers")
     hidden = first("hidden_size", "n_embd", "d_model", "dim")
@@ -105,6 +109,11 @@ def shape_of(config: Mapping[str, Any], *, where: str) -> Shape:
         raise ConfigError(
             f"{where}: config.json has no num_hidden_layers and hidden_size; "
             "is this a language model's repo?"
+        )
+    if layers > _MAX_LAYERS or hidden > _MAX_HIDDEN:
+        raise ConfigError(
+            f"{where}: config.json says {layers} layers of {hidden}; at most {_MAX_LAYERS} of "
+            f"{_MAX_HIDDEN} can be stored"
         )
     ffn = first("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "hidden_dim")
     return Shape(layers, hidden, ffn or 4 * hidden, first("vocab_size") or 50_000)

@@ -214,7 +214,7 @@ class LocalSuite:
         path = self._folder(revision) / "config.json"
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"models: {path} can't be read: {error}") from None
         if not isinstance(value, dict):
             raise ConfigError(f"models: {path} is not a JSON object")

@@ -66,7 +66,12 @@ def tokenize(
         return_attention_mask=False,
         return_token_type_ids=False,
     )
-    ids = [np.asarray(one, np.int32) for one in encoded["input_ids"]]
+    try:
+        ids = [np.asarray(one, np.int32) for one in encoded["input_ids"]]
+    except OverflowError:
+        raise IndexFailed(
+            "the tokenizer gives token ids of 2^31 or more; is its tokenizer.json damaged?"
+        ) from None
     if encoded.encodings is None:  # a tokenizer without a fast form: full may be cut or just fit
         return ids, sum(len(one) >= max_length for one in ids)
     return ids, sum(bool(one.overflowing) for one in encoded.encodings)

@@ -15,12 +15,16 @@ from batchsweep.store.validation import (
     MAX_LAYERS,
     MAX_NAMES,
     MAX_TEXTS,
+    is_name,
     name_fault,
     parsed,
 )
 
 DTYPES = ("float16", "float32", "int8")
 COMPRESSIONS = ("none", "zstd")
+
+# Of the provenance as JSON.
+_TEXT_BYTES = 1 << 14
 
 #: What else lies beside the arrays of a group, in Zarr or in HDF5.
 _RESERVED = frozenset(
@@ -172,7 +176,16 @@ def _check_provenance(provenance: dict[str, Any]) -> None:
     step = provenance.get("step")
     if step is not None and (type(step) is not int or abs(step) >= 2**53):
         raise ValueError("provenance.step isn't a number of steps")
-    _canonical(provenance)  # Refuses NaN and infinities, which JSON hasn't.
+    for name, value in provenance.items():
+        # As HDF5 can hold them, where they are attributes.
+        if not is_name(name):
+            raise ValueError(f"provenance: {name[:40]!r} can't be a name in a store")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError(f"provenance.{name} has NUL")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError(f"provenance.{name} is no number of 64 bits")
+    if len(_canonical(provenance)) > _TEXT_BYTES:  # Refuses NaN and infinities, too.
+        raise ValueError(f"provenance is longer than {_TEXT_BYTES} bytes")
 
 
 def _deciding(value: dict[str, Any]) -> dict[str, Any]:

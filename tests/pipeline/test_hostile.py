@@ -368,3 +368,29 @@ def test_identical_weights_with_another_config_are_an_index_of_their_own(sweep, 
     entries = json.loads((tmp_path / "store.zarr" / "plan.json").read_text())["entries"]
     found = [(e["checkpoint"]["revision"], e["checkpoint"]["aliases"]) for e in entries]
     assert found == [("step0", ["noted"]), ("turned", [])]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "code"),
+    [
+        ("tokenizer.json", "garbage", 3),
+        ("tokenizer.json", "[" * 100_000, 3),
+        ("tokenizer.json", 2**31, 3),
+        ("tokenizer_config.json", "{", 3),
+        ("config.json", "[" * 100_000, 2),
+        ("config.json", '{"num_hidden_layers": 1000000000, "hidden_size": 8}', 2),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_a_damaged_model_is_named_by_prepare(sweep, fails, tmp_path, name, body, code):
+    root = make_suite(tmp_path / "suite", ("main",))
+    path = root / "main" / name
+    if isinstance(body, int):
+        # Token ids that no array of ids can hold.
+        value = json.loads(path.read_text())
+        vocab = value["model"]["vocab"]
+        value["model"]["vocab"] = {word: token + body for word, token in vocab.items()}
+        body = json.dumps(value)
+    path.write_text(body)
+    line = fails(code, "prepare", "--config", sweep(models=[str(root)], revisions=["main"]))
+    assert "token" in line if code == 3 else "config.json" in line

@@ -161,6 +161,21 @@ def test_shapes_by_other_names():
         shape_of({"num_hidden_layers": "12"}, where="x")
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"num_hidden_layers": True}, "has no num_hidden_layers"),
+        ({"num_hidden_layers": 10**9}, "says 1000000000 layers of 8; at most 4095 of 131072 can"),
+        ({"hidden_size": 10**12}, "says 2 layers of 1000000000000; at most"),
+        ({"hidden_size": -8}, "has no num_hidden_layers and hidden_size"),
+    ],
+    ids=str,
+)
+def test_shapes_that_no_model_has(change, says):
+    with pytest.raises(ConfigError, match=says):
+        shape_of({"num_hidden_layers": 2, "hidden_size": 8, "text_config": 7, **change}, where="x")
+
+
 # Local suites
 
 

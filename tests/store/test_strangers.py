@@ -20,7 +20,7 @@ from numcodecs.zstd import Zstd
 from store_data import KEY, spec, tree, write_corpus, write_group
 
 from batchsweep.errors import StoreCorrupt, StoreError, StoreMismatch
-from batchsweep.store import Store, convert, create_store, open_store, repair, verify
+from batchsweep.store import Store, convert, create_store, documents, open_store, repair, verify
 from batchsweep.store.zarr import v3
 
 GROUP = f"checkpoints/{KEY}"
@@ -39,7 +39,8 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change the attributes in a zarr.json, with a checksum that is right."""
     value = json.loads(path.read_text())
     change(value["attributes"])
-    path.write_bytes(v3.group(value["attributes"]))
+    value["attributes"] = documents.with_checksum(value["attributes"])
+    path.write_text(json.dumps(value))
 
 
 def everything(store: Store) -> list[str]:
@@ -109,6 +110,10 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "an endless step": (GROUP, lambda a: a["provenance"].update(step=10**30), "step isn't a num"),
     "a model of numbers": (GROUP, lambda a: a["provenance"].update(model=[1]), "model isn't text"),
     "a NaN": (GROUP, lambda a: a["provenance"].update(x=float("nan")), "not JSON compliant"),
+    "text of NUL": (GROUP, lambda a: a["provenance"].update(commit="\0"), "commit has NUL"),
+    "half a character": (GROUP, lambda a: a["provenance"].update(x="\ud800"), "Invalid JSON"),
+    "endless text": (GROUP, lambda a: a["provenance"].update(x="x" * 10**5), "is longer than"),
+    "an endless digest": (GROUP, lambda a: a["provenance"].update(x=2**64), "x is no number of 64"),
     "no provenance": (GROUP, lambda a: a.pop("provenance"), "provenance is missing"),
     "a metric elsewhere": (f"{GROUP}/metrics", lambda a: a.update(names=["../../x"]), "can't be a"),
     "metrics of numbers": (f"{GROUP}/metrics", lambda a: a.update(names=[1]), "no list of names"),
@@ -296,7 +301,7 @@ def test_offsets_and_rows_that_lead_nowhere(path: Path) -> None:
 
 def test_memory_is_taken_for_what_is_there(path: Path) -> None:
     def change(attributes: dict[str, Any]) -> None:
-        attributes.update(texts=10**8, block_texts=10**4, hidden=5000)
+        attributes.update(texts=10**7, block_texts=10**5, hidden=5000)
 
     rewrite(path / GROUP / "zarr.json", change)
     with pytest.raises(StoreCorrupt, match=r"mean/c\.0\..*: missing|isn't what was sealed"):

@@ -150,6 +150,30 @@ def test_five_indexes_at_once(tmp_path: Path) -> None:
     at_once(tmp_path, indexes=5, runs=8)
 
 
+BEGUN = (
+    PATHS
+    + """
+from store_data import spec
+from batchsweep.store import open_store
+store = open_store(sys.argv[1])
+for step in range(20):
+    with store.writer(f"{sys.argv[2]}/step{step}", spec()):
+        pass
+"""
+)
+
+
+def test_a_store_opens_while_others_begin_groups(tmp_path: Path) -> None:
+    # Once, checksum and bytes of sweep.h5 were read from two files of that name: 25 of 562 failed.
+    create_store(tmp_path / "s", format="hdf5")
+    command = [sys.executable, "-c", BEGUN, str(tmp_path / "s")]
+    pods = [subprocess.Popen([*command, model]) for model in ("a", "b")]
+    while any(pod.poll() is None for pod in pods):
+        open_store(tmp_path / "s")
+    assert [pod.returncode for pod in pods] == [0, 0]
+    assert len(open_store(tmp_path / "s").keys()) == 40
+
+
 @pytest.mark.torture
 def test_five_indexes_at_once_many_times(tmp_path: Path) -> None:
     at_once(tmp_path, indexes=5, runs=int(os.environ.get("TORTURE_RUNS", "200")))

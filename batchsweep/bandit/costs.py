@@ -9,6 +9,18 @@ import numpy as np
 
 from batchsweep.arm import Arm
 from batchsweep.bandit.policies.base import Bools, Floats, Ints, Problem
+from batchsweep.plan.estimate import (
+    DEFAULT_GPU,
+    GPUS,
+    START_SECONDS,
+    WRITE_RATE,
+    download_seconds,
+    utilisation,
+)
+from batchsweep.plan.pairs import Pairs
+
+#: FLOP/s of a forward pass where there is no GPU: a few cores of a server.
+CPU_SPEED = 1e11
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,4 +122,35 @@ def even_costs(problem: Problem, sizes: Iterable[float] | None = None) -> PairCo
         store_bytes=seconds * 2.0**30,
         start=np.full(len(keys), 0.05),
         download=np.full(len(keys), 0.05),
+    )
+
+
+def planned_costs(pairs: Pairs, problem: Problem, *, gpu: bool) -> PairCosts:
+    """Costs by the plan's shapes and the corpus's tokens.
+
+    A task's blocks are counted whole, those too that it shares with others: together pairs take
+    no more than the sum of what each takes.
+
+    Args:
+        pairs: of the plan that the problem's arms belong to.
+        gpu: whether extraction runs on one, taken to be as fast as ``plan`` takes it by default.
+    """
+    keys, of = checkpoints_of(problem)
+    entries = {entry.key: entry for entry in pairs.plan.entries}
+    shape = (len(keys), len(problem.tasks))
+    seconds, stored = np.zeros(shape), np.zeros(shape)
+    for row, key in enumerate(keys):
+        entry = entries[key]
+        speed = GPUS[DEFAULT_GPU] * utilisation(entry.hidden) if gpu else CPU_SPEED
+        for column, task in enumerate(problem.tasks):
+            taken = pairs.whole(entry, [task])
+            stored[row, column] = taken.store_bytes
+            seconds[row, column] = max(taken.flops / speed, taken.store_bytes / WRITE_RATE)
+    return PairCosts(
+        checkpoints=keys,
+        of=of,
+        seconds=seconds,
+        store_bytes=stored,
+        start=np.full(len(keys), START_SECONDS),
+        download=np.array([download_seconds(entries[key]) for key in keys]),
     )

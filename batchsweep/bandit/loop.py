@@ -44,9 +44,11 @@ CHECK_PASSES = 3
 FINALISTS = 2
 
 
-def run_digest(problem: Problem, config: BanditConfig, rewards: RewardsConfig) -> str:
+def run_digest(
+    problem: Problem, config: BanditConfig, rewards: RewardsConfig, *, waves: bool = False
+) -> str:
     """sha256 (hex) of what decides the pulls: two runs with one digest are the same run."""
-    text = json.dumps(_header(problem, config, rewards), sort_keys=True)
+    text = json.dumps(_header(problem, config, rewards, waves=waves), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -89,7 +91,9 @@ def run(
     # One BLAS thread: the same sums, to the last bit, whatever the machine's setting; matrices of
     # this size are no quicker on several, and many times slower where others want the cores too.
     with one_compute_thread(), threadpool_limits(limits=1):
-        header = _header(problem, config, rewards) | {"options": options or {}}
+        header = _header(problem, config, rewards, waves=waves is not None) | {
+            "options": options or {}
+        }
         made = Pulls(ledger or MemoryLedger(), header, score_fn, full_fn or score_fn, executor)
         policy = make_policy(
             config.policy,
@@ -394,7 +398,9 @@ def _ignore(*_: object) -> None:
     """Nobody wants to know."""
 
 
-def _header(problem: Problem, config: BanditConfig, rewards: RewardsConfig) -> Record:
+def _header(
+    problem: Problem, config: BanditConfig, rewards: RewardsConfig, *, waves: bool
+) -> Record:
     def digest(names: tuple[str, ...]) -> str:
         return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
@@ -411,6 +417,7 @@ def _header(problem: Problem, config: BanditConfig, rewards: RewardsConfig) -> R
         "rewards": rewards.model_dump(mode="json"),
         "arms": digest(problem.arms),
         "tasks": list(problem.tasks),
+        **({"waves": True} if waves else {}),
     }
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from batchsweep.arm import Arm
 from batchsweep.bandit.loop import run_digest
 from batchsweep.bandit.policies import Problem
 from batchsweep.config import Config
-from batchsweep.errors import TryAgain, UsageError
+from batchsweep.errors import IndexFailed, TryAgain, UsageError
 from batchsweep.plan.plan import Plan, PlanEntry
 from batchsweep.store import Store
 from batchsweep.store.pairs import ready_tasks
@@ -20,9 +21,13 @@ from batchsweep.tasks.resolve import resolve, tasks_of
 logger = logging.getLogger(__name__)
 
 
-def search_name(problem: Problem, config: Config) -> str:
-    """The folder below ``bandit/`` of the search that this config means on these arms."""
-    digest = run_digest(problem, config.bandit, config.rewards)
+def search_name(problem: Problem, config: Config, *, waves: bool = False) -> str:
+    """The folder below ``bandit/`` of the search that this config means on these arms.
+
+    Args:
+        waves: whether it has pairs extracted as it needs them.
+    """
+    digest = run_digest(problem, config.bandit, config.rewards, waves=waves)
     return f"{config.bandit.policy}-{digest[:12]}"
 
 
@@ -55,6 +60,40 @@ def problem_of(store: Store, plan: Plan, config: Config) -> Problem:
             len(plan.entries),
             ", ".join(shown) + (" ..." if len(waiting) > 3 else ""),
         )
+    values = {entry.key: store.reader(entry.key).metrics() for entry in entries}
+    return _problem(entries, plan, config, tasks, values)
+
+
+def planned_problem(plan: Plan, config: Config, without: Collection[str] = ()) -> Problem:
+    """All arms of the plan, extracted or not.
+
+    Without label-free metrics: they come with a checkpoint's first pair, and a search whose
+    features changed under it could not be gone on with.
+
+    Args:
+        without: keys of checkpoints that can't be extracted.
+
+    Raises:
+        IndexFailed: no checkpoint is left.
+        UsageError: ``rewards.baseline`` or ``rewards.target`` names nothing in the sweep.
+    """
+    types = {task.metadata.name: str(task.metadata.type) for task in resolve(config.tasks)}
+    entries = [entry for entry in plan.entries if entry.key not in without]
+    if not entries:
+        raise IndexFailed(
+            "none of the plan's checkpoints can be extracted; 'batchsweep status' says why"
+        )
+    return _problem(entries, plan, config, tasks_of(config.rewards.target, types), {})
+
+
+def _problem(
+    entries: Sequence[PlanEntry],
+    plan: Plan,
+    config: Config,
+    tasks: tuple[str, ...],
+    measured: Mapping[str, Mapping[str, NDArray[np.float64]]],
+) -> Problem:
+    """The arms of these entries; ``measured`` holds checkpoint key -> metric -> [layer]."""
     poolings = plan.poolings if len(plan.poolings) > 1 else (None,)
     tokens_per_step = {m.name: m.tokens_per_step for m in config.models}
     arms: list[str] = []
@@ -64,7 +103,7 @@ def problem_of(store: Store, plan: Plan, config: Config) -> Problem:
     baseline: list[bool] = []
     metrics: dict[str, list[float]] = {}
     for entry in entries:
-        values = store.reader(entry.key).metrics()
+        values = measured.get(entry.key, {})
         for position, layer in enumerate(entry.layers):
             for pooling in poolings:
                 for name in metrics.keys() | values.keys():
@@ -80,7 +119,7 @@ def problem_of(store: Store, plan: Plan, config: Config) -> Problem:
     if config.rewards.baseline is not None and not any(baseline):
         there = dict.fromkeys(name for entry in entries for name in entry.checkpoint.names)
         raise UsageError(
-            f"rewards.baseline '{config.rewards.baseline}': no extracted checkpoint of that name; "
+            f"rewards.baseline '{config.rewards.baseline}': no checkpoint of that name; "
             f"valid: {', '.join(there)}"
         )
     return Problem(

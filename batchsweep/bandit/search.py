@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
 
 from batchsweep.arm import Arm
+from batchsweep.bandit.chooser import Chooser
+from batchsweep.bandit.costs import PairBudget, PairCosts
 from batchsweep.bandit.ledger import Ledger, StoreLedger, observations
 from batchsweep.bandit.loop import run
 from batchsweep.bandit.outcome import Outcome
-from batchsweep.bandit.policies import POLICIES
-from batchsweep.bandit.problem import problem_of, search_name
-from batchsweep.config import Config
+from batchsweep.bandit.policies import POLICIES, Problem
+from batchsweep.bandit.problem import planned_problem, problem_of, search_name
+from batchsweep.bandit.stored_waves import (
+    CheckpointsLost,
+    Extract,
+    StoredWaves,
+    lost_checkpoints,
+)
+from batchsweep.bandit.waves import Waves
+from batchsweep.config import Config, PullBudget
 from batchsweep.errors import StoreMismatch
-from batchsweep.plan.plan import frozen_plan
+from batchsweep.plan.plan import Plan, frozen_plan
 from batchsweep.score.records import Origins
 from batchsweep.score.workers import ScoreFunction, score_processes
 from batchsweep.store import Store
@@ -56,9 +66,91 @@ def search(store: Store, config: Config) -> tuple[str, Outcome]:
             ledger=ledger,
             executor=executor,
         )
-        finished = datetime.now(UTC).isoformat(timespec="seconds")
-        store.write_json(f"bandit/{name}/answer.json", {**outcome.to_json(), "finished": finished})
+        _keep(store, name, outcome)
     return name, outcome
+
+
+def search_and_extract(
+    store: Store,
+    config: Config,
+    extract: Extract,
+    *,
+    width: int,
+    pricing: Callable[[Plan, Problem], PairCosts],
+    disk: float | None = None,
+) -> tuple[str, Outcome]:
+    """The same over all arms of the plan: pairs are extracted as the search asks for them.
+
+    Args:
+        extract: has a wave's pairs extracted.
+        width: checkpoints a wave: as many as are extracted at a time.
+        pricing: what the pairs of a problem cost.
+        disk: bytes that embeddings may take beside those that are there.
+
+    Raises:
+        IndexFailed: no checkpoint can be extracted.
+        StoreCorrupt: a wave's document is damaged.
+        TryAgain, StoreMismatch: as :func:`search`; or nothing of a wave could be had.
+        UsageError: the policy can't say what should be extracted.
+    """
+    plan = frozen_plan(store, config)
+    # Without the checkpoints that are lost it is the same search: it follows the same waves.
+    whole = search_name(planned_problem(plan, config), config, waves=True)
+    tasks = planned_problem(plan, config).tasks
+    check_data([t for t in resolve(config.tasks) if t.metadata.name in tasks])
+    workers = config.bandit.workers
+    with (
+        store.lease(f"bandit/{whole}"),
+        score_processes(workers) if workers > 1 else nullcontext() as executor,
+    ):
+        while True:
+            lost = lost_checkpoints(store, plan)
+            problem = planned_problem(plan, config, lost)
+            name = search_name(problem, config, waves=True)
+            costs = pricing(plan, problem)
+            score = ScoreFunction.of(config)
+            stored = StoredWaves(store, plan, whole, costs, problem.tasks, extract)
+            chooser = Chooser(problem, costs, width=width, seed=config.bandit.seed)
+            room = None if disk is None else disk + float(costs.store_bytes[stored.now()].sum())
+            waves = Waves(chooser, stored, _budget(config, costs, room))
+            ledger = StoreLedger(store, name)
+            check_vectors(store, name, ledger)
+            try:
+                outcome = run(
+                    problem,
+                    score,
+                    config.bandit,
+                    config.rewards,
+                    full_fn=score.in_full,
+                    ledger=ledger,
+                    executor=executor,
+                    waves=waves,
+                    quiet=True,
+                )
+            except CheckpointsLost as error:
+                logger.warning("the search goes on without %s", error)
+                continue
+            _keep(store, name, outcome)
+            return name, outcome
+
+
+def _keep(store: Store, name: str, outcome: Outcome) -> None:
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    store.write_json(f"bandit/{name}/answer.json", {**outcome.to_json(), "finished": finished})
+
+
+def _budget(config: Config, costs: PairCosts, room: float | None) -> PairBudget:
+    """The config's limits; and never more bytes than there is room for."""
+    limits = config.bandit.budget
+    if not isinstance(limits, PullBudget):
+        return PairBudget(costs, store_bytes=room)
+    limit = [size for size in (limits.bytes, room) if size is not None]
+    return PairBudget(
+        costs,
+        seconds=None if limits.gpu_hours is None else 3600 * limits.gpu_hours,
+        store_bytes=min(limit, default=None),
+        checkpoints=limits.checkpoints,
+    )
 
 
 def check_vectors(store: Store, name: str, ledger: Ledger) -> None:

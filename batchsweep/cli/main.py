@@ -36,6 +36,7 @@ from batchsweep.cli import (
     prepare,
     replay,
     report,
+    run,
     status,
     suites,
     verify,
@@ -63,6 +64,8 @@ store under a budget (bandit: CPU).
 
   batchsweep demo                                  all of it in minutes, offline
   batchsweep plan    --config configs/quick.yaml   what a sweep costs, beforehand
+  batchsweep run     --config configs/quick.yaml   all of what follows, and only what is needed
+
   batchsweep prepare --config configs/quick.yaml   corpus and plan into the store
   batchsweep extract --config configs/quick.yaml --all
   batchsweep bandit  --config configs/quick.yaml   the best arm
@@ -73,6 +76,7 @@ COMMANDS = (
     suites.command,
     checkpoints.command,
     plan.command,
+    run.command,
     prepare.command,
     extract.command,
     status.command,

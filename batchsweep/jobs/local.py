@@ -55,8 +55,11 @@ class LocalLauncher:
         self.command = tuple(command)
 
     def start(self, index: int, slot: int) -> LocalWorker:
-        added = worker_environment(os.environ, slot=slot, parallel=self.parallel, gpus=self.gpus)
-        return self.run([*self.arguments, "--index", str(index)], added)
+        return self.run([*self.arguments, "--index", str(index)], self.environment(slot))
+
+    def environment(self, slot: int) -> dict[str, str]:
+        """What the environment of the slot's worker adds."""
+        return worker_environment(os.environ, slot=slot, parallel=self.parallel, gpus=self.gpus)
 
     def run(self, arguments: Sequence[str], added: Mapping[str, str] | None = None) -> LocalWorker:
         """Start any command; ``added`` goes into its environment."""

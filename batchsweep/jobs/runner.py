@@ -86,7 +86,8 @@ def run_indexes(
     sealed: Callable[[], Mapping[int, str]] | None = None,
     retries: int = RETRIES,
     delay: Callable[[int], float] = retry_delay,
-) -> None:
+    may_fail: int | None = None,
+) -> dict[int, float]:
     """Extract these indexes, as many at once as there are slots; returns when all are done.
 
     Args:
@@ -99,6 +100,10 @@ def run_indexes(
         sealed: how far each index is, for the table.
         retries: per index, for exit codes that may pass.
         delay: seconds before the n-th retry.
+        may_fail: how many may fail before the others are given up; default: as the rule says.
+
+    Returns:
+        Index -> seconds that its processes ran.
 
     Raises:
         UsageError: a worker exited 2; the others were stopped.
@@ -107,9 +112,10 @@ def run_indexes(
     """
     run = _Run(
         launcher, indexes, parallel=parallel, logs=logs, names=names or {}, sealed=sealed,
-        retries=retries, delay=delay,
+        retries=retries, delay=delay, may_fail=may_fail,
     )  # fmt: skip
     run.run(stop)
+    return {number: index.seconds for number, index in run.indexes.items()}
 
 
 def run_once(worker: Worker, *, what: str, log: Path, stop: StopRequest) -> None:
@@ -159,7 +165,9 @@ class _Run:
         sealed: Callable[[], Mapping[int, str]] | None,
         retries: int,
         delay: Callable[[int], float],
+        may_fail: int | None,
     ) -> None:
+        self.may_fail = max_failed_indexes(len(indexes)) if may_fail is None else may_fail
         self.launcher = launcher
         self.indexes = {i: _Index(i) for i in indexes}
         self.logs = logs
@@ -184,7 +192,7 @@ class _Run:
                     if ended is not None:
                         broken = self._end(*ended)
                     failed = self._in_state("failed")
-                    if broken is not None or len(failed) > max_failed_indexes(len(self.indexes)):
+                    if broken is not None or len(failed) > self.may_fail:
                         break
                     if stop.asked:
                         break
@@ -300,7 +308,7 @@ class _Run:
             listed = ", ".join(f"{x.number} (exit {x.exit_code})" for x in failed)
             dropped = (
                 f"; {len(open_ones)} more were not tried any further, because more than "
-                f"{max_failed_indexes(len(self.indexes))} failed"
+                f"{self.may_fail} failed"
                 if open_ones
                 else ""
             )

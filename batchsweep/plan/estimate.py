@@ -152,10 +152,9 @@ def estimate(
 
 
 def _entry(entry: PlanEntry, config: Config, size: CorpusSize, peak: float) -> EntryEstimate:
-    checkpoint, shape = entry.checkpoint, entry.shape
+    shape = entry.shape
     stored = stored_bytes(entry, config, size.texts)
-    # Without an audit: two bytes a parameter, as most suites publish.
-    download = 0 if checkpoint.local else checkpoint.size or 2 * shape.parameters
+    download = download_bytes(entry)
     flops = shape.flops(size.tokens, size.mean_length)
     computing = flops / (peak * utilisation(entry.hidden))
     return EntryEstimate(
@@ -172,6 +171,17 @@ def stored_bytes(entry: PlanEntry, config: Config, texts: int) -> int:
     vectors = len(entry.layers) * texts * len(config.embedding.pooling)
     scale = 4 if config.store.dtype == "int8" else 0
     return vectors * (entry.hidden * _ITEM_BYTES[config.store.dtype] + scale)
+
+
+def download_bytes(entry: PlanEntry) -> int:
+    """Of a checkpoint's weights. Without an audit: two bytes a parameter, as most publish."""
+    checkpoint = entry.checkpoint
+    return 0 if checkpoint.local else checkpoint.size or 2 * entry.shape.parameters
+
+
+def download_seconds(entry: PlanEntry) -> float:
+    """To fetch a checkpoint's weights."""
+    return download_bytes(entry) / DOWNLOAD_RATE
 
 
 def utilisation(hidden: int) -> float:

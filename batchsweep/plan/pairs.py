@@ -92,6 +92,17 @@ class Pairs:
             UsageError: a task that the corpus doesn't have.
         """
         wanted = self._blocks.of(tasks) - self._sealed.get(entry.key, frozenset())
+        return self._taking(entry, wanted)
+
+    def whole(self, entry: PlanEntry, tasks: Collection[str] | None = None) -> Missing:
+        """What extracting them takes where nothing is sealed.
+
+        Raises:
+            UsageError: a task that the corpus doesn't have.
+        """
+        return self._taking(entry, self._blocks.of(tasks))
+
+    def _taking(self, entry: PlanEntry, wanted: frozenset[int]) -> Missing:
         blocks = np.array(sorted(wanted), np.int64)
         texts = int(self._texts[blocks].sum())
         tokens = int(self._tokens[entry.tokenizer][blocks].sum())

@@ -20,7 +20,9 @@ from batchsweep.tasks.resolve import check_data, resolve, tasks_of
 logger = logging.getLogger(__name__)
 
 
-def prepare(config: Config, *, strict: bool = False) -> tuple[Store, Plan, Summary]:
+def prepare(
+    config: Config, *, strict: bool = False, exhaustive: bool = True
+) -> tuple[Store, Plan, Summary]:
     """Write the corpus, with its tokens, and the frozen plan; or grow the plan that is there.
 
     The plan is written last: where there is a plan, an index can be extracted.
@@ -28,6 +30,7 @@ def prepare(config: Config, *, strict: bool = False) -> tuple[Store, Plan, Summa
     Args:
         config: the sweep.
         strict: an unavailable checkpoint is an error.
+        exhaustive: all of the sweep is to be extracted: refuse one that the disk can't take.
 
     Raises:
         ConfigError: an unknown task or model, a layer that isn't there.
@@ -43,7 +46,8 @@ def prepare(config: Config, *, strict: bool = False) -> tuple[Store, Plan, Summa
         logger.warning("%s", warning)
     plan = make_plan(config, found)
     _check_rewards(config, plan, {t.metadata.name: str(t.metadata.type) for t in tasks})
-    refuse_if_too_large(config, plan)
+    if exhaustive:
+        refuse_if_too_large(config, plan)
     store = create_store(config.store_url, format=config.store.format)
     # Before the long work: would this plan be refused?
     plan = merged(plan, store, config)
@@ -68,7 +72,8 @@ def prepare(config: Config, *, strict: bool = False) -> tuple[Store, Plan, Summa
                 key,
                 f"{count:,} of {summary.texts:,} texts",
             )
-    refuse_if_too_large(config, plan)  # Now that the texts are counted.
+    if exhaustive:
+        refuse_if_too_large(config, plan)  # Now that the texts are counted.
     return store, freeze(plan, store, config), summary
 
 

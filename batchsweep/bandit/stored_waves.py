@@ -1,0 +1,205 @@
+"""Waves as documents of the store, ``waves/0001.json``: what a search asked for, and why.
+
+A wave is written once and never changed. A search that is gone on with follows the waves that it
+asked for before, and knows of each what was there when it asked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from batchsweep.bandit.chooser import Visit
+from batchsweep.bandit.costs import PairCosts
+from batchsweep.bandit.policies.base import Bools
+from batchsweep.bandit.waves import Wave
+from batchsweep.errors import BatchsweepError, StoreCorrupt, TryAgain
+from batchsweep.extract.status import index_statuses
+from batchsweep.plan.plan import Plan
+from batchsweep.store import Store
+from batchsweep.store.pairs import ready_tasks
+
+#: Of the documents. A reader refuses a version that it doesn't know.
+VERSION = 1
+FOLDER = "waves"
+#: How often, and how many seconds apart, a number is asked for while another search takes one.
+TRIES, PAUSE = 100, 0.1
+
+#: Extracts a wave's pairs: plan index -> tasks.
+Extract = Callable[[Wave, dict[int, tuple[str, ...]]], None]
+
+
+class CheckpointsLost(BatchsweepError):
+    """Checkpoints turned out not to be extractable: a search goes on without them."""
+
+
+class StoredWaves:
+    """The extraction of one search on a store, as its documents tell it.
+
+    Args:
+        store: with the frozen plan.
+        plan: indexes of the visits.
+        search: the search's name; another one's waves are not its own.
+        costs, tasks: what rows and columns of pairs mean.
+        extract: has pairs extracted; what it could not have is not there afterwards.
+
+    Raises:
+        StoreCorrupt: a wave's document is not what FORMAT.md says.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        search: str,
+        costs: PairCosts,
+        tasks: Sequence[str],
+        extract: Extract,
+    ) -> None:
+        self._store, self._plan, self._search = store, plan, search
+        self._rows = {key: row for row, key in enumerate(costs.checkpoints)}
+        self._columns = {task: column for column, task in enumerate(tasks)}
+        self._indexes = {entry.key: entry.index for entry in plan.entries}
+        self._extract = extract
+        #: Its waves, each with what was ready when it was asked for: key -> tasks.
+        self._mine: list[tuple[Wave, dict[str, list[str]]]] = []
+        for path in _paths(store):
+            search_name, wave, there = _read(store, path)
+            if search_name == search:
+                self._mine.append((wave, there))
+        numbers = [wave.number for wave, _ in self._mine]
+        if numbers != list(range(1, len(numbers) + 1)):
+            raise StoreCorrupt(
+                f"{store.url}: the waves of {search} are numbered {numbers}: one is missing; "
+                f"restore it below {FOLDER}/, or search with another bandit.seed"
+            )
+
+    def recall(self, number: int) -> Wave | None:
+        """The wave of this number, if the search asked for it before it was cut short."""
+        if number > len(self._mine):
+            return None
+        wave, _ = self._mine[number - 1]
+        # What has been lost since takes no part.
+        visits = tuple(visit for visit in wave.visits if visit.key in self._rows)
+        return Wave(wave.number, visits, wave.expected_regret)
+
+    def extract(self, wave: Wave) -> None:
+        """Write the wave down, unless it is, and have extracted what it asked for.
+
+        Raises:
+            CheckpointsLost: some of its checkpoints can't be extracted.
+            TryAgain: nothing of it could be had, this time.
+        """
+        if wave.number > len(self._mine):
+            self._write(wave)
+        elif wave.number < len(self._mine):
+            return  # It was over when the next one was asked for.
+        ready = ready_tasks(self._store)
+        left = {
+            self._indexes[visit.key]: tuple(
+                t for t in visit.tasks if t not in ready.get(visit.key, ())
+            )
+            for visit in wave.visits
+        }
+        left = {index: tasks for index, tasks in left.items() if tasks}
+        if not left:
+            return
+        self._extract(wave, left)
+        lost = lost_checkpoints(self._store, self._plan) & self._rows.keys()
+        if lost:
+            raise CheckpointsLost(", ".join(sorted(lost)))
+        now = ready_tasks(self._store)
+        keys = {self._plan.entry(index).key: tasks for index, tasks in left.items()}
+        if not any(set(tasks) & set(now.get(key, ())) for key, tasks in keys.items()):
+            raise TryAgain(
+                f"wave {wave.number} brought nothing: none of {', '.join(keys)} could be extracted "
+                "this time; the workers' logs say why, and the same command goes on from there"
+            )
+
+    def there(self, waves: int) -> Bools:
+        """[checkpoint, task] the pairs that were ready after so many waves."""
+        return self._as_pairs(self._mine[waves][1]) if waves < len(self._mine) else self.now()
+
+    def now(self) -> Bools:
+        """[checkpoint, task] the pairs that are ready."""
+        return self._as_pairs(ready_tasks(self._store))
+
+    def _as_pairs(self, ready: Mapping[str, Sequence[str]]) -> Bools:
+        pairs = np.zeros((len(self._rows), len(self._columns)), dtype=bool)
+        for key, tasks in ready.items():
+            if key in self._rows:
+                pairs[self._rows[key], [self._columns[t] for t in tasks if t in self._columns]] = (
+                    True
+                )
+        return pairs
+
+    def _write(self, wave: Wave) -> None:
+        there = {k: sorted(tasks) for k, tasks in ready_tasks(self._store).items() if tasks}
+        document = {
+            "version": VERSION,
+            "search": self._search,
+            "number": wave.number,
+            "expected_regret": wave.expected_regret,
+            "there": there,
+            "visits": [
+                {
+                    "index": self._indexes[visit.key],
+                    "key": visit.key,
+                    "tasks": list(visit.tasks),
+                    "reason": visit.reason,
+                }
+                for visit in wave.visits
+            ],
+        }
+        for _ in range(TRIES):
+            try:
+                with self._store.lease(FOLDER):
+                    taken = [int(path.split("/")[1][:-5]) for path in _paths(self._store)]
+                    path = f"{FOLDER}/{max(taken, default=0) + 1:04d}.json"
+                    self._store.write_json(path, document)
+                break
+            except TryAgain:
+                time.sleep(PAUSE)
+        else:
+            raise TryAgain(f"{self._store.url}: another search holds {FOLDER}/; run it again")
+        self._mine.append((wave, there))
+
+
+def lost_checkpoints(store: Store, plan: Plan) -> set[str]:
+    """Keys of checkpoints of the plan that extraction has noted as skipped or failed."""
+    return {
+        plan.entry(row.index).key
+        for row in index_statuses(store, plan)
+        if row.index is not None and row.state in ("skipped", "failed")
+    }
+
+
+def _paths(store: Store) -> list[str]:
+    return sorted(str(path) for path in store.list_json(FOLDER))
+
+
+def _read(store: Store, path: str) -> tuple[str, Wave, dict[str, list[str]]]:
+    """(search, wave, what was there when it was asked for) of a document.
+
+    Raises:
+        StoreCorrupt: it isn't what FORMAT.md says.
+    """
+    document: Any = store.read_json(path)
+    try:
+        if document["version"] != VERSION:
+            raise ValueError(f"version {document['version']}, and only {VERSION} is known")
+        regret = document["expected_regret"]
+        visits = tuple(
+            Visit(str(v["key"]), tuple(str(t) for t in v["tasks"]), str(v["reason"]))
+            for v in document["visits"]
+        )
+        wave = Wave(int(document["number"]), visits, None if regret is None else float(regret))
+        there = {str(k): [str(t) for t in tasks] for k, tasks in document["there"].items()}
+        if not visits or not all(visit.tasks for visit in visits):
+            raise ValueError("a wave without visits, or a visit without tasks")
+        return str(document["search"]), wave, there
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreCorrupt(f"{store.url}: {path} is not a wave's document ({error!s})") from None

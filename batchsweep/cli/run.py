@@ -1,0 +1,49 @@
+"""``batchsweep run``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from batchsweep.cli.options import GRACE, ConfigFile, Grace, PerGpu
+
+
+def command(
+    config: ConfigFile,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="extract everything, then search")
+    ] = False,
+    parallel: PerGpu = None,
+    grace: Grace = GRACE,
+) -> None:
+    """Find the best arm on this machine: extract what the search asks for.
+
+    Prepares, then extracts wave by wave the (checkpoint, task) pairs that tell
+    most about the best arm for what they cost, searches what is there, and
+    stops once it is sure or a budget is spent; then writes the report. Stopped
+    or killed, the same command goes on from there.
+
+    example:
+      batchsweep run --config configs/quick.yaml
+      batchsweep run --config configs/quick.yaml --exhaustive
+    """
+    from batchsweep.cli.answer_text import summary
+    from batchsweep.config import load
+    from batchsweep.jobs.search import run_sweep
+    from batchsweep.report.page import default_folder, write
+    from batchsweep.store.pairs import ready_tasks
+
+    store, plan, name, outcome = run_sweep(
+        config, exhaustive=exhaustive, parallel=parallel, grace=grace
+    )
+    print(summary(outcome, plan))
+    sweep = load(config)
+    tasks = outcome.problem.tasks
+    ready = ready_tasks(store)
+    pairs = sum(task in ready.get(entry.key, ()) for entry in plan.entries for task in tasks)
+    every = len(plan.entries) * len(tasks)
+    print(f"extracted: {pairs} of {every} (checkpoint, task) pairs ({100 * pairs / every:.0f} %)")
+    print(f"in {store.url}: bandit/{name}/answer.json")
+    for path in write(store, default_folder(sweep), title=sweep.name):
+        print(path)

@@ -1,0 +1,180 @@
+"""``batchsweep run``: the search and the extraction that it asks for, on one machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from batchsweep.bandit.costs import PairCosts, planned_costs
+from batchsweep.bandit.outcome import Outcome
+from batchsweep.bandit.policies import POLICIES, Problem
+from batchsweep.bandit.policies.gp.policies import GPUCB, Thompson, TopTwoGP
+from batchsweep.bandit.search import search, search_and_extract
+from batchsweep.bandit.waves import Wave
+from batchsweep.config import Config, load
+from batchsweep.errors import IndexFailed, UsageError
+from batchsweep.jobs.launch import logs_folder
+from batchsweep.jobs.local import LocalLauncher, LocalWorker, visible_gpus
+from batchsweep.jobs.runner import run_indexes
+from batchsweep.log import log_format
+from batchsweep.plan.estimate import gib
+from batchsweep.plan.pairs import Pairs
+from batchsweep.plan.plan import Plan
+from batchsweep.plan.prepare import prepare
+from batchsweep.signals import stop_on_signals
+from batchsweep.store import Store
+
+logger = logging.getLogger(__name__)
+
+#: Policies that believe something of arms that were not scored, and so can ask for pairs.
+WITH_A_MODEL = (TopTwoGP, GPUCB, Thompson)
+#: Extract processes at a time where there is no GPU.
+CPU_WORKERS = 2
+
+
+class _WaveLauncher(LocalLauncher):
+    """Starts ``extract --index i --tasks ...`` for what a wave asked for."""
+
+    tasks: Mapping[int, tuple[str, ...]] = {}
+
+    def start(self, index: int, slot: int) -> LocalWorker:
+        chosen = self.tasks.get(index)
+        added = self.environment(slot)
+        options = [] if chosen is None else ["--tasks", ",".join(chosen)]
+        return self.run([*self.arguments, "--index", str(index), *options], added)
+
+
+def run_sweep(
+    config_file: Path, *, exhaustive: bool, parallel: int | None, grace: float
+) -> tuple[Store, Plan, str, Outcome]:
+    """Prepare, then extract what the search asks for until it is sure; or all, then search.
+
+    Args:
+        config_file: the sweep.
+        exhaustive: extract every pair before the search.
+        parallel: extract processes at a time; default: one a GPU, or two.
+        grace: seconds that a worker gets to seal its open block.
+
+    Returns:
+        The store, its plan, the search's name and its outcome.
+
+    Raises:
+        IndexFailed: no checkpoint can be extracted.
+        TryAgain: another process searches here, or nothing could be had this time.
+        Terminated: asked to stop; the same call goes on.
+    """
+    config = load(config_file)
+    gpus = visible_gpus(os.environ)
+    cores = len(os.sched_getaffinity(0))
+    workers = parallel or len(gpus) or min(CPU_WORKERS, cores)
+    if workers < 1:
+        raise UsageError(f"--parallel {parallel}: give at least 1")
+    if not exhaustive and POLICIES[config.bandit.policy] not in WITH_A_MODEL:
+        logger.info(
+            "bandit.policy %s can't say what should be extracted: all of it is",
+            config.bandit.policy,
+        )
+        exhaustive = True
+    store, plan, _ = prepare(config, exhaustive=exhaustive)
+    arguments = ["--config", str(config_file), "--log-format", log_format()]
+    launcher = _WaveLauncher(
+        ["extract", *arguments, "--grace", str(grace)], parallel=workers, gpus=gpus
+    )
+    job = _Job(store, plan, config, launcher, workers, grace)
+    if exhaustive:
+        job.extract_all()
+        name, outcome = search(store, config)
+        return store, plan, name, outcome
+
+    def pricing(plan: Plan, problem: Problem) -> PairCosts:
+        return planned_costs(Pairs(store, plan, config), problem, gpu=bool(gpus))
+
+    name, outcome = search_and_extract(
+        store, config, job.extract_wave, width=workers, pricing=pricing, disk=_disk(config)
+    )
+    return store, plan, name, outcome
+
+
+def _disk(config: Config) -> float | None:
+    """Bytes that embeddings may take on the disk under the store; None where nobody knows.
+
+    What the search asks for is not to fill the disk: a tenth of what is free stays free.
+    """
+    url = config.store_url
+    if "://" in url and not url.startswith("file://"):
+        return None
+    folder = Path(url.removeprefix("file://"))
+    return 0.9 * shutil.disk_usage(folder).free
+
+
+class _Job:
+    """The extract processes of one run."""
+
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        config: Config,
+        launcher: _WaveLauncher,
+        workers: int,
+        grace: float,
+    ) -> None:
+        self._store, self._plan, self._config = store, plan, config
+        self._launcher, self._workers, self._grace = launcher, workers, grace
+        self._pairs = Pairs(store, plan, config)
+
+    def extract_all(self) -> None:
+        """Every index in full; those that can't be are left out."""
+        self._launcher.tasks = {}
+        self._extract([entry.index for entry in self._plan.entries])
+
+    def extract_wave(self, wave: Wave, left: dict[int, tuple[str, ...]]) -> None:
+        """What is left to extract of a wave, said before it begins."""
+        self._pairs.refresh()
+        reasons = {visit.key: visit.reason for visit in wave.visits}
+        entries = [self._plan.entry(index) for index in left]
+        takes = [self._pairs.missing(entry, left[entry.index]).store_bytes for entry in entries]
+        pairs = sum(len(self._pairs.ready(entry)) for entry in self._plan.entries)
+        regret = wave.expected_regret
+        logger.info(
+            "wave %d: %d pairs of %d checkpoints, %s; %s; %d of %d pairs are ready",
+            wave.number,
+            sum(len(tasks) for tasks in left.values()),
+            len(left),
+            gib(sum(takes)),
+            "nothing is known yet" if regret is None else f"expected regret {regret:.4f}",
+            pairs,
+            len(self._plan.entries) * len(self._pairs.tasks),
+        )
+        for entry in entries:
+            shown = ", ".join(left[entry.index][:6])
+            more = len(left[entry.index]) - 6
+            logger.info(
+                "  %s on %s%s: %s",
+                entry.key,
+                shown,
+                f" and {more} more" if more > 0 else "",
+                reasons[entry.key],
+            )
+        self._launcher.tasks = left
+        self._extract(list(left))
+
+    def _extract(self, indexes: list[int]) -> None:
+        names = {entry.index: entry.key for entry in self._plan.entries}
+        with stop_on_signals(self._grace) as stop:
+            try:
+                run_indexes(
+                    self._launcher,
+                    indexes,
+                    parallel=self._workers,
+                    logs=logs_folder(self._config),
+                    stop=stop,
+                    names=names,
+                    may_fail=len(indexes),
+                )
+            except IndexFailed as error:
+                # Each is noted in the store; the search goes on with what is there.
+                logger.warning("%s", error)

@@ -1,0 +1,266 @@
+"""``run``: the search and the extraction that it asks for, meeting in the store."""
+
+import json
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from killable import Commands, stored
+from tiny import make_suite, make_tasks, write_config
+
+from batchsweep.bandit.costs import planned_costs
+from batchsweep.bandit.search import search, search_and_extract
+from batchsweep.cli.main import main
+from batchsweep.config import load
+from batchsweep.errors import IndexFailed, StoreCorrupt, TryAgain
+from batchsweep.extract.extract import extract
+from batchsweep.plan.pairs import Pairs
+from batchsweep.plan.plan import frozen_plan
+from batchsweep.signals import StopRequest
+from batchsweep.store import open_store
+from batchsweep.store.pairs import ready_tasks
+
+REVISIONS = ("step0", "step1", "step10", "step100", "step1000", "main")
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory) -> Path:
+    return make_suite(tmp_path_factory.mktemp("suite") / "tiny", REVISIONS)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory) -> list[dict[str, str]]:
+    folder = tmp_path_factory.mktemp("tasks")
+    (other, _) = make_tasks(folder / "other", n=40, seed=1)
+    (third, _) = make_tasks(folder / "third", n=30, seed=2)
+    more = [{**other, "name": "Other"}, {**third, "name": "Third"}]
+    return [*make_tasks(folder / "two"), *more]
+
+
+@pytest.fixture
+def sweep(tmp_path, suite, tasks):
+    """Writes a config and prepares its store; keyword arguments replace whole sections."""
+
+    def write(name: str = "sweep", *, prepared: bool = True, **sections) -> str:
+        defaults = {
+            "models": [str(suite)],
+            "revisions": list(REVISIONS),
+            "tasks": tasks,
+            "store": {"path": str(tmp_path / name / "store.zarr"), "block_texts": 16},
+            "metrics": {"sample": 16},
+            "bandit": {"budget": {"pulls": 40}},
+        }
+        path = str(write_config(tmp_path / f"{name}.yaml", **{**defaults, **sections}))
+        if prepared:
+            assert main(["prepare", "--config", path]) == 0
+        return path
+
+    return write
+
+
+class Extractor:
+    """Extracts a wave's pairs in this process, as ``extract --tasks`` does, unless it dies."""
+
+    def __init__(self, path: str, *, dies_at: int = 0) -> None:
+        self.config, self.dies_at, self.calls = load(path), dies_at, 0
+        self.store = open_store(self.config.store_url)
+        self.plan = frozen_plan(self.store, self.config)
+        self.asked: list[tuple[str, tuple[str, ...]]] = []
+
+    def __call__(self, wave, left) -> None:
+        for index, tasks in left.items():
+            self.calls += 1
+            if self.calls == self.dies_at:
+                raise KeyboardInterrupt
+            entry = self.plan.entry(index)
+            self.asked.append((entry.key, tasks))
+            try:
+                extract(self.store, self.config, entry, tasks=tasks, stop=StopRequest(1))
+            except IndexFailed:
+                continue
+
+    def search(self):
+        def pricing(plan, problem):
+            return planned_costs(Pairs(self.store, plan, self.config), problem, gpu=False)
+
+        return search_and_extract(self.store, self.config, self, width=2, pricing=pricing)
+
+    def waves(self) -> dict[str, dict]:
+        return {p: self.store.read_json(p) for p in sorted(self.store.list_json("waves"))}
+
+
+def test_waves_are_documents_that_say_what_was_asked_and_why(sweep) -> None:
+    run = Extractor(sweep())
+    name, outcome = run.search()
+    answer = run.store.read_json(f"bandit/{name}/answer.json")
+    assert answer.pop("finished")
+    assert answer == json.loads(json.dumps(outcome.to_json()))
+    waves = run.waves()
+    assert list(waves) == [f"waves/{n:04d}.json" for n in range(1, len(waves) + 1)]
+    before: dict[str, set[str]] = {}
+    for number, wave in enumerate(waves.values(), 1):
+        assert (wave["version"], wave["search"], wave["number"]) == (1, name, number)
+        assert number > 1 or wave["expected_regret"] is None
+        there = {key: set(tasks) for key, tasks in wave["there"].items()}
+        assert all(before.get(key, set()) <= tasks for key, tasks in there.items())
+        for visit in wave["visits"]:
+            assert run.plan.entry(visit["index"]).key == visit["key"]
+            assert visit["reason"]
+            assert not set(visit["tasks"]) & there.get(visit["key"], set())
+        before = there
+    # Nothing was extracted that was not asked for, but for what shares its blocks.
+    asked = {(v["key"], t) for w in waves.values() for v in w["visits"] for t in v["tasks"]}
+    ready = {(key, t) for key, tasks in ready_tasks(run.store).items() for t in tasks}
+    assert asked <= ready
+    assert {key for key, _ in ready} == {key for key, _ in asked}
+
+
+def test_a_search_that_has_everything_asks_for_nothing(sweep) -> None:
+    run = Extractor(sweep())
+    for entry in run.plan.entries:
+        extract(run.store, run.config, entry, stop=StopRequest(1))
+    _, outcome = run.search()
+    assert run.waves() == {}
+    assert run.asked == []
+    assert outcome.pulls > 0
+
+
+@pytest.mark.parametrize("dies_at", [1, 4])
+def test_killed_in_a_wave_it_goes_on_and_ends_the_same(sweep, dies_at: int) -> None:
+    whole = Extractor(sweep("whole"))
+    _, expected = whole.search()
+    path = sweep("killed")
+    with pytest.raises(KeyboardInterrupt):
+        Extractor(path, dies_at=dies_at).search()
+    again = Extractor(path)
+    _, outcome = again.search()
+    assert outcome.answer.arm == expected.answer.arm
+    assert [(o.arm, o.task, o.score) for o in outcome.observations] == [
+        (o.arm, o.task, o.score) for o in expected.observations
+    ]
+    first, second = whole.waves(), again.waves()
+    for wave in (*first.values(), *second.values()):
+        # What a killed wave had brought is there when it is asked for again.
+        wave.pop("there")
+    assert second == first
+
+
+def test_completed_after_a_search_the_store_has_the_bytes_of_one_extracted_at_once(sweep) -> None:
+    run, whole = Extractor(sweep("searched")), Extractor(sweep("whole"))
+    run.search()
+    for one in (run, whole):
+        for entry in one.plan.entries:
+            extract(one.store, one.config, entry, stop=StopRequest(1))
+    assert stored(Path(run.config.store_url)) == stored(Path(whole.config.store_url))
+
+
+def test_a_checkpoint_that_is_gone_in_mid_search_is_searched_without(
+    tmp_path, sweep, tasks, caplog
+) -> None:
+    suite = make_suite(tmp_path / "own", REVISIONS)
+    path = sweep(models=[str(suite)])
+    run = Extractor(path)
+    gone = f"{run.plan.entry(0).key.split('/')[0]}/main"
+    (suite / "main" / "model.safetensors").unlink()
+    _, outcome = run.search()
+    assert gone in [key for key, _ in run.asked]
+    assert not any(arm.startswith(f"{gone}#") for arm in outcome.problem.arms)
+    assert len(outcome.problem.arms) == 2 * (len(REVISIONS) - 1)
+    assert f"the search goes on without {gone}" in caplog.text
+    # Again: it follows the waves that it wrote, and asks for nothing more.
+    later = Extractor(path)
+    assert later.search()[1].answer.arm == outcome.answer.arm
+    assert later.asked == []
+
+
+def test_a_wave_that_brings_nothing_is_for_another_time(sweep) -> None:
+    path = sweep()
+    run = Extractor(path)
+    run.__class__ = type("Idle", (Extractor,), {"__call__": lambda self, wave, left: None})
+    with pytest.raises(TryAgain, match="wave 1 brought nothing"):
+        run.search()
+    assert Extractor(path).search()[1].pulls > 0
+
+
+def test_searches_of_one_store_follow_their_own_waves(sweep) -> None:
+    first = Extractor(sweep())
+    first.search()
+    count = len(first.waves())
+    other = Extractor(sweep(prepared=False, bandit={"budget": {"pulls": 40}, "seed": 1}))
+    name, _ = other.search()
+    mine = [w for w in other.waves().values() if w["search"] == name]
+    assert [w["number"] for w in mine] == list(range(1, len(mine) + 1))
+    assert len(other.waves()) == count + len(mine)
+
+
+def test_a_wave_that_is_not_as_specified_is_refused(sweep) -> None:
+    path = sweep()
+    run = Extractor(path)
+    run.search()
+    first = "waves/0001.json"
+    good = run.waves()[first]
+    for change, says in (
+        ({"version": 2}, "version 2, and only 1 is known"),
+        ({"visits": []}, "without visits"),
+        ({"number": "x"}, "not a wave's document"),
+        ({"number": 7}, "numbered .*7.* one is missing"),
+    ):
+        run.store.write_json(first, good | change)
+        with pytest.raises(StoreCorrupt, match=says):
+            Extractor(path).search()
+
+
+def test_a_budget_of_bytes_is_a_hard_limit(sweep) -> None:
+    path = sweep()
+    whole = Extractor(path)
+    pairs = Pairs(whole.store, whole.plan, whole.config)
+    limit = sum(pairs.whole(entry).store_bytes for entry in whole.plan.entries) // 3
+    run = Extractor(sweep(prepared=False, bandit={"budget": {"bytes": limit}}))
+    _, outcome = run.search()
+    taken = sum(
+        pairs.whole(entry, ready_tasks(run.store).get(entry.key, ())).store_bytes
+        for entry in run.plan.entries
+    )
+    assert 0 < taken <= limit
+    assert outcome.stopped == "budget"
+
+
+def test_run_extracts_in_processes_and_writes_the_report(sweep, tmp_path, capsys) -> None:
+    path = sweep(prepared=False, revisions=["step0", "main"])
+    assert main(["run", "--config", path, "--parallel", "2"]) == 0
+    printed = capsys.readouterr()
+    assert "best arm:" in printed.out
+    assert "extracted:" in printed.out
+    assert "wave 1:" in printed.err
+    assert (tmp_path / "sweep" / "report" / "report.html").exists()
+
+
+def test_run_exhaustive_extracts_everything(sweep, capsys) -> None:
+    path = sweep(prepared=False, revisions=["step0", "main"])
+    assert main(["run", "--config", path, "--exhaustive", "--parallel", "2"]) == 0
+    assert "extracted: 8 of 8 (checkpoint, task) pairs (100 %)" in capsys.readouterr().out
+    assert open_store(load(path).store_url).list_json("waves") == []
+
+
+@pytest.mark.torture
+def test_run_killed_at_any_moment_goes_on(sweep, tmp_path) -> None:
+    path, whole = sweep("killed", prepared=False), Extractor(sweep("whole"))
+    _, expected = whole.search()
+    commands = Commands(tmp_path)
+    chance = random.Random(0)
+    try:
+        for _ in range(6):
+            status = commands.run(Path(path), "run", kill_after=chance.uniform(1, 25))
+            assert status in (0, -signal.SIGKILL), commands.output
+        commands.succeed(Path(path), "run")
+        run = Extractor(path)
+        (found,) = [p for p in run.store.list_json("bandit") if p.endswith("answer.json")]
+        assert json.loads(json.dumps(run.store.read_json(found)))["best"]["arm"] == (
+            expected.answer.arm
+        )
+        commands.succeed(Path(path), "extract", "--all")
+        commands.succeed(Path(path), "verify")
+    finally:
+        commands.close()
+    search(run.store, run.config)

@@ -16,6 +16,29 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
+#: Files and folders of whole jobs, of stock mteb beside ours, and of many searches: more than half
+#: of all the processor time, so `make test-fast` leaves them out.
+SLOW = (
+    "bandit/policies/test_gp.py",
+    "bandit/policies/test_policies.py",
+    "bandit/test_subsets.py",
+    "cli/test_imports.py",
+    "demo/",
+    "export/",
+    "pipeline/",
+    "score/test_scorer.py",
+    "store/test_integrity.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow by the place that it has in ``SLOW``."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(SLOW):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """A real server on loopback that speaks S3; its endpoint."""

@@ -10,6 +10,7 @@ What is in the folder::
     suite/        the models, a folder for each revision    (batchsweep.demo.suite)
     tasks/        six tasks as JSONL                        (batchsweep.demo.tasks)
     store.zarr/   what the commands fill
+    logs/         what each index said
     report/       the HTML page, CSV and Parquet
 """
 
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -39,12 +40,12 @@ logger = logging.getLogger(__name__)
 __all__ = ["config_text", "make", "run"]
 
 #: What the demo makes in its folder, and may therefore replace.
-OWN = ("demo.yaml", "suite", "tasks", "store.zarr", "report")
+OWN = ("demo.yaml", "suite", "tasks", "store.zarr", "logs", "report")
 #: How names begin of what is not whole yet.
 PARTIAL = ".partial-"
 #: Revisions that the demo sweeps, of the seventeen that the suite has.
-REVISIONS = ("step0", "step32", "step96", "step192", "step288", "step384", "step576", "main")
-#: Extract processes at a time.
+REVISIONS = ("step0", "step32", "step80", "step160", "step240", "step320", "step480", "main")
+#: Indexes at a time.
 AT_A_TIME = 2
 #: How often a command that said "try again" is run again, and after how many seconds.
 TRIES, PAUSE = 30, 1.0
@@ -63,8 +64,8 @@ def run(out: Path) -> str:
         _make_all(out)
         logger.info("$ cd %s", shlex.quote(str(out)))
         _command(out, "plan")
-        _command(out, "prepare")
-        _extract_all(out)
+        # Prepares, then a process for each index, as on a cluster.
+        _command(out, "launch", "local", "--parallel", str(AT_A_TIME))
         _command(out, "status")
         _command(out, "bandit")
         _command(out, "report")
@@ -209,76 +210,46 @@ def _make_tasks(folder: Path) -> None:
 # The commands
 
 
-def _extract_all(out: Path) -> None:
-    """One process for each index, as on a cluster, ``AT_A_TIME`` at a time."""
-    from batchsweep.plan.plan import load_plan
-    from batchsweep.store import open_store
+def _command(out: Path, *arguments: str) -> None:
+    """Run a command of a user's in ``out``, again for as long as it says "try again".
 
-    waiting = [entry.index for entry in load_plan(open_store(out / "store.zarr")).entries]
-    running: list[_Running] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < AT_A_TIME:
-                running.append(_Running(out, "extract", "--index", str(waiting.pop(0))))
-            running = [process for process in running if not process.done()]
-            time.sleep(0.05)
-    finally:
-        for process in running:
-            process.stop()
-
-
-def _command(out: Path, name: str) -> None:
-    process = _Running(out, name)
-    try:
-        while not process.done():
-            time.sleep(0.05)
-    finally:
-        process.stop()
-
-
-class _Running:
-    """A command of a user's, running; started again for as long as it says "try again"."""
-
-    def __init__(self, out: Path, name: str, *options: str) -> None:
-        self._out = out
-        self._arguments = [name, "--config", "demo.yaml", *options]
-        self._tries = 0
-        logger.info("$ batchsweep %s", shlex.join(self._arguments))
-        self._start()
-
-    def _start(self) -> None:
-        self._tries += 1
-        # This very package, installed or not, although the folder is another.
-        here = str(Path(__file__).parents[2])
-        python_path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-        # One thread each: two processes of two threads on two cores are slower than of one.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "batchsweep", *self._arguments],
-            cwd=self._out,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path},
-        )
-
-    def done(self) -> bool:
-        """Whether it has ended well.
-
-        Raises:
-            BatchsweepError: it has failed, with its exit code.
-        """
-        code = self._process.poll()
-        if code == TryAgain.exit_code and self._tries < TRIES:
+    Raises:
+        BatchsweepError: it has failed, with its exit code.
+    """
+    options = [*arguments, "--config", "demo.yaml"]
+    shown = f"batchsweep {shlex.join(options)}"
+    logger.info("$ %s", shown)
+    code = TryAgain.exit_code
+    for attempt in range(TRIES):
+        if attempt:
             time.sleep(PAUSE)
-            self._start()
-            return False
-        if code:
-            error = BatchsweepError(
-                f"'batchsweep {shlex.join(self._arguments)}' ended with exit code {code}; "
-                "what it said is above. Run the demo again to go on from there"
-            )
-            error.exit_code = code if code > 0 else 128 - code
-            raise error
-        return code == 0
+        code = _exit_code(out, options)
+        if code != TryAgain.exit_code:
+            break
+    if code:
+        error = BatchsweepError(
+            f"'{shown}' ended with exit code {code}; what it said is above. Run the demo again to "
+            "go on from there"
+        )
+        error.exit_code = code if code > 0 else 128 - code
+        raise error
 
-    def stop(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait()
+
+def _exit_code(out: Path, arguments: Sequence[str]) -> int:
+    # This very package, installed or not, although the folder is another.
+    here = str(Path(__file__).parents[2])
+    python_path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batchsweep", *arguments],
+        cwd=out,
+        # One thread each: two processes of two threads on two cores are slower than of one.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": python_path},
+        # Ctrl-C is for the demo, which stops its command once: a second signal means "at once".
+        start_new_session=True,
+    )
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()

@@ -52,7 +52,7 @@ SIZES = {"demo-neox-xs": Size(4, 128, 4, 4e-3), "demo-neox-s": Size(6, 144, 4, 2
 class Training:
     """What, together with the language, decides the weights. The defaults are the demo's."""
 
-    steps: int = 768
+    steps: int = 640
     batch: int = 8
     length: int = 64
     warm_up: int = 32

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from store_data import KEY, block, spec, states, tree, write_corpus, write_group
 
+from batchsweep.cli.main import main
 from batchsweep.errors import StoreCorrupt, StoreMismatch
 from batchsweep.store import Store, convert, create_store, verify
 
@@ -35,6 +37,16 @@ def test_there_and_back_is_the_same_store(tmp_path: Path) -> None:
     convert(between, back)
     assert verify(back) == [] and tree(tmp_path / "d.zarr") == tree(tmp_path / "a.zarr")
     assert [(s.key, s.sealed) for s in back.status()] == [(KEY, 3), ("m/int8", 3), ("m/open", 1)]
+
+
+def test_the_command_says_which_file_h5py_opens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(tmp_path / "a.zarr")
+    assert main(["convert", str(tmp_path / "a.zarr"), str(tmp_path / "b")]) == 0
+    assert f"open {tmp_path}/b/sweep.h5 with h5py" in capsys.readouterr().out
+    with h5py.File(tmp_path / "b/sweep.h5") as file:
+        assert file[f"checkpoints/{KEY}/mean"].shape == (3, 250, 16)
 
 
 def test_to_an_object_store(tmp_path: Path, s3_url: str) -> None:

@@ -1,13 +1,11 @@
-"""Hyperparameters of the Gaussian process from observed cells, a step at a time.
-
-A whole fit takes tens of milliseconds: split over the decisions that follow it, none has to wait.
-"""
+"""Hyperparameters of the Gaussian process from observed cells."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.linalg import cho_solve
 from scipy.linalg.lapack import dpotrf, dpotri
+from scipy.optimize import minimize
 
 from batchsweep.bandit.policies.base import Floats, Ints
 from batchsweep.bandit.policies.gp.kernel import (
@@ -22,13 +20,10 @@ from batchsweep.bandit.policies.gp.kernel import (
 #: Steps of a fit; it ends before when a step gains next to nothing.
 STEPS = 20
 GAIN = 0.02
-#: A step is halved so many times at most, until it gains this part of what the slope promises.
-HALVINGS = 6
-ARMIJO = 1e-4
 
 
 class Fit:
-    """Maximum a posteriori hyperparameters by BFGS.
+    """Maximum a posteriori hyperparameters.
 
     Args:
         kernel: of the arms.
@@ -36,15 +31,7 @@ class Fit:
         arm, task: [cell] what was observed.
         unit: [cell] rewards in units of their task's spread, centred.
         extra: [cell] variance of the noise in the same units, squared.
-
-    Attributes:
-        centre, spread, observed: what it was started with: [task] units, and the number of
-        observed cells.
     """
-
-    centre: Floats
-    spread: Floats
-    observed: int
 
     def __init__(
         self, kernel: Kernel, hyper: Hyper, arm: Ints, task: Ints, unit: Floats, extra: Floats
@@ -63,47 +50,26 @@ class Fit:
             [[LOG_SD[n] for n in NAMES], np.full(2 * self._tasks, TASK_LOG_SD)]
         )
         self._x = (hyper.flat() - self._prior) / self._width
-        self._inverse_hessian = np.eye(len(self._x))
-        self._at: tuple[float, Floats] | None = None
-        self._left = STEPS
 
     @property
     def hyper(self) -> Hyper:
         return Hyper.unflat(self._prior + self._width * self._x, self._tasks)
 
-    def step(self) -> bool:
-        """One step; whether there are more to come."""
-        if self._at is None:
-            self._at = self.objective(self._x)
-        value, grad = self._at
-        direction = -self._inverse_hessian @ grad
-        slope = float(direction @ grad)
-        # At most a prior standard deviation in any parameter.
-        length = 1 / max(1.0, float(np.abs(direction).max()))
-        for _ in range(HALVINGS):
-            moved = length * direction
-            new_value, new_grad = self.objective(self._x + moved)
-            if new_value <= value + ARMIJO * length * slope:
-                break
-            length /= 2
-        else:
-            return False
-        self._x, self._at = self._x + moved, (new_value, new_grad)
-        self._learn_curvature(moved, new_grad - grad)
-        self._left -= 1
-        return self._left > 0 and value - new_value > GAIN
+    def run(self) -> None:
+        """Go to the likeliest hyperparameters, within the bounds of STEPS and GAIN.
 
-    def _learn_curvature(self, moved: Floats, change: Floats) -> None:
-        """The BFGS update (Nocedal & Wright, "Numerical Optimization", 2006, eq. 6.17)."""
-        along = float(moved @ change)
-        if along <= 0:
-            return
-        if self._left == STEPS:
-            self._inverse_hessian *= along / float(change @ change)
-        mapped = self._inverse_hessian @ change
-        self._inverse_hessian += (1 + change @ mapped / along) / along * np.outer(moved, moved)
-        cross = np.outer(mapped, moved) / along
-        self._inverse_hessian -= cross + cross.T
+        By L-BFGS-B (Byrd, Lu, Nocedal & Zhu, SIAM J. Scientific Computing 16, 1995).
+        """
+        start, _ = self.objective(self._x)
+        tolerance = GAIN / max(abs(start), 1.0)
+        found = minimize(
+            self.objective,
+            self._x,
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": STEPS, "ftol": tolerance},
+        )
+        self._x = found.x
 
     def objective(self, x: Floats) -> tuple[float, Floats]:
         """Negative log posterior and its gradient, in prior standard deviations from the prior.

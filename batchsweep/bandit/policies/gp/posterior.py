@@ -44,6 +44,8 @@ class Posterior:
         self.hyper = Hyper.prior(tasks)
         self.centre: Floats = np.zeros(tasks)
         self.spread: Floats = np.ones(tasks)
+        #: [task] standard deviation of a task's own level around its centre, in its spread.
+        self.offset: Floats = np.full(tasks, OFFSET_SD)
         self.n = 0
         self._arms, self._tasks = arms, tasks
         self._grow(256)
@@ -134,7 +136,7 @@ class Posterior:
         self._cell = self.kernel.var["own_cell"]
         shared, own = self.kernel.diagonal()
         self.shared_diagonal, self.own_diagonal = shared, own
-        offsets = OFFSET_SD**2 * float(self.weight @ self.weight)
+        offsets = float((self.weight * self.offset) @ (self.weight * self.offset))
         prior_mean = float(self.weight @ (self.centre / self.spread))
         self._prior_mean: Floats = prior_mean + self.total * self.kernel.mean
         self._prior_var: Floats = (
@@ -153,7 +155,7 @@ class Posterior:
         own_nn = own_nn + self._cell * (arm[:, None] == arm[None, :])
         gram = (self.load[task][:, None] * self.load[task][None, :]) * shared_nn
         same = task[:, None] == task[None, :]
-        gram += same * ((self.own**2)[task][:, None] * own_nn + OFFSET_SD**2)
+        gram += same * ((self.own**2)[task][:, None] * own_nn + (self.offset**2)[task][:, None])
         gram[np.diag_indices(n)] += JITTER + (self._noise[:n] / self.spread[task]) ** 2
         factor = cholesky(gram, lower=True, check_finite=False)
         self._chol[:n, :n] = factor
@@ -193,7 +195,7 @@ class Posterior:
         cross *= (self.total * self.load[task])[:, None]
         own = self._own_weight[task]
         cross += own[:, None] * self._own_rows[:, piece][rows]
-        cross += (OFFSET_SD**2 * self.weight[task])[:, None]
+        cross += (self.offset**2 * self.weight)[task][:, None]
         first, last, _ = piece.indices(self._arms)
         mine = (arm >= first) & (arm < last)
         cross[mine, arm[mine] - first] += own[mine] * self._cell
@@ -213,9 +215,9 @@ class Posterior:
         arm, task = self._arm[:i], self._task[:i]
         k = self.load[t] * self.load[task] * self._shared_rows[row][arm]
         same = task == t
-        k[same] += self.own[t] ** 2 * self._own_rows[row][arm[same]] + OFFSET_SD**2
+        k[same] += self.own[t] ** 2 * self._own_rows[row][arm[same]] + self.offset[t] ** 2
         k[same & (arm == a)] += self.own[t] ** 2 * self._cell
-        diagonal = self.load[t] ** 2 * self.shared_diagonal[a] + OFFSET_SD**2 + JITTER
+        diagonal = self.load[t] ** 2 * self.shared_diagonal[a] + self.offset[t] ** 2 + JITTER
         diagonal += self.own[t] ** 2 * (self.own_diagonal + self._cell)
         diagonal += (self._noise[i] / self.spread[t]) ** 2
         solved = solve_triangular(self._chol[:i, :i], k, lower=True, check_finite=False)
@@ -277,7 +279,7 @@ class Posterior:
             own_d += c * (self._own_rows[row][arms] + self._cell * (arms == arm))
         out += self.total * shared_d[:, None] * self.load[None, :]
         out += own_d[:, None] * self._own_weight[None, :]
-        out += OFFSET_SD**2 * sum(contrast.values()) * self.weight[None, :]
+        out += sum(contrast.values()) * (self.offset**2 * self.weight)[None, :]
         if n:
             white = sum(c * self._white[:n, a] for a, c in contrast.items())
             back = solve_triangular(
@@ -303,11 +305,11 @@ class Posterior:
             if row is not None:
                 own[k] += self._cell * per_cell[row]
         out = shared[:, None] * self.load[None, :] + own * self.own[None, :] ** 2
-        return np.asarray(out + OFFSET_SD**2 * per_cell.sum(axis=0)[None, :])
+        return np.asarray(out + (self.offset**2 * per_cell.sum(axis=0))[None, :])
 
     def cell_variance(self, arm: Ints, task: Ints) -> Floats:
         """[cell] posterior variance of cells, noise-free, in squared units of the task's spread."""
-        prior = self.load[task] ** 2 * self.shared_diagonal[arm] + OFFSET_SD**2
+        prior = self.load[task] ** 2 * self.shared_diagonal[arm] + self.offset[task] ** 2
         prior = prior + self.own[task] ** 2 * (self.own_diagonal + self._cell)
         n = self.n
         if not n:
@@ -317,7 +319,7 @@ class Posterior:
         k = self.load[task][:, None] * self.load[on][None, :] * self._shared_rows[rows][:, seen]
         same = task[:, None] == on[None, :]
         own = self._own_rows[rows][:, seen] + self._cell * (arm[:, None] == seen[None, :])
-        k += same * ((self.own[task] ** 2)[:, None] * own + OFFSET_SD**2)
+        k += same * ((self.own[task] ** 2)[:, None] * own + (self.offset[task] ** 2)[:, None])
         white = solve_triangular(self._chol[:n, :n], k.T, lower=True, check_finite=False)
         return np.asarray(np.maximum(prior - (white**2).sum(axis=0), JITTER))
 
@@ -334,7 +336,7 @@ class Posterior:
 
     # -- hyperparameters -----------------------------------------------------------------------
 
-    def start_fit(self, centre: Floats, spread: Floats) -> Fit:
+    def prepare_fit(self, centre: Floats, spread: Floats) -> Fit:
         """A fit to the observed cells, with these [task] centres and spreads."""
         arm, task, reward, noise = self.cells()
         if len(arm) > FIT_CELLS:
@@ -342,11 +344,15 @@ class Posterior:
             arm, task, reward, noise = arm[keep], task[keep], reward[keep], noise[keep]
         unit = (reward - centre[task]) / spread[task]
         extra = JITTER + (noise / spread[task]) ** 2
-        fit = Fit(self.kernel, self.hyper, arm, task, unit, extra)
-        fit.centre, fit.spread, fit.observed = centre, spread, self.observed
-        return fit
+        return Fit(self.kernel, self.hyper, arm, task, unit, extra)
 
-    def take(self, fit: Fit) -> None:
-        """Go on with the fit's hyperparameters, centres and spreads."""
-        self.hyper, self.centre, self.spread = fit.hyper, fit.centre, fit.spread
+    def fit(self, centre: Floats, spread: Floats) -> None:
+        """Fit the hyperparameters to the observed cells, and go on with them and these units."""
+        fit = self.prepare_fit(centre, spread)
+        fit.run()
+        self.hyper, self.centre, self.spread = fit.hyper, centre, spread
+        # Nothing is known of the level of a task without cells but how far levels differ.
+        known = np.isin(np.arange(self._tasks), self._task[: self.n][self._observed[: self.n]])
+        differ = float(centre[known].std()) if known.any() else 0.0
+        self.offset = np.where(known, OFFSET_SD, np.maximum(OFFSET_SD, differ / spread))
         self.rebuild()

@@ -1,8 +1,8 @@
 """The default policy against the best of the others, on every problem of problems.py.
 
 Runs are kept one by one in ``runs.jsonl`` in the folder of ``--out``, so that a call that was cut
-short goes on; the summary is ``targets.json``, with machine, commit and date. Another commit asks
-for another folder.
+short goes on; the summary is ``targets.json``, with machine, commit and date, and the table of the
+docs ``POLICY.md``. Another commit asks for another folder.
 """
 
 from __future__ import annotations
@@ -209,12 +209,31 @@ def run(args: argparse.Namespace) -> None:
             "calibration": json.loads(stated.to_json(orient="records")),
             "stops": early,
         }
+        (args.out / f"{policy}.md").write_text(markdown(rows, found), encoding="utf-8")
         print(f"\n## {policy}")
         say_against(found)
         say_calibration(stated)
         for line in early:
             print("stopped early:", line)
     (args.out / "targets.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+
+def markdown(rows: pd.DataFrame, found: pd.DataFrame) -> str:
+    """A line per case: regret of the policy and of the best other; bold where that is better."""
+    parts = sorted(found["part"].unique())
+    lines = ["| Problem | Seeds | " + " | ".join(f"{100 * p:g} %" for p in parts) + " |"]
+    lines += ["| --- " * (2 + len(parts)) + "|"]
+    for name, group in found.groupby("case", sort=False):
+        seeds = rows[rows["case"] == name]["seed"].nunique()
+        cells = []
+        for _, row in group.sort_values("part").iterrows():
+            better = row["excess"] > 0.1
+            mark = "**" if better else ""
+            cells.append(
+                f"{mark}{row['regret']:.2f}{mark} / {row['best_other']:.2f} {row['which']}"
+            )
+        lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def say_against(found: pd.DataFrame) -> None:

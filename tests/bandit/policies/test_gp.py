@@ -352,3 +352,29 @@ def test_the_model_is_never_certain_of_arms_that_were_not_scored():
     assert policy.best().p_best <= 1 - MISFIT * part * 95 / 96 + 1e-9
     play(policy, scores, 660)
     assert policy.best().p_best == 1
+
+
+def test_where_every_arm_is_a_model_of_its_own_the_opening_goes_over_the_arms():
+    """Some pulls less than there are arms: the best of those that were seen is among the first."""
+    from batchsweep.bandit.policies import Problem
+
+    arms, tasks = 60, 12
+    problem = Problem(
+        arms=tuple(f"m{k}/main#1" for k in range(arms)),
+        tasks=tuple(f"task{t}" for t in range(tasks)),
+        model=tuple(f"m{k}" for k in range(arms)),
+        step=np.full(arms, np.nan),
+        depth=np.ones(arms),
+    )
+    regrets = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        scores = rng.uniform(0.2, 0.6, tasks) + 0.1 * rng.normal(size=(arms, 1))
+        scores = scores + 0.01 * rng.normal(size=(arms, tasks))
+        policy = make_policy("toptwo_gp", problem, seed=seed, budget=90)
+        made = play(policy, scores, 90)
+        opening = [(a, t) for a, t, reason in made if reason.startswith("opening")]
+        assert len({a for a, _ in opening}) == len(opening) == 27
+        truth = scores.mean(axis=1)
+        regrets.append(truth.max() - truth[policy.leader()])
+    assert np.mean(regrets) < 0.01

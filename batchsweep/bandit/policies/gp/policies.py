@@ -82,20 +82,25 @@ class _GPPolicy(Policy):
         """The first cells, last first: every task on a few layers of the baseline checkpoint.
 
         Tasks take turns at the layers, so that the profile over depth and the scale of every
-        task come from few pulls; the default arm comes first.
+        task come from few pulls; the default arm comes first. Where every arm is a model of its
+        own, nothing tells of an arm but its own cells: one task on all of them, then another.
         """
         arms, tasks = self.problem.shape
         layers = [int(a) for a in self.problem.reference_arms(OPENING_LAYERS)]
         layers = [self._default, *(a for a in layers if a != self._default)]
-        order = self.rng.permutation(tasks)
+        order = self.rng.permutation(tasks).tolist()
         cells: list[tuple[int, int]] = []
         # By the second round costs are known, which the opening doesn't look at.
-        for r in range(OPENING_ROUNDS if self.budget is not None else 1):
-            for k, task in enumerate(order):
-                step = k % len(layers) if r else 0
-                cell = (layers[(step + r) % len(layers)], int(task))
-                if cell not in cells:
-                    cells.append(cell)
+        rounds = OPENING_ROUNDS if self.budget is not None else 1
+        if len(self.problem.models) == arms:
+            cells = [(arm, task) for task in order[:rounds] for arm in layers]
+        else:
+            for r in range(rounds):
+                for k, task in enumerate(order):
+                    step = k % len(layers) if r else 0
+                    cell = (layers[(step + r) % len(layers)], task)
+                    if cell not in cells:
+                        cells.append(cell)
         budget = arms * tasks if self.budget is None else self.budget
         return cells[: max(1, int(OPENING_SHARE * budget))][::-1]
 

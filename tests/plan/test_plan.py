@@ -274,7 +274,7 @@ def test_a_plan_that_was_not_audited_is_not_frozen(tmp_path):
         ({"embedding": {"layers": [1]}}, 'embedding.layers was all and is now [1]'),
         ({"embedding": {"max_length": 64}}, "embedding.max_length was 512 and is now 64"),
         ({"store": {"dtype": "float32"}}, "store.dtype was float16 and is now float32"),
-        ({"store": {"block_texts": 8}}, "store.block_texts was 4096 and is now 8"),
+        ({"store": {"block_texts": 8}}, "store.block_texts was 256 and is now 8"),
         ({"tasks": ["STS12", "STS13"]}, "tasks is now with STS13"),
         ({"corpus": {"max_texts_per_task": 9}}, "corpus.max_texts_per_task was null and is now 9"),
     ],

@@ -10,16 +10,15 @@ import hashlib
 import posixpath
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from batchsweep.errors import UsageError
+from batchsweep.jobs.cluster import CPU, MEMORY, OPTIONS_ANNOTATION, Cluster
 from batchsweep.jobs.exit_rules import RETRIES, max_failed_indexes, pod_failure_policy
 from batchsweep.jobs.index import format_indexes
+from batchsweep.jobs.patch import patched
 
 Object = dict[str, Any]
-
-IMAGE = "batchsweep:latest"
 
 #: Seconds that ``extract`` gets to seal its open block (``--grace``); Kubernetes waits a little
 #: longer before it kills, so that the process always leaves by itself.
@@ -34,42 +33,6 @@ UID = 10001
 
 #: Which indexes of the plan a Job works on, for growing a sweep later.
 INDEXES_ANNOTATION = "batchsweep/indexes"
-
-#: cpu and memory asked for. Memory is also the limit: out of memory is a retry, not a sick node.
-RESOURCES = {
-    "prepare": ("2", "16Gi"),
-    "extract": ("4", "16Gi"),
-    "bandit": ("4", "16Gi"),
-    "wait": ("100m", "1Gi"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """What differs from cluster to cluster."""
-
-    image: str = IMAGE
-    namespace: str | None = None
-    """None: the one that kubectl is set to."""
-    parallelism: int = 8
-    """Indexes at once: as many as there are GPUs to be had."""
-    gpu: str | None = None
-    """Resource name of one GPU, such as ``nvidia.com/gpu``; None extracts on CPUs."""
-    gpu_type: str | None = None
-    """Only nodes with this value of the label ``<gpu>.product``."""
-    storage_class: str | None = None
-    """One that gives ReadWriteMany volumes; None: the cluster's default."""
-    storage: str = "1Ti"
-    """Size of the volume for the store."""
-    cache: str = "200Gi"
-    """Size of the volume for downloaded weights and data sets."""
-    bandit_after: int | None = None
-    """The bandit starts when this many indexes are sealed; None: when none is left to wait for."""
-    workdir: str = "/"
-    """What the config's relative paths start at: ``/`` or ``/runs``. Not a folder below: the
-    container runtime would make it, and it would be root's."""
-    queue: str | None = None
-    """Kueue's LocalQueue that admits the extract Job."""
 
 
 def sweep_name(name: str) -> str:
@@ -133,7 +96,7 @@ def render(
             "it must be below runs/, or a URL such as s3://bucket/store.zarr"
         )
     objects = [
-        _config_map(sweep, config_file, config_text),
+        _config_map(sweep, config_file, config_text, cluster),
         _claim(sweep, "runs", cluster.storage, cluster.storage_class),
         _claim(sweep, "cache", cluster.cache, cluster.storage_class),
         prepare_job(sweep, config_file, cluster),
@@ -142,10 +105,22 @@ def render(
     ]
     if "://" in store_url:
         _without_runs_claim(objects, f"{sweep}-runs")
-    if cluster.namespace is not None:
-        for item in objects:
-            item["metadata"]["namespace"] = cluster.namespace
+    for item in objects:
+        _set_metadata(item, cluster)
+    for patch in cluster.patches:
+        objects = patched(objects, patch)
     return objects
+
+
+def _set_metadata(item: Object, cluster: Cluster) -> None:
+    """Labels and annotations of the user's, which never replace the sweep's own."""
+    if cluster.namespace is not None:
+        item["metadata"]["namespace"] = cluster.namespace
+    pods = [item["spec"]["template"]["metadata"]] if item["kind"] == "Job" else []
+    for metadata in (item["metadata"], *pods):
+        metadata["labels"] = {**cluster.labels, **metadata["labels"]}
+        if cluster.annotations:
+            metadata["annotations"] = {**cluster.annotations, **metadata.get("annotations", {})}
 
 
 def _without_runs_claim(objects: list[Object], name: str) -> None:
@@ -171,7 +146,7 @@ def prepare_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
             "podFailurePolicy": pod_failure_policy(indexed=False),
             "podReplacementPolicy": "Failed",
         },
-        _pod(sweep, "prepare", [container]),
+        _pod(sweep, "prepare", [container], cluster),
     )
 
 
@@ -187,15 +162,17 @@ def extract_job(
     if not whole:
         arguments += ["--indexes", format_indexes(indexes)]
     container = _container("extract", arguments, cluster)
-    pod = _pod(sweep, "extract", [container])
+    pod = _pod(sweep, "extract", [container], cluster)
     pod["spec"]["terminationGracePeriodSeconds"] = GRACE + GRACE_MARGIN
     if cluster.gpu is not None:
         container["resources"]["limits"][cluster.gpu] = 1
         pod["spec"]["tolerations"] = [
-            {"key": cluster.gpu, "operator": "Exists", "effect": "NoSchedule"}
+            {"key": cluster.gpu, "operator": "Exists", "effect": "NoSchedule"},
+            *pod["spec"].get("tolerations", []),
         ]
         if cluster.gpu_type is not None:
-            pod["spec"]["nodeSelector"] = {f"{cluster.gpu}.product": cluster.gpu_type}
+            chosen = pod["spec"].get("nodeSelector", {})
+            pod["spec"]["nodeSelector"] = {f"{cluster.gpu}.product": cluster.gpu_type, **chosen}
     name = extract_name(sweep, indexes, whole=whole)
     job = _job(
         name,
@@ -216,6 +193,9 @@ def extract_job(
     job["metadata"]["annotations"] = {INDEXES_ANNOTATION: format_indexes(indexes)}
     if cluster.queue is not None:
         job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = cluster.queue
+        if job["spec"]["parallelism"] > 1:
+            # Indexes wait for one another in nothing: it may start with fewer GPUs than asked for.
+            job["metadata"]["annotations"]["kueue.x-k8s.io/job-min-parallelism"] = "1"
     return job
 
 
@@ -228,7 +208,7 @@ def bandit_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
     after = "all" if cluster.bandit_after is None else str(cluster.bandit_after)
     wait = _container("wait", ["status", *_config(config_file), "--wait", after], cluster)
     container = _container("bandit", ["bandit", *_config(config_file)], cluster)
-    pod = _pod(sweep, "bandit", [container])
+    pod = _pod(sweep, "bandit", [container], cluster)
     pod["spec"]["initContainers"] = [wait]
     return _job(
         f"{sweep}-bandit",
@@ -255,11 +235,15 @@ def _config(config_file: str) -> list[str]:
     return ["--config", f"/configs/{config_file}", "--log-format", "json"]
 
 
-def _config_map(sweep: str, config_file: str, config_text: str) -> Object:
+def _config_map(sweep: str, config_file: str, config_text: str, cluster: Cluster) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": f"{sweep}-config", "labels": _labels(sweep, "config")},
+        "metadata": {
+            "name": f"{sweep}-config",
+            "labels": _labels(sweep, "config"),
+            "annotations": {OPTIONS_ANNOTATION: cluster.remembered()},
+        },
         "data": {config_file: config_text},
     }
 
@@ -289,9 +273,9 @@ def _job(name: str, sweep: str, component: str, spec: Object, pod: Object) -> Ob
     }
 
 
-def _pod(sweep: str, component: str, containers: list[Object]) -> Object:
+def _pod(sweep: str, component: str, containers: list[Object], cluster: Cluster) -> Object:
     """A pod of the restricted Pod Security standard, with the sweep's volumes."""
-    return {
+    pod: Object = {
         "metadata": {"labels": _labels(sweep, component)},
         "spec": {
             "restartPolicy": "Never",
@@ -314,14 +298,28 @@ def _pod(sweep: str, component: str, containers: list[Object]) -> Object:
             ],
         },
     }
+    asked = {
+        "imagePullSecrets": [{"name": name} for name in cluster.image_pull_secrets],
+        "priorityClassName": cluster.priority_class,
+        "serviceAccountName": cluster.service_account,
+        "tolerations": [dict(t) for t in cluster.tolerations],
+        "nodeSelector": dict(cluster.node_selector),
+    }
+    pod["spec"] |= {key: value for key, value in asked.items() if value}
+    return pod
 
 
 def _container(name: str, arguments: list[str], cluster: Cluster) -> Object:
-    cpu, memory = RESOURCES[name]
+    if name == "wait":
+        cpu, memory = "100m", "1Gi"
+    else:
+        cpu, memory = {**CPU, **cluster.cpu}[name], {**MEMORY, **cluster.memory}[name]
     workdir = {"workingDir": cluster.workdir} if cluster.workdir != "/" else {}
     return {
         "name": name,
         "image": cluster.image,
+        # An image that was loaded into the nodes (kind, minikube) is in no registry.
+        "imagePullPolicy": "IfNotPresent",
         "args": arguments,
         **workdir,
         "env": [

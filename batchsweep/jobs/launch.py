@@ -1,33 +1,24 @@
-"""``batchsweep launch``: the indexed job on one machine, in a cluster, or as a script for Slurm."""
+"""``batchsweep launch``: the indexed job on one machine, or as a script for Slurm."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from batchsweep.config import Config, load
-from batchsweep.errors import IndexFailed, StoreError, TryAgain, UsageError
-from batchsweep.jobs.index import format_indexes, parse_indexes
-from batchsweep.jobs.kubectl import (
-    Kubectl,
-    Snapshot,
-    advice,
-    follow,
-    index_table,
-    snapshot,
-    submit,
-    summary,
-)
-from batchsweep.jobs.kubernetes import Cluster, Object, render, sweep_name, to_yaml
+from batchsweep.errors import UsageError
+from batchsweep.jobs.chosen import chosen_indexes, elsewhere_indexes, names, sealed_blocks
+from batchsweep.jobs.kubernetes import sweep_name
 from batchsweep.jobs.local import LocalLauncher, LocalWorker, visible_gpus
 from batchsweep.jobs.runner import Launcher, Worker, run_indexes, run_once
 from batchsweep.jobs.slurm import array_script
 from batchsweep.log import log_format
-from batchsweep.plan.plan import Plan, load_plan, make_plan
+from batchsweep.plan.plan import load_plan
 from batchsweep.progress import duration
 from batchsweep.signals import stop_on_signals
 
@@ -39,86 +30,6 @@ def logs_folder(config: Config) -> Path:
     if "://" in config.store_url:
         return Path("runs") / config.name / "logs"
     return Path(config.store_url).parent / "logs"
-
-
-def plan_in_reach(config: Config) -> Plan | None:
-    """The plan that ``prepare`` froze; None where the store isn't there (or not reached)."""
-    from batchsweep.store import open_store
-
-    try:
-        return load_plan(open_store(config.store_url))
-    except (StoreError, UsageError, OSError) as error:
-        logger.debug("no frozen plan at %s: %s", config.store_url, error)
-        return None
-
-
-def planned(config: Config) -> Plan:
-    """The plan that ``prepare`` will freeze, where it isn't frozen yet or not in reach."""
-    from huggingface_hub import constants
-
-    from batchsweep.checkpoints.audit import audit, nominal
-
-    if constants.HF_HUB_OFFLINE:
-        return make_plan(config, nominal(config))
-    try:
-        return make_plan(config, audit(config))
-    except TryAgain as error:
-        logger.warning("%s; the number of indexes is taken from the config alone", error)
-        return make_plan(config, nominal(config))
-
-
-def chosen_indexes(text: str | None, plan: Plan) -> tuple[int, ...]:
-    """``--indexes``, or the whole plan.
-
-    Raises:
-        UsageError: one of them isn't in the plan.
-    """
-    known = tuple(entry.index for entry in plan.entries)
-    if text is None:
-        return known
-    chosen = parse_indexes(text)
-    unknown = sorted(set(chosen) - set(known))
-    if unknown:
-        raise UsageError(
-            f"--indexes {format_indexes(unknown)}: not in the plan, which has "
-            f"{format_indexes(known)}"
-        )
-    return chosen
-
-
-def _elsewhere_indexes(text: str | None, config: Config) -> tuple[tuple[int, ...], bool]:
-    """Indexes for a job elsewhere, and whether they are the whole plan.
-
-    With ``--indexes`` and no frozen plan in reach they are believed: models and store may be
-    where only the job gets.
-    """
-    plan = plan_in_reach(config)
-    if plan is None and text is not None:
-        return parse_indexes(text), False
-    plan = plan or planned(config)
-    chosen = chosen_indexes(text, plan)
-    return chosen, len(chosen) == len(plan.entries)
-
-
-def _names(plan: Plan) -> dict[int, str]:
-    return {entry.index: entry.checkpoint.key for entry in plan.entries}
-
-
-def _sealed(config: Config, plan: Plan) -> Mapping[int, str]:
-    """How far each index is, as ``3/12`` blocks or a word; empty where no store is reached."""
-    from batchsweep.extract.status import index_statuses
-    from batchsweep.store import open_store
-
-    try:
-        rows = index_statuses(open_store(config.store_url), plan, pairs=False)
-    except (StoreError, OSError) as error:
-        logger.debug("no store at %s: %s", config.store_url, error)
-        return {}
-    return {
-        row.index: f"{row.sealed}/{row.blocks}" if row.blocks else row.state
-        for row in rows
-        if row.index is not None
-    }
 
 
 def local(config_file: Path, *, indexes: str | None, parallel: int | None, grace: float) -> str:
@@ -216,106 +127,19 @@ class _OneMachine:
                 parallel=self.parallel,
                 logs=logs,
                 stop=stop,
-                names=_names(plan),
-                sealed=lambda: _sealed(self.config, plan),
+                names=names(plan),
+                sealed=lambda: sealed_blocks(self.config, plan),
             )
         return (
             f"{len(chosen)} indexes done in {duration(time.monotonic() - start)}; logs in {logs}/\n"
-            f"next: batchsweep bandit --config {self.config_file}"
+            f"next: {shlex.join(['batchsweep', 'bandit', '--config', str(self.config_file)])}"
         )
-
-
-def kubernetes_status(config_file: Path, *, namespace: str | None) -> str:
-    """What the cluster and the store say about the sweep.
-
-    Raises:
-        UsageError: the cluster has no Job of it.
-    """
-    config = load(config_file)
-    sweep = sweep_name(config.name)
-    plan = plan_in_reach(config)
-    now = snapshot(Kubectl(namespace), sweep)
-    if not now.jobs:
-        raise UsageError(f"the cluster has no Jobs of {sweep}; submit it with --apply")
-    store = _sealed(config, plan) if plan is not None else {}
-    parts = (
-        index_table(now.index_states, store, _names(plan) if plan is not None else {}),
-        summary(now),
-        advice(now, str(config_file)),
-    )
-    return "\n\n".join(part for part in parts if part)
-
-
-@dataclass(frozen=True)
-class _Sweep:
-    """A sweep's Kubernetes objects, for any choice of its indexes."""
-
-    config: Config
-    config_file: Path
-    cluster: Cluster
-
-    @property
-    def name(self) -> str:
-        return sweep_name(self.config.name)
-
-    def objects(self, indexes: Sequence[int], whole: bool) -> list[Object]:
-        return render(
-            sweep=self.name,
-            config_file=self.config_file.name,
-            config_text=self.config_file.read_text(encoding="utf-8"),
-            store_url=self.config.store_url,
-            indexes=indexes,
-            whole=whole,
-            cluster=self.cluster,
-        )
-
-
-def kubernetes_yaml(config_file: Path, cluster: Cluster, *, indexes: str | None) -> str:
-    """The sweep's Kubernetes objects, to be read or applied by hand."""
-    config = load(config_file)
-    sweep = _Sweep(config, config_file, cluster)
-    return to_yaml(sweep.objects(*_elsewhere_indexes(indexes, config)))
-
-
-def kubernetes_apply(config_file: Path, cluster: Cluster, *, indexes: str | None) -> str:
-    """Submit the sweep with kubectl and follow it to its end.
-
-    Raises:
-        IndexFailed: an index or a Job failed; the message says what to do about each.
-    """
-    config = load(config_file)
-    sweep = _Sweep(config, config_file, cluster)
-    kubectl = Kubectl(cluster.namespace)
-    chosen, _ = _elsewhere_indexes(indexes, config)
-    submit(
-        kubectl,
-        sweep.name,
-        sweep.objects,
-        chosen,
-        again=indexes is not None,
-        queue=cluster.queue is not None,
-    )
-    shown: list[str] = []
-
-    def show(now: Snapshot) -> None:
-        text = summary(now)
-        if shown[-1:] != [text]:
-            shown.append(text)
-            logger.info("%s", text)
-
-    end = follow(kubectl, sweep.name, show=show)
-    what_to_do = advice(end, str(config_file))
-    if what_to_do:
-        raise IndexFailed(what_to_do)
-    if end.broken:
-        raise IndexFailed(f"Job {end.broken[0].name} failed: {end.broken[0].reason}")
-    return summary(end)
 
 
 def slurm(config_file: Path, *, indexes: str | None, parallel: int, gpu: bool) -> str:
     """An array script for ``sbatch``."""
     config = load(config_file)
-    chosen, _ = _elsewhere_indexes(indexes, config)
+    chosen, _ = elsewhere_indexes(indexes, config)
     return array_script(
         sweep=sweep_name(config.name),
         config_path=str(config_file),

@@ -15,22 +15,22 @@ from batchsweep.config import load
 from batchsweep.demo import REVISIONS
 from batchsweep.demo.suite import SIZES
 from batchsweep.errors import UsageError
+from batchsweep.jobs.chosen import chosen_indexes
+from batchsweep.jobs.cluster import IMAGE, Cluster, toleration
 from batchsweep.jobs.kubernetes import (
     GRACE,
-    Cluster,
     extract_name,
     render,
     sweep_name,
     to_yaml,
 )
-from batchsweep.jobs.launch import chosen_indexes
 from batchsweep.plan.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
 FULL = ROOT / "configs" / "mteb_layersweep.yaml"
 
 CLUSTERS = {
-    "base": Cluster(),
+    "base": Cluster(gpu=None),
     "gpu": Cluster(gpu="nvidia.com/gpu"),
     "kueue": Cluster(gpu="nvidia.com/gpu", queue="batchsweep"),
 }
@@ -108,7 +108,10 @@ def test_kustomize_gives_what_launch_renders(name):
     built = subprocess.run(
         ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True
     )
-    assert by_identity(yaml.safe_load_all(built.stdout)) == by_identity(rendered(CLUSTERS[name]))
+    plain = rendered(CLUSTERS[name])
+    # What was submitted without launch k8s remembers none of its options.
+    del plain[0]["metadata"]["annotations"]
+    assert by_identity(yaml.safe_load_all(built.stdout)) == by_identity(plain)
 
 
 def test_the_base_is_what_launch_writes():
@@ -117,7 +120,7 @@ def test_the_base_is_what_launch_writes():
     assert (ROOT / "k8s" / "base" / "sweep.yaml").read_text() == to_yaml(without_config)
 
 
-DEMO = Cluster(parallelism=2, storage="5Gi", cache="1Gi", workdir="/runs")
+DEMO = Cluster(gpu=None, parallelism=2, storage="5Gi", cache="1Gi", workdir="/runs")
 
 
 def demo_objects():
@@ -342,8 +345,68 @@ def test_cluster_options_arrive():
     assert all(c["image"] == "registry/batchsweep:1" for p in pods(objects) for c in containers(p))
     claims = [o for o in objects if o["kind"] == "PersistentVolumeClaim"]
     assert {c["spec"]["storageClassName"] for c in claims} == {"nfs"}
+    assert {c["imagePullPolicy"] for p in pods(objects) for c in containers(p)} == {"IfNotPresent"}
     wait = jobs(objects)["bandit"]["spec"]["template"]["spec"]["initContainers"][0]["args"]
     assert wait[-2:] == ["--wait", "5"]
+
+
+def test_options_of_pods_and_objects_arrive_and_fit_the_schema():
+    cluster = Cluster(
+        cpu={"extract": "8"},
+        memory={"bandit": "64Gi"},
+        image_pull_secrets=["registry"],
+        priority_class="research",
+        service_account="sweeps",
+        tolerations=[toleration("spot=true:NoSchedule")],
+        node_selector={"pool": "a100"},
+        labels={"team": "embeddings", "app.kubernetes.io/name": "other"},
+        annotations={"owner": "me"},
+        queue="gpus",
+    )
+    objects = rendered(cluster)
+    for item in objects:
+        kubernetes_validate.validate(item, versions()[-1], strict=True)
+        assert item["metadata"]["labels"]["team"] == "embeddings"
+        assert item["metadata"]["labels"]["app.kubernetes.io/name"] == "batchsweep"
+        assert item["metadata"]["annotations"]["owner"] == "me"
+    by_component = jobs(objects)
+    for job in by_component.values():
+        template = job["spec"]["template"]
+        assert template["metadata"]["labels"]["team"] == "embeddings"
+        pod = template["spec"]
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+        assert (pod["priorityClassName"], pod["serviceAccountName"]) == ("research", "sweeps")
+        assert pod["nodeSelector"] == {"pool": "a100"}
+        assert toleration("spot=true:NoSchedule") in pod["tolerations"]
+    extract, bandit = (
+        by_component[c]["spec"]["template"]["spec"]["containers"][0]["resources"]
+        for c in ("extract", "bandit")
+    )
+    assert extract["requests"] == {"cpu": "8", "memory": "16Gi"}
+    assert extract["limits"] == {"memory": "16Gi", "nvidia.com/gpu": 1}
+    assert bandit["requests"] == {"cpu": "4", "memory": "64Gi"}
+    annotations = by_component["extract"]["metadata"]["annotations"]
+    assert annotations["kueue.x-k8s.io/job-min-parallelism"] == "1"
+
+
+def test_a_patch_is_laid_over_the_objects_it_names():
+    patch = {
+        "kind": "Job",
+        "metadata": {"name": "*-extract*"},
+        "spec": {
+            "managedBy": "kueue.x-k8s.io/multikueue",
+            "template": {
+                "spec": {"containers": [{"name": "extract", "env": [{"name": "X", "value": "1"}]}]}
+            },
+        },
+    }
+    by_component = jobs(rendered(Cluster(patches=[patch])))
+    extract = by_component["extract"]["spec"]
+    assert extract["managedBy"] == "kueue.x-k8s.io/multikueue"
+    (container,) = extract["template"]["spec"]["containers"]
+    assert [e["name"] for e in container["env"]] == ["HF_TOKEN", "X"]
+    assert container["args"][0] == "extract"
+    assert "managedBy" not in by_component["bandit"]["spec"]
 
 
 def test_the_image_is_the_packages():
@@ -354,6 +417,7 @@ def test_the_image_is_the_packages():
     assert f'org.opencontainers.image.version="{project["version"]}"' in dockerfile
     assert f'org.opencontainers.image.description="{project["description"]}"' in dockerfile
     assert "USER 10001:10001" in dockerfile
+    assert project["version"] == IMAGE.partition(":")[2]
 
 
 def test_the_dockerfile_has_no_fault_that_hadolint_knows():

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import kubectl_stand_in
 import pytest
 import yaml
 from docker_engine import Engine
@@ -127,7 +129,93 @@ def test_k8s_status_without_jobs_says_how_to_submit(config, tmp_path, monkeypatc
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     assert main(["launch", "k8s", "--config", config, "--status"]) == 2
-    assert "submit it with --apply" in capsys.readouterr().err
+    again = f"'batchsweep launch k8s --config {config} --apply'"
+    assert (
+        f"kubectl's namespace (see --namespace); submit it with {again}" in capsys.readouterr().err
+    )
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A kubectl that stands in, and ``batchsweep``, for commands that are run as printed."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    kubectl_stand_in.write(folder)
+    tool = folder / "batchsweep"
+    tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m batchsweep "$@"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return folder
+
+
+def printed(text):
+    """Commands that a message tells the user to type."""
+    told = [line.partition(": ")[2] for line in text.splitlines() if _LED.match(line)]
+    return told + re.findall(r"'((?:batchsweep|kubectl) [^']*)'", text)
+
+
+_LED = re.compile("(logs|again|then|next): (batchsweep|kubectl) ")
+
+
+def typed(command):
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+
+
+def test_every_printed_command_runs_as_it_stands(config, cluster, capsys):
+    (cluster / "namespace").write_text("sweeps")
+    (cluster / "fails").write_text('{"extract": {"1": 75}}')
+    options = [
+        *("--namespace", "sweeps", "--image", "registry/b:1", "--gpu", "none", "--parallel", "3"),
+        *("--workdir", "/", "--storage-class", "nfs", "--storage", "2Ti", "--memory", "32Gi"),
+        *("--toleration", "spot"),
+    ]
+    submit = ["launch", "k8s", "--config", config, "--apply"]
+    status = ["launch", "k8s", "--config", config, "--namespace", "sweeps", "--status"]
+    assert main(status) == 2
+    (first,) = printed(capsys.readouterr().err)
+    assert first.split() == ["batchsweep", *status[:-1], "--apply"]
+    assert main([*submit, *options]) == 3
+    logs, again = printed(capsys.readouterr().out)
+    assert "the log of -l app.kubernetes.io/name=batchsweep" in typed(logs).stdout
+    for part in ("app.kubernetes.io/instance=sweep", "job-completion-index=1", "-n sweeps"):
+        assert part in logs.replace("--namespace", "-n")
+    (cluster / "fails").unlink()
+    done = typed(again)
+    assert done.returncode == 0, done.stderr
+    objects = json.loads((cluster / "state.json").read_text())
+    job = objects["Job/sweep-extract-1"]
+    assert job["metadata"]["namespace"] == "sweeps"
+    pod = job["spec"]["template"]["spec"]
+    assert pod["tolerations"] == [{"key": "spot", "operator": "Exists"}]
+    (container,) = pod["containers"]
+    assert container["image"] == "registry/b:1"
+    assert container["resources"]["limits"] == {"memory": "32Gi"}
+    claim = objects["PersistentVolumeClaim/sweep-runs"]["spec"]
+    assert claim["storageClassName"] == "nfs"
+    assert claim["resources"]["requests"]["storage"] == "2Ti"
+
+
+def test_the_commands_for_a_pod_that_cannot_start_run_as_they_stand(config, cluster, capsys):
+    (cluster / "hold").write_text('["prepare"]')
+    state = {"waiting": {"reason": "InvalidImageName", "message": "no: such: name"}}
+    status = [{"name": "prepare", "image": "no: such: name", "state": state}]
+    pods = [kubectl_stand_in.pod(job="sweep-prepare", containerStatuses=status)]
+    (cluster / "pods").write_text(json.dumps(pods))
+    submit = ["launch", "k8s", "--config", config, "--image", "no: such: name", "--apply"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("batchsweep.jobs.submit.LASTING_SECONDS", 0.0)
+        assert main(submit) == 3
+    told = capsys.readouterr()
+    assert "prepare can't start: InvalidImageName: no: such: name" in told.err
+    (cluster / "pods").unlink()
+    (cluster / "hold").unlink()
+    commands = printed(told.out)
+    assert len(commands) == 2
+    for command in commands:
+        done = typed(command)
+        assert done.returncode == 0, (command, done.stderr)
+    assert "Job/sweep-bandit" in json.loads((cluster / "state.json").read_text())
 
 
 def test_slurm_prints_the_array_of_the_plan(config, capsys):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,26 +20,35 @@ def command(
         bool, typer.Option("--status", help="show what the cluster and store say")
     ] = False,
     image: Annotated[
-        str, typer.Option(metavar="NAME", help="the image to run")
-    ] = "batchsweep:latest",
+        str | None,
+        typer.Option(metavar="NAME", help="default: batchsweep:VERSION, of this version"),
+    ] = None,
     namespace: Annotated[
         str | None, typer.Option(metavar="NAME", help="default: kubectl's own")
     ] = None,
-    parallel: Annotated[int, typer.Option(metavar="N", help="GPUs")] = 8,
+    parallel: Annotated[int | None, typer.Option(metavar="N", help="GPUs (default: 8)")] = None,
     gpu: Annotated[
-        str, typer.Option(metavar="RESOURCE", help="resource name of one GPU, or none")
-    ] = "nvidia.com/gpu",
+        str | None,
+        typer.Option(
+            metavar="RESOURCE", help="resource name of one GPU, or none (default: nvidia.com/gpu)"
+        ),
+    ] = None,
     gpu_type: Annotated[
         str | None, typer.Option(metavar="NAME", help="only nodes whose <gpu>.product is this")
     ] = None,
     storage_class: Annotated[
         str | None, typer.Option(metavar="NAME", help="of ReadWriteMany volumes")
     ] = None,
-    storage: Annotated[str, typer.Option(metavar="SIZE", help="store's volume")] = "1Ti",
-    cache: Annotated[str, typer.Option(metavar="SIZE", help="model cache's volume")] = "200Gi",
+    storage: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="store's volume (default: 1Ti)")
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="model cache's volume (default: 200Gi)")
+    ] = None,
     workdir: Annotated[
-        Literal["/", "/runs"], typer.Option(help="where relative paths start")
-    ] = "/",
+        Literal["/", "/runs"] | None,
+        typer.Option(help="where relative paths start (default: /)"),
+    ] = None,
     queue: Annotated[
         str | None, typer.Option(metavar="NAME", help="Kueue's LocalQueue for the extract Job")
     ] = None,
@@ -46,12 +56,43 @@ def command(
         int | None,
         typer.Option(metavar="N", help="sealed indexes it waits for (default: all)"),
     ] = None,
+    cpu: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[JOB=]N", help="cores of extract, or of JOB (repeatable)"),
+    ] = None,
+    memory: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[JOB=]SIZE", help="memory of extract, or of JOB (repeatable)"),
+    ] = None,
+    image_pull_secret: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="for a private registry (repeatable)")
+    ] = None,
+    priority_class: Annotated[str | None, typer.Option(metavar="NAME", help="of all pods")] = None,
+    service_account: Annotated[str | None, typer.Option(metavar="NAME", help="of all pods")] = None,
+    toleration: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY[=VALUE][:EFFECT]", help="a taint to bear (repeatable)"),
+    ] = None,
+    node_selector: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="only such nodes (repeatable)")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="of all objects (repeatable)")
+    ] = None,
+    annotation: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="of all objects (repeatable)")
+    ] = None,
+    patch: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML to lay over the objects it names")
+    ] = None,
 ) -> None:
     """Print the sweep's Kubernetes objects, or submit and follow it.
 
     Prints YAML. With --apply, kubectl submits it in order (prepare; extract
     when the plan is frozen; bandit) and follows it; it submits only indexes
-    that no Job has yet.
+    that no Job has yet, and finishes what a call that was cut off has left.
+    The cluster remembers the options: a later call needs only the config
+    (and the namespace), and what is given anew replaces what was.
 
     example:
       batchsweep launch k8s --config configs/mteb_layersweep.yaml > sweep.yaml
@@ -59,26 +100,38 @@ def command(
       batchsweep launch k8s --config configs/mteb_layersweep.yaml --status
     """
     only_one(apply=apply, status=status)
-    from batchsweep.jobs import launch
-    from batchsweep.jobs.kubernetes import Cluster
+    from batchsweep.jobs import cluster, cluster_launch
+    from batchsweep.jobs.launch import at_once
 
     if status:
-        print(launch.kubernetes_status(config, namespace=namespace))
+        print(cluster_launch.status(config, namespace=namespace))
         return
-    cluster = Cluster(
-        image=image,
-        namespace=namespace,
-        parallelism=launch.at_once(parallel),
-        gpu=None if gpu == "none" else gpu,
-        gpu_type=gpu_type,
-        storage_class=storage_class,
-        storage=storage,
-        cache=cache,
-        queue=queue,
-        bandit_after=bandit_after,
-        workdir=workdir,
-    )
+    options: dict[str, Any] = {
+        "image": image,
+        "namespace": namespace,
+        "parallelism": None if parallel is None else at_once(parallel),
+        "gpu_type": gpu_type,
+        "storage_class": storage_class,
+        "storage": storage,
+        "cache": cache,
+        "workdir": workdir,
+        "queue": queue,
+        "bandit_after": bandit_after,
+        "cpu": cluster.by_job("--cpu", cpu or ()),
+        "memory": cluster.by_job("--memory", memory or ()),
+        "image_pull_secrets": image_pull_secret,
+        "priority_class": priority_class,
+        "service_account": service_account,
+        "tolerations": [cluster.toleration(text) for text in toleration or ()],
+        "node_selector": cluster.pairs("--node-selector", node_selector or ()),
+        "labels": cluster.pairs("--label", label or ()),
+        "annotations": cluster.pairs("--annotation", annotation or ()),
+        "patches": cluster.read_patches(patch) if patch is not None else None,
+    }
+    given = {name: value for name, value in options.items() if value not in (None, [], {})}
+    if gpu is not None:
+        given["gpu"] = None if gpu == "none" else gpu
     if apply:
-        print(launch.kubernetes_apply(config, cluster, indexes=indexes))
+        print(cluster_launch.apply(config, given, indexes=indexes, tell=print))
     else:
-        print(launch.kubernetes_yaml(config, cluster, indexes=indexes).rstrip("\n"))
+        print(cluster_launch.print_objects(config, given, indexes=indexes).rstrip("\n"))

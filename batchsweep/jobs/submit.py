@@ -1,0 +1,218 @@
+"""Putting a sweep into a cluster, step by step, and following it to its end.
+
+Every step looks at what is there and does what is missing, so that a submission that was cut off
+(the terminal closed, the machine gone) is finished by the same command.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from batchsweep.errors import IndexFailed, UsageError
+from batchsweep.jobs.index import format_indexes
+from batchsweep.jobs.kubectl import Commands, Kubectl
+from batchsweep.jobs.kubernetes import Object
+from batchsweep.jobs.snapshot import JobView, Snapshot, snapshot
+from batchsweep.jobs.troubles import COMPONENT_LABEL, Trouble
+
+logger = logging.getLogger(__name__)
+
+#: A Job of which nothing runs, for a reason that doesn't pass, is given up after this long.
+LASTING_SECONDS = 300.0
+
+
+class Watch:
+    """Looks at a sweep again and again, and tells every trouble when it is first seen.
+
+    Args:
+        kubectl: the cluster.
+        sweep: name of the sweep's objects.
+        commands: what the user is told to type.
+        tell: gets commands for the user to type.
+        show: gets every look.
+        sealed: indexes that the store has to the end; asked where an index seems to have failed.
+        lasting: seconds for which a trouble that doesn't pass by itself is looked at.
+    """
+
+    def __init__(
+        self,
+        kubectl: Kubectl,
+        sweep: str,
+        commands: Commands,
+        *,
+        tell: Callable[[str], None],
+        show: Callable[[Snapshot], None] = lambda now: None,
+        sealed: Callable[[], frozenset[int]] = frozenset,
+        lasting: float | None = None,
+    ) -> None:
+        self.kubectl = kubectl
+        self.sweep = sweep
+        self.commands = commands
+        self._tell = tell
+        self._show = show
+        self._sealed = sealed
+        self._lasting = LASTING_SECONDS if lasting is None else lasting
+        self._since: dict[tuple[str, str], float] = {}
+
+    def look(self) -> Snapshot:
+        """The sweep now.
+
+        Raises:
+            IndexFailed: a Job can't start its pods, and hasn't for a while; the commands that
+                replace it have been told.
+        """
+        now = snapshot(self.kubectl, self.sweep)
+        if now.failed or now.broken:
+            sealed = self._sealed()
+            if sealed:
+                now = snapshot(self.kubectl, self.sweep, sealed)
+        self._show(now)
+        clock = time.monotonic()
+        seen = {(t.job, t.kind): t for t in now.troubles}
+        for key, trouble in seen.items():
+            if key not in self._since:
+                logger.warning("%s", trouble)
+        self._since = {key: self._since.get(key, clock) for key in seen}
+        for key, trouble in seen.items():
+            stuck = trouble.lasting and trouble.job not in now.running
+            if stuck and clock - self._since[key] >= self._lasting:
+                self._tell(what_next(trouble, self.commands))
+                raise IndexFailed(str(trouble))
+        return now
+
+    def until(self, over: Callable[[Snapshot], bool]) -> Snapshot:
+        """Look until something is the case."""
+        while True:
+            now = self.look()
+            if over(now):
+                return now
+            time.sleep(self.kubectl.poll)
+
+
+def what_next(trouble: Trouble, commands: Commands) -> str:
+    """The commands that replace a Job whose pods can't start."""
+    return (
+        f"then: {commands.kubectl('delete', 'job', trouble.job)}\n"
+        f"again: {commands.launch('--apply')}"
+    )
+
+
+def submit(
+    watch: Watch,
+    render: Callable[[Sequence[int], bool], list[Object]],
+    indexes: Sequence[int],
+    *,
+    again: bool,
+    queue: bool,
+    resized: Collection[str] = (),
+) -> None:
+    """Put a sweep's new indexes into the cluster; those that a Job already has are left to it.
+
+    Args:
+        watch: the cluster and the sweep.
+        render: objects for some indexes, and whether these are the whole plan.
+        indexes: the plan's, or those that were asked for.
+        again: they were asked for by ``--indexes``, whether a Job had them before or not.
+        queue: Kueue releases the extract Job, not this function.
+        resized: of the volume claims that are there, those to be changed: ``runs``, ``cache``.
+
+    Raises:
+        UsageError: the cluster refuses an object, or a Job for these indexes is still running.
+        IndexFailed: the prepare Job failed, or can't start.
+    """
+    kubectl, commands = watch.kubectl, watch.commands
+    now = snapshot(kubectl, watch.sweep)
+    jobs = {job.name: job for job in now.jobs}
+    submitted = {i for job in now.jobs for i in job.indexes}
+    new = [i for i in indexes if again or i not in submitted]
+    halted = [j for j in now.of("extract") if j.state == "suspended" and not queue]
+    if not new and not halted and now.of("bandit"):
+        logger.info("all %d indexes are already submitted", len(indexes))
+        return
+    # Without new indexes, what a call that was cut off has left undone.
+    objects = render(new or indexes, not again and len(new) in (0, len(indexes)))
+    by_component = {o["metadata"]["labels"][COMPONENT_LABEL]: o for o in objects}
+    prepare, extract, bandit = (by_component[c] for c in ("prepare", "extract", "bandit"))
+    busy = [j for j in jobs.values() if not j.ended and set(j.indexes) & set(new)]
+    if busy:
+        raise UsageError(
+            f"Job {busy[0].name} is {busy[0].state} and has some of these indexes; follow it with "
+            f"'{commands.launch('--status')}', or delete it first: "
+            f"'{commands.kubectl('delete', 'job', busy[0].name)}'"
+        )
+    kubectl.apply(_without_claims(objects, kubectl.items("pvc", watch.sweep), resized))
+    if new:
+        _replace(kubectl, jobs, prepare)
+    if new or prepare["metadata"]["name"] in jobs:
+        _wait_for(watch, prepare["metadata"]["name"])
+    if new:
+        _replace(kubectl, jobs, extract)
+    if not queue:
+        for name in {*(j.name for j in halted), *([extract["metadata"]["name"]] if new else [])}:
+            kubectl.release(name)
+    logger.info("submitted %d indexes: %s", len(new), format_indexes(new))
+    if new or not now.of("bandit"):
+        _replace(kubectl, jobs, bandit)
+
+
+def _without_claims(
+    objects: Sequence[Object], there: Sequence[Object], resized: Collection[str]
+) -> list[Object]:
+    """What is no Job, without the volume claims that stay as they are."""
+    classes = {o["metadata"]["name"]: o["spec"].get("storageClassName") for o in there}
+    kept = []
+    for item in objects:
+        name = item["metadata"]["name"]
+        if item["kind"] == "PersistentVolumeClaim" and name in classes:
+            asked = item["spec"].pop("storageClassName", None)
+            if asked not in (None, classes[name]):
+                logger.warning("volume claim %s stays of class %s", name, classes[name])
+            elif asked:
+                item["spec"]["storageClassName"] = asked
+            if item["metadata"]["labels"][COMPONENT_LABEL] not in resized:
+                continue
+        if item["kind"] != "Job":
+            kept.append(item)
+    return kept
+
+
+def _replace(kubectl: Kubectl, jobs: dict[str, JobView], job: Object) -> None:
+    """Create a Job; an ended one of that name makes room, a running one stays."""
+    there = jobs.get(job["metadata"]["name"])
+    if there is not None and not there.ended:
+        return
+    if there is not None:
+        kubectl.delete_job(there.name)
+    kubectl.apply([job])
+
+
+def _wait_for(watch: Watch, name: str) -> None:
+    logger.info("waiting for Job %s to freeze the plan", name)
+
+    def over(now: Snapshot) -> bool:
+        return any(job.name == name and job.ended for job in now.jobs)
+
+    job = next(j for j in watch.until(over).jobs if j.name == name)
+    if job.state == "failed":
+        logs = watch.commands.kubectl("logs", f"job/{name}")
+        raise IndexFailed(f"Job {name} failed: {job.reason}; see '{logs}'")
+
+
+def follow(watch: Watch) -> Snapshot:
+    """Show the sweep until its Jobs have ended, or can't go on; Ctrl-C leaves them running."""
+
+    def over(now: Snapshot) -> bool:
+        extracts = now.of("extract")
+        # With failed indexes the bandit may wait for good: that is for the user to settle.
+        return (
+            bool(extracts)
+            and all(job.ended for job in extracts)
+            and (
+                all(job.ended for job in now.of("bandit"))
+                or any(job.component == "extract" for job in now.broken)
+            )
+        )
+
+    return watch.until(over)

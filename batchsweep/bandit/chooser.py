@@ -71,7 +71,15 @@ class Chooser:
         self, problem: Problem, costs: PairCosts, *, width: int = 4, seed: int = 0
     ) -> None:
         self.problem, self.costs, self.width, self.seed = problem, costs, width, seed
-        self._price = costs.pair
+
+    @property
+    def costs(self) -> PairCosts:
+        """Of the problem's pairs; may be set to better known ones."""
+        return self._costs
+
+    @costs.setter
+    def costs(self, costs: PairCosts) -> None:
+        self._costs, self._price = costs, costs.pair
 
     def first(self, there: Bools, fits: Fits) -> list[Visit]:
         """A few checkpoints spread over log time, on cheap tasks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from batchsweep.plan.estimate import (
     utilisation,
 )
 from batchsweep.plan.pairs import Pairs
+from batchsweep.plan.plan import PlanEntry
+from batchsweep.plan.timings import Timing
 
 #: FLOP/s of a forward pass where there is no GPU: a few cores of a server.
 CPU_SPEED = 1e11
@@ -125,32 +127,52 @@ def even_costs(problem: Problem, sizes: Iterable[float] | None = None) -> PairCo
     )
 
 
-def planned_costs(pairs: Pairs, problem: Problem, *, gpu: bool) -> PairCosts:
-    """Costs by the plan's shapes and the corpus's tokens.
+def planned_costs(
+    pairs: Pairs, problem: Problem, *, gpu: bool, measured: Mapping[str, Timing] | None = None
+) -> PairCosts:
+    """Costs by the plan's shapes and the corpus's tokens, corrected by what extraction took.
 
     A task's blocks are counted whole, those too that it shares with others: together pairs take
     no more than the sum of what each takes.
 
     Args:
         pairs: of the plan that the problem's arms belong to.
-        gpu: whether extraction runs on one, taken to be as fast as ``plan`` takes it by default.
+        gpu: whether extraction runs on one, taken to be as fast as ``plan`` takes it by default
+            as long as nothing was measured.
+        measured: checkpoint key -> what the store remembers of it.
     """
     keys, of = checkpoints_of(problem)
     entries = {entry.key: entry for entry in pairs.plan.entries}
+    known = {key: one for key, one in (measured or {}).items() if key in entries and one.tokens}
+    tokens = [
+        (_seconds(entries[key], one.tokens, pairs.mean_length(entries[key]), gpu), one.seconds)
+        for key, one in known.items()
+    ]
+    slower = sum(took for _, took in tokens) / sum(thought for thought, _ in tokens) if known else 1
+    runs = sum(one.runs for one in known.values())
+    start = sum(one.start_seconds for one in known.values()) / runs if runs else START_SECONDS
     shape = (len(keys), len(problem.tasks))
     seconds, stored = np.zeros(shape), np.zeros(shape)
     for row, key in enumerate(keys):
         entry = entries[key]
-        speed = GPUS[DEFAULT_GPU] * utilisation(entry.hidden) if gpu else CPU_SPEED
         for column, task in enumerate(problem.tasks):
             taken = pairs.whole(entry, [task])
+            mean = taken.tokens / max(taken.texts, 1)
+            computing = slower * _seconds(entry, taken.tokens, mean, gpu)
             stored[row, column] = taken.store_bytes
-            seconds[row, column] = max(taken.flops / speed, taken.store_bytes / WRITE_RATE)
+            seconds[row, column] = max(computing, taken.store_bytes / WRITE_RATE)
     return PairCosts(
         checkpoints=keys,
         of=of,
         seconds=seconds,
         store_bytes=stored,
-        start=np.full(len(keys), START_SECONDS),
-        download=np.array([download_seconds(entries[key]) for key in keys]),
+        start=np.full(len(keys), start),
+        # What was measured as a start holds its downloads.
+        download=np.array([0.0 if runs else download_seconds(entries[key]) for key in keys]),
     )
+
+
+def _seconds(entry: PlanEntry, tokens: int, mean: float, gpu: bool) -> float:
+    """Of a forward pass, where nothing was measured."""
+    speed = GPUS[DEFAULT_GPU] * utilisation(entry.hidden) if gpu else CPU_SPEED
+    return entry.shape.flops(tokens, mean) / speed

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from functools import partial
 
 from batchsweep.arm import Arm
 from batchsweep.bandit.chooser import Chooser
@@ -112,7 +113,8 @@ def search_and_extract(
             stored = StoredWaves(store, plan, whole, costs, problem.tasks, extract)
             chooser = Chooser(problem, costs, width=width, seed=config.bandit.seed)
             room = None if disk is None else disk + float(costs.store_bytes[stored.now()].sum())
-            waves = Waves(chooser, stored, _budget(config, costs, room))
+            prices = partial(pricing, plan, problem)
+            waves = Waves(chooser, stored, _budget(config, costs, room), prices)
             ledger = StoreLedger(store, name)
             check_vectors(store, name, ledger)
             try:

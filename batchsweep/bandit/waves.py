@@ -10,13 +10,13 @@ that ends it counts all arms, extracted or not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from batchsweep.bandit.chooser import Believer, Chooser, Fits, Visit
-from batchsweep.bandit.costs import PairBudget
+from batchsweep.bandit.costs import PairBudget, PairCosts
 from batchsweep.bandit.policies.base import Bools, Ints, Policy
 from batchsweep.errors import UsageError
 
@@ -63,12 +63,21 @@ class Waves:
         chooser: decides which.
         extraction: has them extracted.
         budget: what they may take in all.
+        prices: what pairs cost as far as is known now, asked for before each wave; default: as
+            the chooser knows.
 
     Attributes:
         there: [checkpoint, task] the pairs that the search may use.
     """
 
-    def __init__(self, chooser: Chooser, extraction: Extraction, budget: PairBudget) -> None:
+    def __init__(
+        self,
+        chooser: Chooser,
+        extraction: Extraction,
+        budget: PairBudget,
+        prices: Callable[[], PairCosts] | None = None,
+    ) -> None:
+        self._prices = prices
         self._chooser, self._extraction, self._budget = chooser, extraction, budget
         self._costs = chooser.costs
         self._rows = {key: row for row, key in enumerate(self._costs.checkpoints)}
@@ -126,6 +135,9 @@ class Waves:
         number = self._number + 1
         wave = self._extraction.recall(number)
         if wave is None:
+            if self._prices is not None:
+                self._chooser.costs = self._costs = self._prices()
+                self._budget = replace(self._budget, costs=self._costs)
             visits = choose()
             if not visits:
                 return False

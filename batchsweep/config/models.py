@@ -255,7 +255,7 @@ class PullBudget(Section):
     pulls: int | None = Field(default=None, gt=0)
     seconds: float | None = Field(default=None, gt=0)
     gpu_hours: float | None = Field(default=None, gt=0)
-    """Forward passes, starts and downloads, as the plan estimates them."""
+    """Forward passes, starts and downloads: estimated, and corrected by what extraction took."""
     bytes: Annotated[int, BeforeValidator(_in_bytes), Field(gt=0)] | None = None
     """Embeddings on disk, as a number or as ``20GiB``. Never exceeded."""
     checkpoints: int | None = Field(default=None, gt=0)

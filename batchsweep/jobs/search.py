@@ -24,6 +24,7 @@ from batchsweep.plan.estimate import gib
 from batchsweep.plan.pairs import Pairs
 from batchsweep.plan.plan import Plan
 from batchsweep.plan.prepare import prepare
+from batchsweep.plan.timings import timings
 from batchsweep.signals import stop_on_signals
 from batchsweep.store import Store
 
@@ -90,7 +91,8 @@ def run_sweep(
         return store, plan, name, outcome
 
     def pricing(plan: Plan, problem: Problem) -> PairCosts:
-        return planned_costs(Pairs(store, plan, config), problem, gpu=bool(gpus))
+        pairs = Pairs(store, plan, config)
+        return planned_costs(pairs, problem, gpu=bool(gpus), measured=timings(store))
 
     name, outcome = search_and_extract(
         store, config, job.extract_wave, width=workers, pricing=pricing, disk=_disk(config)

@@ -102,6 +102,10 @@ class Pairs:
         """
         return self._taking(entry, self._blocks.of(tasks))
 
+    def mean_length(self, entry: PlanEntry) -> float:
+        """Tokens a text, over the whole corpus."""
+        return float(self._tokens[entry.tokenizer].sum()) / max(int(self._texts.sum()), 1)
+
     def _taking(self, entry: PlanEntry, wanted: frozenset[int]) -> Missing:
         blocks = np.array(sorted(wanted), np.int64)
         texts = int(self._texts[blocks].sum())

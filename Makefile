@@ -7,12 +7,19 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet 
 # Test processes at a time; each takes the test files one by one.
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# For a machine with a GPU: the venv's python if there is one, else the one that has torch; and what
+# gpu-packages made for its version.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_PACKAGES := build/gpu-packages-
+GPU_VERSION ?= 3.12
+GPU_PATH = PYTHONPATH=$(CURDIR):$(CURDIR)/$(GPU_PACKAGES)$(shell $(GPU_PYTHON) -c \
+  'import platform; print(platform.python_version().rpartition(".")[0])')
 # What runs on any machine, in minutes.
 HERE := not containers and not browser and not torture
 SEED ?= $(shell date +%j)
 
-.PHONY: demo test test-fast test-random lint docs test-browser test-containers k8s torture \
-  wheel benchmarks clean
+.PHONY: demo test test-fast test-random lint docs test-browser test-containers test-gpu \
+  gpu-packages k8s torture wheel benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/batchsweep demo
@@ -43,6 +50,19 @@ test-browser: $(VENV)/.installed-test
 
 test-containers: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m containers tests/containers
+
+# Everything that needs a GPU; installs nothing.
+test-gpu:
+	$(GPU_PATH) $(GPU_PYTHON) -m pytest --noconftest -p no:cacheprovider -m gpu \
+	  tests/*/test_gpu.py
+
+# What they need beside torch and transformers, to be taken to a machine without a network.
+gpu-packages:
+	rm -rf $(GPU_PACKAGES)$(GPU_VERSION)
+	$(PYTHON) -m pip install --disable-pip-version-check --quiet --no-deps --no-compile \
+	  --only-binary :all: --python-version $(GPU_VERSION) --target $(GPU_PACKAGES)$(GPU_VERSION) \
+	  -c constraints.txt -r tests/gpu_packages.txt
+	@du -sh $(GPU_PACKAGES)$(GPU_VERSION)
 
 # The Kubernetes files, from the code behind `batchsweep launch k8s`. The ConfigMap, which comes
 # first, is left to kustomize.

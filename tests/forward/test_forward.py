@@ -324,21 +324,3 @@ def test_encoder_decoders_are_refused():
     config = transformers.T5Config(vocab_size=61, d_model=16, d_kv=8, d_ff=32, num_layers=2)
     with pytest.raises(IndexFailed, match="encoder-decoder"):
         describe("t5@main", transformers.AutoModel.from_config(config).eval())
-
-
-@pytest.mark.skipif(
-    not torch.cuda.is_available(),
-    reason="no GPU: not tested are copies that overlap computing, real out-of-memory, dtype auto",
-)
-def test_on_a_gpu(folder):
-    loaded = load_checkpoint(str(folder), device="cuda", dtype="float32")
-    cpu = load_checkpoint(str(folder), device="cpu")
-    got = embed(loaded, TEXTS, poolings=POOLINGS, batch_tokens=16)
-    want = embed(cpu, TEXTS, poolings=POOLINGS)
-    for name in POOLINGS:
-        np.testing.assert_allclose(got[name], want[name], rtol=1e-3, atol=1e-3)
-    free = torch.cuda.mem_get_info()[0]
-    hog = torch.empty(int(free * 0.98), dtype=torch.uint8, device="cuda")
-    many = [np.arange(3, 59)] * 20_000
-    del hog
-    assert embed(loaded, many, batch_tokens=20_000 * 60)["mean"].shape[1] == len(many)

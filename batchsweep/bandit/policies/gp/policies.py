@@ -214,8 +214,9 @@ class _GPPolicy(Policy):
         """The arm with the highest posterior mean, once likely better than the default arm."""
         front = self._front()
         gap = self.posterior.mean[front] - self.posterior.mean[self._default]
-        # Before the first fit the scale of everything is a guess.
-        if gap <= 0 or not self._fitted_at:
+        # Before the first fit the scale of everything is a guess, but for what is wholly scored.
+        known = self._fitted_at > 0 or self.posterior.observed == self.observed.size
+        if gap <= 0 or not known:
             return self._default
         pair = np.array([front, self._default])
         cov = self._doubt() * self.posterior.covariance(pair, pair)

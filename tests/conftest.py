@@ -25,6 +25,7 @@ SLOW = (
     "cli/test_imports.py",
     "demo/",
     "export/",
+    "jobs/test_launch.py",
     "pipeline/",
     "score/test_scorer.py",
     "store/test_integrity.py",

@@ -78,7 +78,7 @@ def test_empty_and_strange_texts(tmp_path: Path) -> None:
         "",
         " ",
         "x" * 100_000,
-        "line\nbreak\0",
+        "line\nbreak\t",
         "\N{SNOWMAN} é \U0001f600",
         "e\u0301",
         "river",

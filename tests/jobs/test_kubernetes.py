@@ -412,12 +412,14 @@ def test_a_patch_is_laid_over_the_objects_it_names():
 def test_the_image_is_the_packages():
     import tomllib
 
+    from batchsweep import __version__
+
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     dockerfile = (ROOT / "Dockerfile").read_text()
-    assert f'org.opencontainers.image.version="{project["version"]}"' in dockerfile
+    assert f'org.opencontainers.image.version="{__version__}"' in dockerfile
     assert f'org.opencontainers.image.description="{project["description"]}"' in dockerfile
     assert "USER 10001:10001" in dockerfile
-    assert project["version"] == IMAGE.partition(":")[2]
+    assert __version__ == IMAGE.partition(":")[2]
 
 
 def test_the_dockerfile_has_no_fault_that_hadolint_knows():

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, message, and ``progress`` where there is one."""
+    """One JSON object a line: time (UTC), level, message; ``progress``, ``figures`` if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -18,8 +18,9 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "message": record.getMessage(),
         }
-        if hasattr(record, "progress"):
-            line["progress"] = record.progress
+        for name in ("progress", "figures"):
+            if hasattr(record, name):
+                line[name] = getattr(record, name)
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

@@ -44,6 +44,10 @@ def command(
         ),
     ] = False,
     grace: Grace = GRACE,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="show figures to Prometheus there, at /metrics"),
+    ] = None,
 ) -> None:
     """Write the pooled states of all layers of one checkpoint.
 
@@ -64,6 +68,7 @@ def command(
     from batchsweep.config import load
     from batchsweep.extract import weights
     from batchsweep.extract.extract import extract
+    from batchsweep.extract.figures import Figures, served
     from batchsweep.plan.plan import frozen_plan
     from batchsweep.signals import stop_on_signals
     from batchsweep.store import open_store
@@ -77,11 +82,17 @@ def command(
         entries = [plan.entry(chosen if chosen is not None else _index_of_the_job(indexes))]
     chosen_tasks = None if tasks is None else [task.strip() for task in tasks.split(",")]
     failed: dict[str, BatchsweepError] = {}
-    with stop_on_signals(grace) as stop, ThreadPoolExecutor(1) as background:
+    figures: list[Figures] = []
+    with (
+        stop_on_signals(grace) as stop,
+        served(figures, metrics_port),
+        ThreadPoolExecutor(1) as background,
+    ):
         for number, entry in enumerate(entries):
             label = f"{number + 1}/{len(entries)}" if all_indexes else f"index {entry.index}"
             if number + 1 < len(entries):
                 background.submit(weights.prefetch, store, entries[number + 1], chosen_tasks)
+            figures.append(Figures(entry.key))
             try:
                 extract(
                     store,
@@ -91,6 +102,7 @@ def command(
                     stop=stop,
                     strict=strict,
                     label=label,
+                    figures=figures[-1],
                 )
             except StoreFull:
                 raise

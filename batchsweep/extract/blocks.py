@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 from batchsweep.config import Config, ModelConfig
 from batchsweep.corpus.tokens import load_tokenizer, prefix_lengths, tokenize
+from batchsweep.extract.figures import Figures
 from batchsweep.extract.weights import check_weights
 from batchsweep.forward.augment import augmented
+from batchsweep.plan.estimate import ITEM_BYTES
 from batchsweep.plan.plan import PlanEntry
 from batchsweep.progress import Bar, duration, progress
 from batchsweep.signals import StopRequest
@@ -44,6 +46,7 @@ class Work:
     corpus: Corpus
     config: Config
     entry: PlanEntry
+    figures: Figures
 
     @property
     def model_config(self) -> ModelConfig:
@@ -87,12 +90,24 @@ def seal_blocks(
                 writing.popleft().result()
             if states is None:
                 break
-            writing.append(background.submit(writer.write_block, block, states))
+            writing.append(background.submit(_write, work, block, token_ids, states))
             texts += len(token_ids)
             tokens += sum(map(len, token_ids))
         for one in writing:
             one.result()
     return texts, tokens
+
+
+def _write(work: Work, block: int, token_ids: TokenIds, states: States) -> None:
+    """Seal a block, and count it."""
+    spec = work.writer.spec
+    work.writer.write_block(block, states)
+    vectors = len(spec.poolings) * len(spec.layers) * len(token_ids)
+    work.figures.sealed(
+        texts=len(token_ids),
+        tokens=sum(map(len, token_ids)),
+        size=vectors * spec.hidden * ITEM_BYTES[spec.dtype],
+    )
 
 
 def _writes_at_once(spec: GroupSpec) -> int:

@@ -26,6 +26,7 @@ from batchsweep.errors import (
     Unavailable,
 )
 from batchsweep.extract.blocks import Work, sample_metrics, seal_blocks
+from batchsweep.extract.figures import Figures
 from batchsweep.numerics import COMPUTE_THREADS
 from batchsweep.plan.plan import PlanEntry
 from batchsweep.plan.timings import Timing, add_timing
@@ -89,6 +90,7 @@ def extract(
     stop: StopRequest,
     strict: bool = False,
     label: str = "",
+    figures: Figures | None = None,
 ) -> Extracted:
     """Write the blocks of one index that are not sealed yet, and note it if that can't be done.
 
@@ -102,6 +104,7 @@ def extract(
         stop: asked to stop, the open block is finished and sealed if the grace period suffices.
         strict: a checkpoint that is unavailable is an error, not a skip with a warning.
         label: what progress calls this index, such as ``3/8``.
+        figures: counted up while it works, for those who watch.
 
     Raises:
         UsageError: a task that the corpus doesn't have.
@@ -113,7 +116,7 @@ def extract(
             disk.
     """
     try:
-        return _extract(store, config, entry, tasks, stop, label)
+        return _extract(store, config, entry, tasks, stop, label, figures or Figures(entry.key))
     except Unavailable as error:
         _note(store, entry, tasks, "failed" if strict else "skipped", error)
         if strict:
@@ -154,6 +157,7 @@ def _extract(
     tasks: Collection[str] | None,
     stop: StopRequest,
     label: str,
+    figures: Figures,
 ) -> Extracted:
     start = time.monotonic()
     key = entry.key
@@ -172,11 +176,13 @@ def _extract(
         measure = config.metrics.enabled and not writer.has_metrics()
         texts = tokens = 0
         if blocks or measure:
-            work = Work(writer, corpus, config, entry)
-            loaded = work.load()
+            work = Work(writer, corpus, config, entry, figures)
+            with figures.phase("load"):
+                loaded = work.load()
             what = " ".join(part for part in (label, key) if part)
             begun = time.monotonic()
-            texts, tokens = seal_blocks(work, loaded, blocks, stop, what)
+            with figures.phase("blocks"):
+                texts, tokens = seal_blocks(work, loaded, blocks, stop, what)
             timing = Timing(1, begun - start, tokens, time.monotonic() - begun)
             add_timing(store, key, timing)
             if stop.asked and (measure or not writer.sealed.issuperset(blocks)):
@@ -185,7 +191,8 @@ def _extract(
                     "blocks sealed; the same command goes on from there"
                 )
             if measure:
-                writer.write_metrics(sample_metrics(work, loaded))
+                with figures.phase("metrics"):
+                    writer.write_metrics(sample_metrics(work, loaded))
         if len(writer.sealed) == spec.blocks:
             writer.finish()
     seconds = time.monotonic() - start
@@ -197,6 +204,7 @@ def _extract(
         duration(seconds),
         texts / seconds,
         tokens / seconds,
+        extra={"figures": figures.to_json()},
     )
     return Extracted(key, "extracted", len(blocks), texts, tokens, seconds)
 

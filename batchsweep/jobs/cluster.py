@@ -44,6 +44,8 @@ class Cluster:
     """Size of the volume for downloaded weights and data sets."""
     bandit_after: int | None = None
     """The bandit starts when this many indexes are sealed; None: when none is left to wait for."""
+    metrics_port: int | None = None
+    """Where extract shows its figures to Prometheus; None: nowhere."""
     workdir: str = "/"
     """What the config's relative paths start at: ``/`` or ``/runs``. Not a folder below: the
     container runtime would make it, and it would be root's."""

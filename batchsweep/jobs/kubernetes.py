@@ -161,9 +161,17 @@ def extract_job(
     arguments = ["extract", *_config(config_file), "--grace", str(GRACE)]
     if not whole:
         arguments += ["--indexes", format_indexes(indexes)]
+    if cluster.metrics_port is not None:
+        arguments += ["--metrics-port", str(cluster.metrics_port)]
     container = _container("extract", arguments, cluster)
     pod = _pod(sweep, "extract", [container], cluster)
     pod["spec"]["terminationGracePeriodSeconds"] = GRACE + GRACE_MARGIN
+    if cluster.metrics_port is not None:
+        container["ports"] = [{"name": "metrics", "containerPort": cluster.metrics_port}]
+        pod["metadata"]["annotations"] = {
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": str(cluster.metrics_port),
+        }
     if cluster.gpu is not None:
         container["resources"]["limits"][cluster.gpu] = 1
         pod["spec"]["tolerations"] = [

@@ -35,7 +35,8 @@ WRITE_RATE = 500e6
 #: Seconds to start a process, load libraries and weights, once an index.
 START_SECONDS = 20.0
 
-_ITEM_BYTES = {"float16": 2, "float32": 4, "int8": 1}
+#: Bytes of one number of an embedding.
+ITEM_BYTES = {"float16": 2, "float32": 4, "int8": 1}
 _GIB = 2**30
 
 
@@ -170,7 +171,7 @@ def stored_bytes(entry: PlanEntry, config: Config, texts: int) -> int:
     """What the embeddings of so many texts of one index take in the store."""
     vectors = len(entry.layers) * texts * len(config.embedding.pooling)
     scale = 4 if config.store.dtype == "int8" else 0
-    return vectors * (entry.hidden * _ITEM_BYTES[config.store.dtype] + scale)
+    return vectors * (entry.hidden * ITEM_BYTES[config.store.dtype] + scale)
 
 
 def download_bytes(entry: PlanEntry) -> int:

@@ -362,6 +362,7 @@ def test_options_of_pods_and_objects_arrive_and_fit_the_schema():
         labels={"team": "embeddings", "app.kubernetes.io/name": "other"},
         annotations={"owner": "me"},
         queue="gpus",
+        metrics_port=9100,
     )
     objects = rendered(cluster)
     for item in objects:
@@ -385,6 +386,11 @@ def test_options_of_pods_and_objects_arrive_and_fit_the_schema():
     assert extract["requests"] == {"cpu": "8", "memory": "16Gi"}
     assert extract["limits"] == {"memory": "16Gi", "nvidia.com/gpu": 1}
     assert bandit["requests"] == {"cpu": "4", "memory": "64Gi"}
+    (container,) = by_component["extract"]["spec"]["template"]["spec"]["containers"]
+    assert container["ports"] == [{"name": "metrics", "containerPort": 9100}]
+    assert parsed(container["args"])[1]["metrics_port"] == 9100
+    annotations = by_component["extract"]["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == "9100"
     annotations = by_component["extract"]["metadata"]["annotations"]
     assert annotations["kueue.x-k8s.io/job-min-parallelism"] == "1"
 

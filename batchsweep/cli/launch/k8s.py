@@ -56,6 +56,9 @@ def command(
         int | None,
         typer.Option(metavar="N", help="sealed indexes it waits for (default: all)"),
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(metavar="N", help="extract shows figures to Prometheus there")
+    ] = None,
     cpu: Annotated[
         list[str] | None,
         typer.Option(metavar="[JOB=]N", help="cores of extract, or of JOB (repeatable)"),
@@ -117,6 +120,7 @@ def command(
         "workdir": workdir,
         "queue": queue,
         "bandit_after": bandit_after,
+        "metrics_port": metrics_port,
         "cpu": cluster.by_job("--cpu", cpu or ()),
         "memory": cluster.by_job("--memory", memory or ()),
         "image_pull_secrets": image_pull_secret,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from batchsweep.bandit.policies import Pull
-from batchsweep.errors import StoreError
+from batchsweep.errors import StoreCorrupt, StoreError
 from batchsweep.score.record import Score
 
 Record = dict[str, Any]
@@ -20,6 +20,12 @@ GROUP_DIGITS = 16
 #: Pulls that are joined in one document. A restart reads a document for each segment, and up to so
 #: many single ones.
 SEGMENT = 500
+
+
+#: What to do about a ledger that says what none says.
+_REMEDY = "remove that search's folder below bandit/ and run 'batchsweep bandit' again"
+#: No score, and no time, is as large.
+_MOST = 1e15
 
 
 @dataclass(frozen=True)
@@ -81,15 +87,27 @@ class Observation:
         """
         try:
             observation = cls(**record)
-            if observation.halves is None:
-                return observation
-            one, two = observation.halves
+            if observation.halves is not None:
+                one, two = observation.halves
+                observation = replace(observation, halves=(one, two))
+            observation._check()
         except (TypeError, ValueError):
             raise StoreError(
                 f"the bandit's ledger has an entry that is no pull: {sorted(record)}; remove that "
                 "search's folder below bandit/ and run 'batchsweep bandit' again"
             ) from None
-        return replace(observation, halves=(one, two))
+        return observation
+
+    def _check(self) -> None:
+        """Refuse what no ledger says: a store may come from anybody."""
+        if not all(isinstance(text, str) for text in (self.kind, self.arm, self.task, self.reason)):
+            raise TypeError("kind, arm, task and reason are texts")
+        halves = (x for x in self.halves or () if x is not None)
+        numbers = (self.score, self.seconds, self.noise, *halves)
+        if any(type(x) not in (int, float) or not abs(x) < _MOST for x in numbers):
+            raise TypeError("scores and seconds are numbers")
+        if not isinstance(self.full, bool) or not isinstance(self.group, str | None):
+            raise TypeError("full is true or false, group a text")
 
     def to_json(self) -> Record:
         """Plain values for the ledger; what is as usual is left out."""
@@ -225,7 +243,10 @@ class StoreLedger:
         ):
             if content is None:
                 return False
-            self._records.update(enumerate(content["pulls"], start=number * SEGMENT))
+            pulls = content.get("pulls") if isinstance(content, dict) else None
+            if not isinstance(pulls, list):
+                raise StoreCorrupt(f"{segments[number]} is no segment of a ledger; {_REMEDY}")
+            self._records.update(enumerate(pulls, start=number * SEGMENT))
         self._left_over = single.keys() & self._records.keys()
         self._single = single.keys() - self._left_over
         paths = [single[number] for number in self._single]
@@ -233,6 +254,9 @@ class StoreLedger:
             if record is None:
                 return False
             self._records[number] = record
+        for number, record in self._records.items():
+            if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+                raise StoreCorrupt(f"{self._path(number)} is no entry of a ledger; {_REMEDY}")
         return True
 
     def _join(self, segment: int) -> None:

@@ -79,6 +79,7 @@ class ScoreRecord(Score):
             if place is None or not isinstance(document, dict):
                 raise ValueError("no arm and task have that path")
             origin = document.get("origin") or {}
+            _check_types(document, origin)
             halves = None
             if "halves" in document:
                 one, two = map(_number, document["halves"])
@@ -100,7 +101,7 @@ class ScoreRecord(Score):
                 origin=origin,
                 document=document,
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StoreCorrupt(
                 f"{where}: {path} is no record of a score ({error!r}); {REMEDY}"
             ) from None
@@ -110,6 +111,18 @@ class ScoreRecord(Score):
                 f"arm and task; {REMEDY}"
             )
         return record
+
+
+def _check_types(document: dict[str, Any], origin: dict[str, Any]) -> None:
+    """Refuse members of another type than tables have for them."""
+    names = ("model", "revision", "commit", "mteb_version", "dataset_revision")
+    for name, text in [*((n, document.get(n)) for n in names), ("group", origin.get("group"))]:
+        if not isinstance(text, str | None):
+            raise ValueError(f"{name} isn't text")
+    most = (document.get("cap") or {}).get("max_texts_per_task")
+    for name, number in (("step", document.get("step")), ("max_texts_per_task", most)):
+        if number is not None and (type(number) is not int or abs(number) >= 2**53):
+            raise ValueError(f"{name} isn't a whole number")
 
 
 #: What to do about a record that isn't the one that belongs at its place.

@@ -69,12 +69,15 @@ class Store:
         if stored is None:
             return None
         try:
-            return documents.decode_checked(stored)
+            value = documents.decode_checked(stored)
+            if value is None:
+                raise ValueError("null")
         except ValueError as error:
             raise StoreCorrupt(
                 f"{self.url}: {path} is torn or changed ({error}); "
                 "run 'batchsweep verify --repair', then the command that makes it"
             ) from None
+        return value
 
     def read_jsons(self, paths: Iterable[str]) -> list[Any | None]:
         """:meth:`read_json` of each path, several at a time, in their order."""

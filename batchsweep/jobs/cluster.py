@@ -25,7 +25,7 @@ MEMORY = {"prepare": "16Gi", "extract": "16Gi", "bandit": "16Gi"}
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """How a sweep runs in a cluster. Only the namespace is not remembered there."""
+    """How a sweep runs in a cluster. All but the namespace and ``affordable`` is remembered."""
 
     image: str = IMAGE
     namespace: str | None = None
@@ -64,6 +64,12 @@ class Cluster:
     """Of all objects and pods."""
     annotations: Mapping[str, str] = field(default_factory=dict)
     """Of all objects and pods."""
+    max_cost: float | None = None
+    """No index is submitted that would make the sweep cost more."""
+    gpu_price: float | None = None
+    """Of a GPU hour, in the same currency."""
+    affordable: int | None = None
+    """How many indexes that allows in all, so that the bandit doesn't wait for the others."""
     patches: Sequence[Mapping[str, Any]] = ()
     """Laid over the objects that they name, at the end (:mod:`batchsweep.jobs.patch`)."""
 
@@ -90,7 +96,7 @@ class Cluster:
             for name, value in json.loads(json.dumps(asdict(self))).items()
             if name == "image" or value != json.loads(json.dumps(default[name]))
         }
-        kept.pop("namespace", None)
+        kept = {k: v for k, v in kept.items() if k not in ("namespace", "affordable")}
         return json.dumps(kept, sort_keys=True)
 
 

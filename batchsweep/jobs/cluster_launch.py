@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from batchsweep.jobs.index import format_indexes
 from batchsweep.jobs.kubectl import OUTAGE_SECONDS, Commands, Kubectl
 from batchsweep.jobs.kubernetes import Object, render, sweep_name, to_yaml
 from batchsweep.jobs.snapshot import Snapshot, snapshot
+from batchsweep.jobs.spending import gpu_named, spending
 from batchsweep.jobs.submit import Watch, follow, submit
+from batchsweep.plan.estimate import DEFAULT_GPU
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +119,11 @@ def apply(
     commands = Commands(str(config_file), namespace)
     kubectl = Kubectl(namespace, patience=OUTAGE_SECONDS)
     cluster = Cluster.of(remembered_options(kubectl.items("configmaps", sweep)), given)
-    chosen, _ = elsewhere_indexes(indexes, config)
+    chosen, whole = elsewhere_indexes(indexes, config)
+    if cluster.max_cost is not None:
+        within = _within_cost(config, cluster, snapshot(kubectl, sweep), chosen)
+        if len(within) < len(chosen):
+            cluster, whole, chosen = replace(cluster, affordable=len(within)), False, within
     shown: list[str] = []
 
     def show(now: Snapshot) -> None:
@@ -136,6 +142,7 @@ def apply(
             chosen,
             again=indexes is not None,
             queue=cluster.queue is not None,
+            whole=whole,
             resized={what for what, size in _CLAIMS.items() if size in given},
         )
     end = follow(watch)
@@ -152,6 +159,43 @@ def apply(
 
 #: A volume claim's component, and the option that is its size.
 _CLAIMS = {"runs": "storage", "cache": "cache"}
+
+
+def _within_cost(
+    config: Config, cluster: Cluster, now: Snapshot, chosen: Sequence[int]
+) -> tuple[int, ...]:
+    """Of the chosen indexes, those that Jobs have already and those that ``--max-cost`` allows.
+
+    Raises:
+        UsageError: no price was given, or not even the first index can be paid for.
+    """
+    most, price = cluster.max_cost, cluster.gpu_price
+    if most is None or price is None:
+        raise UsageError("--max-cost needs --gpu-price, what a GPU hour costs")
+    gpu = gpu_named(cluster.gpu_type)
+    costs = spending(config, gpu)
+    submitted = {i for job in now.of("extract") for i in job.indexes}
+    running = {i for job in now.of("extract") if not job.ended for i in job.indexes}
+    # Without the store nobody knows what ended Jobs took: then as much as was estimated.
+    under_way = running if costs.known else submitted
+    new = [i for i in chosen if i not in under_way]
+    bought = costs.affordable(new, under_way=under_way, price=price, most=most)
+    before, after = (costs.cost({*under_way, *more}, price) for more in ((), bought))
+    said = (
+        f"{before:.2f} spent or under way, {after:.2f} with {len(bought)} of {len(new)} indexes "
+        f"more, on {gpu or 'an assumed ' + DEFAULT_GPU}"
+    )
+    if new and not bought and not under_way:
+        first = costs.cost({new[0]}, price)
+        raise UsageError(
+            f"--max-cost {most:g} is passed by the first index: {first:.2f} with it; raise it, or "
+            "extract less (see 'batchsweep plan')"
+        )
+    if len(bought) < len(new):
+        logger.warning("--max-cost %g: %s; the others are not submitted", most, said)
+    else:
+        logger.info("cost: %s", said)
+    return tuple(i for i in chosen if i in under_way or i in bought)
 
 
 @contextmanager

@@ -213,7 +213,8 @@ def bandit_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
     Its init container waits for that. The pod holds the bandit's cores meanwhile, but no GPU; in
     exchange nobody has to release it.
     """
-    after = "all" if cluster.bandit_after is None else str(cluster.bandit_after)
+    limits = [n for n in (cluster.bandit_after, cluster.affordable) if n is not None]
+    after = str(min(limits)) if limits else "all"
     wait = _container("wait", ["status", *_config(config_file), "--wait", after], cluster)
     container = _container("bandit", ["bandit", *_config(config_file)], cluster)
     pod = _pod(sweep, "bandit", [container], cluster)

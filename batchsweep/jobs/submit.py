@@ -106,6 +106,7 @@ def submit(
     *,
     again: bool,
     queue: bool,
+    whole: bool = True,
     resized: Collection[str] = (),
 ) -> None:
     """Put a sweep's new indexes into the cluster; those that a Job already has are left to it.
@@ -116,6 +117,7 @@ def submit(
         indexes: the plan's, or those that were asked for.
         again: they were asked for by ``--indexes``, whether a Job had them before or not.
         queue: Kueue releases the extract Job, not this function.
+        whole: ``indexes`` are the whole plan.
         resized: of the volume claims that are there, those to be changed: ``runs``, ``cache``.
 
     Raises:
@@ -132,7 +134,7 @@ def submit(
         logger.info("all %d indexes are already submitted", len(indexes))
         return
     # Without new indexes, what a call that was cut off has left undone.
-    objects = render(new or indexes, not again and len(new) in (0, len(indexes)))
+    objects = render(new or indexes, whole and not again and len(new) in (0, len(indexes)))
     by_component = {o["metadata"]["labels"][COMPONENT_LABEL]: o for o in objects}
     prepare, extract, bandit = (by_component[c] for c in ("prepare", "extract", "bandit"))
     busy = [j for j in jobs.values() if not j.ended and set(j.indexes) & set(new)]

@@ -196,6 +196,31 @@ def test_every_printed_command_runs_as_it_stands(config, cluster, capsys):
     assert claim["resources"]["requests"]["storage"] == "2Ti"
 
 
+def test_max_cost_stops_submitting_and_the_bandit_does_not_wait(config, cluster, capsys):
+    assert main(["prepare", "--config", config]) == 0
+    submit = ["launch", "k8s", "--config", config, "--apply"]
+    assert main([*submit, "--max-cost", "5"]) == 2
+    assert "--max-cost needs --gpu-price" in capsys.readouterr().err
+    # An index takes 20 s to start and next to nothing to extract: 1 an index at 180 an hour.
+    assert main([*submit, "--max-cost", "0.5", "--gpu-price", "180"]) == 2
+    assert "passed by the first index: 1.00 with it" in capsys.readouterr().err
+    assert not [k for k in json.loads((cluster / "state.json").read_text()) if "Job" in k]
+    assert main([*submit, "--max-cost", "1.5", "--gpu-price", "180"]) == 0
+    shown = capsys.readouterr().err
+    assert "--max-cost 1.5: 0.00 spent or under way, 1.00 with 1 of 2 indexes more" in shown
+    state = json.loads((cluster / "state.json").read_text())
+    job = state["Job/sweep-extract-0"]
+    assert job["spec"]["completions"] == 1
+    pod = state["Job/sweep-bandit"]["spec"]["template"]["spec"]
+    assert pod["initContainers"][0]["args"][-2:] == ["--wait", "1"]
+    # Price and limit are remembered; raised, the rest follows, and all is waited for.
+    assert main([*submit, "--max-cost", "9"]) == 0
+    state = json.loads((cluster / "state.json").read_text())
+    assert state["Job/sweep-extract-1"]["spec"]["completions"] == 1
+    pod = state["Job/sweep-bandit"]["spec"]["template"]["spec"]
+    assert pod["initContainers"][0]["args"][-2:] == ["--wait", "all"]
+
+
 def test_the_commands_for_a_pod_that_cannot_start_run_as_they_stand(config, cluster, capsys):
     (cluster / "hold").write_text('["prepare"]')
     state = {"waiting": {"reason": "InvalidImageName", "message": "no: such: name"}}

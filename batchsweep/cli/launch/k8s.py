@@ -56,6 +56,13 @@ def command(
         int | None,
         typer.Option(metavar="N", help="sealed indexes it waits for (default: all)"),
     ] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0, help="submit no index that would pass this cost"),
+    ] = None,
+    gpu_price: Annotated[
+        float | None, typer.Option(metavar="X", min=0, help="what a GPU hour costs")
+    ] = None,
     metrics_port: Annotated[
         int | None, typer.Option(metavar="N", help="extract shows figures to Prometheus there")
     ] = None,
@@ -120,6 +127,8 @@ def command(
         "workdir": workdir,
         "queue": queue,
         "bandit_after": bandit_after,
+        "max_cost": max_cost,
+        "gpu_price": gpu_price,
         "metrics_port": metrics_port,
         "cpu": cluster.by_job("--cpu", cpu or ()),
         "memory": cluster.by_job("--memory", memory or ()),

@@ -101,8 +101,8 @@ class Waves:
     def next(self, policy: Policy) -> bool:
         """Ask for the next wave and wait for it; False when there is no more to do.
 
-        Once no pair is left, or none that the budget takes, as many cells again may be scored of
-        what is there.
+        Once no pair is left, all cells may be scored; once the budget takes none, as many again
+        as were.
 
         Raises:
             UsageError: the policy has no model of what isn't scored.
@@ -115,16 +115,25 @@ class Waves:
                     "toptwo_gp, gp_ucb, thompson"
                 )
             if not self._number:
-                return self._chooser.first(self._not_to_ask, self._fits())
+                visits = self._chooser.first(self._not_to_ask, self._fits())
+                if visits:
+                    return visits
             fits = self._fits(self._held(policy))
             return self._chooser.next(policy, self._not_to_ask, self._number + 1, fits)
 
+        observed = _observed(policy)
+        if not self._number and not observed and self.there.any():
+            # What was there before is scored first, as after a wave.
+            policy.restrict(self.cells)
+            self._till = _worth_scoring(self.cells, int(self.there.any(axis=1).sum()))
+            return True
         if self._ask(policy, choose):
             return True
         if self._last_look or policy.taken.all():
             return False
         # No pair more can be had. What is there costs next to nothing to know better.
-        self._last_look, self._till = True, 2 * _observed(policy)
+        self._last_look = True
+        self._till = self.cells.size if self.there.all() else 2 * observed
         return True
 
     def complete(self, policy: Policy, arms: list[int], reason: str) -> None:
@@ -143,7 +152,7 @@ class Waves:
                 return False
             regret = policy.best().expected_regret if self._number else None
             wave = Wave(number, tuple(visits), regret)
-        before = int(self.cells.sum())
+        before = self.cells
         self._extraction.extract(wave)
         self._number = number
         for visit in wave.visits:
@@ -153,9 +162,8 @@ class Waves:
         self.there = self._extraction.there(number)
         self._refused &= ~self.there
         policy.restrict(self.cells)
-        fresh = int(self.cells.sum()) - before
-        scored = min(SCORED_SHARE * fresh, SCORED_A_VISIT * len(wave.visits))
-        self._till = _observed(policy) + round(scored)
+        fresh = self.cells & ~before
+        self._till = _observed(policy) + _worth_scoring(fresh, len(wave.visits))
         return True
 
     @property
@@ -181,6 +189,11 @@ class Waves:
         held = np.zeros_like(self.there)
         held[self._costs.of[front]] = True
         return held if self._part(held) - self._part(self.there) <= FINAL_SHARE else None
+
+
+def _worth_scoring(cells: Bools, visits: int) -> int:
+    """How many of the cells that so many visits made cheap are scored before the next wave."""
+    return max(1, round(min(SCORED_SHARE * int(cells.sum()), SCORED_A_VISIT * visits)))
 
 
 def _observed(policy: Policy) -> int:

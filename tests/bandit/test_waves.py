@@ -12,6 +12,7 @@ from batchsweep.bandit.costs import PairBudget, PairCosts, even_costs
 from batchsweep.bandit.ledger import MemoryLedger
 from batchsweep.bandit.policies import make_policy
 from batchsweep.bandit.policies.base import Bools
+from batchsweep.bandit.replay_extraction import ImprovementChooser
 from batchsweep.bandit.waves import Wave, Waves
 from batchsweep.config import BanditConfig, RewardsConfig
 from batchsweep.errors import UsageError
@@ -125,10 +126,16 @@ def test_a_wave_spreads_over_checkpoints_that_may_be_best() -> None:
         (pull,) = policy.ask(1)
         cell = arms.index(pull.arm), problem.tasks.index(pull.task)
         policy.observe(pull.arm, pull.task, float(scores[cell]), 1.0)
-    wave = Chooser(problem, costs, width=5).next(policy, there, 2, lambda pairs: True)
-    rows = sorted(costs.checkpoints.index(visit.key) for visit in wave)
-    assert len(rows) == 5
-    assert rows[-1] - rows[0] > 8
+
+    def span(chooser: Chooser, number: int) -> int:
+        wave = chooser.next(policy, there, number, lambda pairs: True)
+        rows = [costs.checkpoints.index(visit.key) for visit in wave]
+        assert len(set(rows)) == len(rows) == 5
+        return max(rows) - min(rows)
+
+    for number in (2, 3, 4):
+        assert span(ImprovementChooser(problem, costs, width=5), number) == 4
+        assert span(Chooser(problem, costs, width=5), number) > 4
 
 
 @pytest.mark.parametrize("limit", ["store_bytes", "seconds", "checkpoints"])
@@ -192,6 +199,28 @@ def test_a_checkpoint_that_fails_is_not_asked_for_again() -> None:
     assert asked
     assert len(set(asked)) == len(asked)
     assert outcome.answer.pulled.sum() > 50
+
+
+def test_a_store_that_has_everything_is_searched_as_ever() -> None:
+    fake = Fake(costs_of())
+    fake.pairs[:] = True
+    fake.states = [fake.pairs.copy()]
+    outcome = search(fake, stop_at_regret=0)
+    assert fake.waves == []
+    assert outcome.pulls == 150
+    assert outcome.observations[0].kind == "search"
+
+
+def test_what_was_there_before_is_scored_before_anything_is_asked_for() -> None:
+    fake = Fake(costs_of())
+    there = fake.costs.checkpoints.index("m0/step1000")
+    fake.pairs[there] = True
+    fake.states = [fake.pairs.copy()]
+    outcome = search(fake)
+    first = outcome.observations[0].arm
+    assert first.startswith("m0/step1000#")
+    for wave in fake.waves:
+        assert "m0/step1000" not in {visit.key for visit in wave.visits}
 
 
 def test_z_rewards_have_the_baseline_extracted_first() -> None:

@@ -384,7 +384,7 @@ def test_other_aggregates_choose_among_the_checked(how: str) -> None:
     outcome = run(
         examples.problem,
         examples.half,
-        BanditConfig(policy="random", budget=PullBudget(pulls=60), texts_per_pull=50),
+        BanditConfig(policy="random", budget=PullBudget(pulls=140), texts_per_pull=50),
         RewardsConfig(scale="z", aggregate=how),
         full_fn=examples.full,
         quiet=True,

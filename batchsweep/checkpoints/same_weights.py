@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from batchsweep.checkpoints.checkpoint import Checkpoint, step_of
 from batchsweep.checkpoints.sources import Listing
 from batchsweep.checkpoints.weight_files import WeightFile
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Revisions of different steps that serve the same weights: at most one name is right."""
+    """Revisions of different steps that serve the same weights."""
 
     model: str
     kept: str
@@ -31,10 +32,26 @@ class Duplicates:
                 f"{self.model}: {_count(len(self.others))} the weights of {self.kept}: "
                 f"{_names(self.others)}; all are one index, and no points of a training curve"
             )
-        return (
+        said = (
             f"{self.model}: {_names(self.revisions)} serve identical weights; they are one index "
-            f"({self.kept}), and at most one of the names is right"
+            f"({self.kept}), and "
         )
+        if {step_of(name) for name in self.revisions} == {0, 1}:
+            # Where the learning rate warms up from 0, the first step changes nothing.
+            return said + "both names may be right: with a warm-up the first step's rate is 0"
+        return said + "at most one of the names is right"
+
+
+def last_step_twice(checkpoints: Iterable[Checkpoint]) -> list[str]:
+    """One line for each model that has its last step under two names, which is one index."""
+    lines = []
+    for checkpoint in checkpoints:
+        names = [n for n in checkpoint.names if n != "main" and step_of(n) == checkpoint.step]
+        if "main" in checkpoint.names and names and checkpoint.step is not None:
+            lines.append(
+                f"{checkpoint.model}: main is {_names(names)} under another name: one index"
+            )
+    return lines
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from batchsweep.checkpoints.audit import Audit
+from batchsweep.checkpoints.same_weights import last_step_twice
 from batchsweep.table import Column, table_text, visible
 
 
@@ -23,7 +24,8 @@ def audit_table(found: Audit) -> str:
         for model in models
     ]
     table = table_text([Column("model"), *(Column(t, right=True) for t in titles)], rows)
-    return table + "\n".join([*_warnings(found.warnings), _closing(found)]) + "\n"
+    notes = [visible(line) for line in last_step_twice(found.checkpoints)]
+    return table + "\n".join([*_warnings(found.warnings), *notes, _closing(found)]) + "\n"
 
 
 def _warnings(warnings: Sequence[str]) -> list[str]:

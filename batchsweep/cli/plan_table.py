@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from itertools import groupby
 
+from batchsweep.checkpoints.same_weights import last_step_twice
 from batchsweep.plan.estimate import DOWNLOAD_RATE, START_SECONDS, WRITE_RATE, Estimate, gib
 from batchsweep.plan.plan import Plan
 from batchsweep.plan.space import Space
@@ -96,7 +97,7 @@ def _warnings(plan: Plan, costs: Estimate, space: Space | None) -> list[str]:
 
 
 def _notes(plan: Plan, costs: Estimate) -> list[str]:
-    notes = []
+    notes = last_step_twice(entry.checkpoint for entry in plan.entries)
     if not plan.audited:
         notes.append(
             "Not audited: 'batchsweep checkpoints --audit' (and 'prepare') asks the Hub which "

@@ -57,7 +57,11 @@ def load_tokenizer(model: str, revision: str, *, trust_remote_code: bool = False
 def tokenize(
     tokenizer: Any, texts: Sequence[str], max_length: int
 ) -> tuple[list[npt.NDArray[np.int32]], int]:
-    """Token ids of each text, cut to ``max_length``; and how many texts were cut."""
+    """Token ids of each text, cut to ``max_length``; and how many texts were cut.
+
+    A text that the tokenizer has no tokens for (``""``, with many decoders') is its end-of-text
+    token; without such a token it stays empty, and the forward pass takes the model's.
+    """
     encoded = tokenizer(
         list(texts),
         truncation=True,
@@ -66,8 +70,9 @@ def tokenize(
         return_attention_mask=False,
         return_token_type_ids=False,
     )
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     try:
-        ids = [np.asarray(one, np.int32) for one in encoded["input_ids"]]
+        ids = [np.asarray(one or end, np.int32) for one in encoded["input_ids"]]
     except OverflowError:
         raise IndexFailed(
             "the tokenizer gives token ids of 2^31 or more; is its tokenizer.json damaged?"

@@ -6,8 +6,8 @@ returns. Blocks after the last wanted layer don't run.
 On a CPU every batch is computed by one thread, and as many batches at once as there are cores: what
 a text's states are, to the last bit, depends on neither.
 
-A text without tokens (many tokenizers of decoders give none for "") stands for the model's
-end-of-text token: it has a vector, and every empty text has the same one.
+A text without tokens stands for the model's end-of-text token: it has a vector, and every empty
+text has the same one. (The corpus has the tokenizer's own end-of-text token there, if it has one.)
 """
 
 from __future__ import annotations

@@ -56,6 +56,7 @@ def load_checkpoint(
     torch_device = _device(device)
     folder = fetch(model, revision, trust_remote_code=trust_remote_code)
     weights = _weight_files([p.name for p in folder.iterdir()])
+    _name_left_out_modules(name, folder)
     if dtype == "auto" and torch_device.type == "cpu":
         dtype = "float32"
     network: nn.Module | None = None
@@ -73,6 +74,25 @@ def load_checkpoint(
             f"{name}: {type(network).__name__} with this config.json can't compute three tokens: "
             f"{_first_line(error)}; is config.json the one that the weights were saved with?"
         ) from error
+
+
+def _name_left_out_modules(name: str, folder: Path) -> None:
+    """Sentence-transformers' models have modules behind the transformer, which aren't applied."""
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError, KeyError):
+        kinds = ["of modules.json, which can't be read"]
+    behind = [kind for kind in kinds if kind != "Transformer"]
+    if behind:
+        logger.warning(
+            "%s: its sentence-transformers modules (%s) are not applied: every layer is pooled as "
+            "the config's 'embedding' says, and vectors are not normalised",
+            name,
+            ", ".join(behind),
+        )
 
 
 def _by_transformers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mteb.results import TaskResult
+from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import ThreadpoolController
 
 from batchsweep.arm import Arm
@@ -116,7 +118,9 @@ class Scorer:
             return self.score(arm, task)
         kept = self._kept_vectors(parts, reader.hidden)
         start = time.perf_counter()
-        with self._one_thread():
+        with self._one_thread(), warnings.catch_warnings():
+            # MTEB's protocol ends a fit after so many steps: nothing that a user could act on.
+            warnings.simplefilter("ignore", ConvergenceWarning)
             vectors = Vectors(reader, arm, kept)
             scores = [part.evaluate(vectors) for part in parts]
         seconds = time.perf_counter() - start

@@ -12,6 +12,7 @@ from hub_server import Fault, HubServer, Repo
 from batchsweep.checkpoints.audit import audit, nominal
 from batchsweep.checkpoints.hub import Hub
 from batchsweep.checkpoints.schedules import schedule
+from batchsweep.cli.audit_table import audit_table
 from batchsweep.config import parse
 from batchsweep.errors import ConfigError, IndexFailed, TryAgain, UsageError
 
@@ -80,6 +81,9 @@ def test_planted_duplicates_among_154_branches_are_all_named_and_no_other(hub: H
     assert hub.most_at_once > 1
     assert seconds < 10
     text = "\n".join(found.warnings)
+    assert "both names may be right: with a warm-up" in str(first)
+    shown = audit_table(found)
+    assert "EleutherAI/pythia-2.8b: main is step143000 under another name: one index" in shown
     assert all(name in text.replace(",", " ").split() or f"{name};" in text for name in wrong)
 
 

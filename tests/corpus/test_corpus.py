@@ -309,3 +309,12 @@ def test_no_texts_at_all(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no texts"):
         write(tmp_path / "x.zarr", [])
     assert KEY not in create_store(tmp_path / "x.zarr").keys()  # noqa: SIM118 - a store is no dictionary
+
+
+def test_a_text_without_tokens_is_the_tokenizers_end_of_text() -> None:
+    with_end = tokenizer()
+    with_end.add_special_tokens({"eos_token": "<end>"})
+    ids, cut = tokenize(with_end, ["", "river"], 8)
+    assert ids[0].tolist() == [with_end.eos_token_id] and cut == 0
+    ids, _ = tokenize(tokenizer(), ["", "river"], 8)
+    assert len(ids[0]) == 0 and len(ids[1]) == 1, "the forward pass takes the model's"

@@ -352,3 +352,12 @@ def test_a_token_that_the_hub_does_not_know_is_wrong_usage(served):
     served.faults.append(Fault("status", "/api/models/", status=401, says=says, times=99))
     with pytest.raises(UsageError, match=f"{NAME}.*set HF_TOKEN to a valid one"):
         fetch(NAME, served.repos[NAME].commit("step1"))
+
+
+def test_modules_of_sentence_transformers_are_named_as_not_applied(tmp_path, caplog):
+    random_model("bert").save_pretrained(tmp_path)
+    kinds = ("Transformer", "Pooling", "Normalize")
+    modules = [{"idx": i, "type": f"sentence_transformers.models.{k}"} for i, k in enumerate(kinds)]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    load_checkpoint(str(tmp_path), device="cpu")
+    assert "modules (Pooling, Normalize) are not applied" in caplog.text

@@ -63,7 +63,7 @@ if verb == "get":
                  if o["metadata"]["labels"]["app.kubernetes.io/instance"] == sweep]
     print(json.dumps({{"items": found}}))
 elif verb == "apply":
-    for item in json.load(sys.stdin)["items"]:
+    for item in map(json.loads, sys.stdin.read().splitlines()):
         name = item["kind"] + "/" + item["metadata"]["name"]
         if item["kind"] == "Job":
             if name in state:

@@ -40,7 +40,8 @@ class Kubectl:
         command: the program.
         patience: seconds for which a request is made again while the server is away. All
             requests here may be made twice.
-        poll: seconds between two requests, also where something is waited for.
+        poll: seconds between two requests, also where something is waited for; default:
+            :data:`POLL_SECONDS`.
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class Kubectl:
         *,
         command: str = "kubectl",
         patience: float = 0.0,
-        poll: float = POLL_SECONDS,
+        poll: float | None = None,
     ) -> None:
         self.command = [command, *(["--namespace", namespace] if namespace else [])]
         self.patience = patience
-        self.poll = poll
+        self.poll = POLL_SECONDS if poll is None else poll
 
     def run(self, *arguments: str, stdin: str | None = None) -> str:
         """Its standard output.
@@ -95,10 +96,17 @@ class Kubectl:
         """The sweep's objects of a kind."""
         return self._listed(kind, "-l", selector(sweep))
 
+    def claims(self, sweep: str) -> list[Object]:
+        """The sweep's volume claims; none where they may not be read."""
+        return self._if_allowed("persistentvolumeclaims", "-l", selector(sweep))
+
     def warnings(self) -> list[Object]:
         """The namespace's warning events; none where they may not be read."""
+        return self._if_allowed("events", "--field-selector", "type=Warning")
+
+    def _if_allowed(self, kind: str, *which: str) -> list[Object]:
         try:
-            return self._listed("events", "--field-selector", "type=Warning")
+            return self._listed(kind, *which)
         except UsageError as error:
             logger.debug("%s", error)
             return []
@@ -108,8 +116,7 @@ class Kubectl:
         return list(found["items"])
 
     def apply(self, objects: Sequence[Object]) -> None:
-        listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
-        self.run("apply", "-f", "-", stdin=json.dumps(listed))
+        self.run("apply", "-f", "-", stdin="\n".join(map(json.dumps, objects)))
 
     def delete_job(self, name: str) -> None:
         self.run("delete", "job", name, "--wait=true", "--cascade=foreground", "--ignore-not-found")

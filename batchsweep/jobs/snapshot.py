@@ -145,13 +145,15 @@ def snapshot(kubectl: Kubectl, sweep: str, sealed: frozenset[int] = frozenset())
         ended = _exit(pod)
         if ended is not None and ended[0] != 0:
             exits[index] = ended
-    claims = kubectl.items("persistentvolumeclaims", sweep)
-    all_start = all(job.ended or job.name in running for job in jobs)
+    claims: list[Object] = []
+    events: list[Object] = []
+    if not all(job.ended or job.name in running for job in jobs):
+        claims, events = kubectl.claims(sweep), kubectl.warnings()
     now = Snapshot(
         tuple(jobs),
         states,
         exits,
-        troubles=troubles(objects, pods, claims, [] if all_start else kubectl.warnings()),
+        troubles=troubles(objects, pods, claims, events),
         running=frozenset(running),
         sealed=sealed,
     )

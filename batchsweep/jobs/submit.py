@@ -144,7 +144,7 @@ def submit(
             f"'{commands.launch('--status')}', or delete it first: "
             f"'{commands.kubectl('delete', 'job', busy[0].name)}'"
         )
-    kubectl.apply(_without_claims(objects, kubectl.items("pvc", watch.sweep), resized))
+    kubectl.apply(_without_claims(objects, kubectl.claims(watch.sweep), resized))
     if new:
         _replace(kubectl, jobs, prepare)
     if new or prepare["metadata"]["name"] in jobs:

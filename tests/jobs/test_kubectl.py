@@ -76,8 +76,9 @@ def test_every_request_is_made_again_while_the_server_is_away(tmp_path, verb):
         Kubectl(command=str(tool)).items("jobs", "demo")
 
 
-def test_events_that_may_not_be_read_are_none(tmp_path):
+def test_events_and_claims_that_may_not_be_read_are_none(tmp_path):
     assert saying(tmp_path, REFUSED[0]).warnings() == []
+    assert saying(tmp_path, REFUSED[0]).claims("demo") == []
 
 
 def test_printed_commands_are_whole_and_quoted():

@@ -1,0 +1,141 @@
+"""A sweep through the real kubectl, against an API server of the tests' own."""
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from kubernetes_server import Cluster
+from tiny import make_suite, make_tasks, write_config
+
+from batchsweep.cli.main import main
+from batchsweep.jobs import kubectl
+
+pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+
+
+class Controller:
+    """Ends a Job as soon as it is released; ``fails`` holds positions of extract that fail."""
+
+    def __init__(self):
+        self.fails = set()
+
+    def __call__(self, job):
+        count = job["spec"].get("completions")
+        if job["spec"].get("suspend") or "status" in job:
+            return
+        bad = sorted(self.fails) if count is not None else []
+        kind = "Failed" if bad else "Complete"
+        job["status"] = {"conditions": [{"type": kind, "status": "True", "message": "said so"}]}
+        if count is not None:
+            job["status"]["completedIndexes"] = ",".join(
+                str(i) for i in range(count) if i not in bad
+            )
+            job["status"]["failedIndexes"] = ",".join(map(str, bad))
+
+
+@pytest.fixture
+def controller():
+    return Controller()
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch, controller):
+    made = Cluster(controller)
+    made.start()
+    made.kubeconfig(tmp_path / "kubeconfig", namespace="team")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("KUBECACHEDIR", str(tmp_path / "kube-cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(kubectl, "POLL_SECONDS", 0.05)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return str(
+        write_config(
+            Path("sweep.yaml"),
+            models=[str(make_suite(tmp_path / "tiny", ("step0", "main")))],
+            revisions=["step0", "main"],
+            tasks=make_tasks(tmp_path / "tasks"),
+            store={"path": "runs/sweep/store.zarr"},
+        )
+    )
+
+
+def test_an_index_fails_and_is_submitted_again(config, cluster, controller, capsys):
+    controller.fails = {1}
+    submit = ["launch", "k8s", "--config", config, "--apply"]
+    assert main([*submit, "--image", "registry/b:1", "--storage", "2Ti"]) == 3
+    (again,) = [
+        line.removeprefix("again: batchsweep ")
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("again: ")
+    ]
+    controller.fails = set()
+    assert main(again.split()) == 0
+    job = cluster.get("jobs", "sweep-extract-1", "team")
+    assert job["spec"]["template"]["spec"]["containers"][0]["image"] == "registry/b:1"
+    assert job["spec"]["suspend"] is False
+    claim = cluster.get("persistentvolumeclaims", "sweep-runs", "team")
+    assert claim["spec"]["resources"]["requests"]["storage"] == "2Ti"
+    capsys.readouterr()
+    assert main(["launch", "k8s", "--config", config, "--status"]) == 0
+    assert "failed:" not in capsys.readouterr().out.replace("extract: failed", "")
+    before = len([r for r in cluster.requests if r[0] != "GET"])
+    assert main(submit) == 0
+    assert len([r for r in cluster.requests if r[0] != "GET"]) == before
+
+
+def test_a_server_that_goes_away_in_the_middle_is_waited_for(config, cluster, controller):
+    """Down before anything is asked, and again right before the release."""
+    ends = []
+
+    def react(job):
+        controller(job)
+        if job["metadata"]["name"] == "sweep-extract" and not ends:
+            ends.append(True)
+            threading.Thread(target=away).start()
+
+    def away():
+        cluster.stop()
+        threading.Timer(1.0, cluster.start).start()
+
+    cluster.react = react
+    cluster.stop()
+    threading.Timer(1.0, cluster.start).start()
+    assert main(["launch", "k8s", "--config", config, "--apply"]) == 0
+    assert ends
+    assert cluster.get("jobs", "sweep-extract", "team")["spec"]["suspend"] is False
+    assert ("jobs", "team", "sweep-bandit") in cluster.objects
+
+
+def test_a_closed_terminal_does_not_keep_extract_from_being_released(config, cluster, controller):
+    def react(job):
+        if job["metadata"]["name"] == "sweep-prepare":
+            os.kill(os.getpid(), signal.SIGHUP)
+        controller(job)
+
+    cluster.react = react
+    before = signal.getsignal(signal.SIGHUP)
+    assert main(["launch", "k8s", "--config", config, "--apply"]) == 0
+    assert cluster.get("jobs", "sweep-extract", "team")["spec"]["suspend"] is False
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_kubectl_takes_what_is_printed(config, cluster, capsys):
+    assert main(["launch", "k8s", "--config", config]) == 0
+    done = subprocess.run(
+        ["kubectl", "apply", "-f", "-"], input=capsys.readouterr().out, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert sorted(key[2] for key in cluster.objects) == [
+        *("sweep-bandit", "sweep-cache", "sweep-config", "sweep-extract", "sweep-prepare"),
+        "sweep-runs",
+    ]

@@ -1,0 +1,239 @@
+"""A small Kubernetes API server for tests: keeps objects, so that the real kubectl talks to it.
+
+It knows the kinds of a sweep and does what ``kubectl get, apply, patch, delete`` ask for; what is
+immutable in a Job is refused. ``react`` is the cluster behind it, called with every Job that was
+made or changed. https://kubernetes.io/docs/reference/using-api/api-concepts/
+"""
+
+import json
+import threading
+import uuid
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+from batchsweep.jobs.patch import patched
+
+#: Plural -> group and version, kind, short names.
+KINDS = {
+    "configmaps": ("v1", "ConfigMap", ["cm"]),
+    "persistentvolumeclaims": ("v1", "PersistentVolumeClaim", ["pvc"]),
+    "pods": ("v1", "Pod", ["po"]),
+    "events": ("v1", "Event", ["ev"]),
+    "jobs": ("batch/v1", "Job", []),
+}
+VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
+IMMUTABLE = ("completions", "completionMode", "template", "podFailurePolicy", "selector")
+
+
+class Refused(Exception):
+    """A request's answer, where it isn't what was asked for."""
+
+    def __init__(self, code, reason, message):
+        super().__init__(message)
+        self.status = {
+            **{"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code},
+            **{"reason": reason, "message": message},
+        }
+
+
+class Cluster:
+    """The objects, and the server once it is started; it may be stopped and started again."""
+
+    def __init__(self, react=lambda job: None):
+        self.objects = {}  # (plural, namespace, name) -> object
+        self.requests = []
+        self.react = react
+        self._lock = threading.RLock()
+        self._version = 0
+        self._server = None
+        self._port = 0
+
+    def start(self):
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), self._handler())
+        self._port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+    def kubeconfig(self, path, namespace="default"):
+        """Write a file for ``KUBECONFIG``."""
+        context = {"cluster": "c", "user": "u", "namespace": namespace}
+        path.write_text(
+            json.dumps(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "x",
+                    "clusters": [
+                        {"name": "c", "cluster": {"server": f"http://127.0.0.1:{self._port}"}}
+                    ],
+                    "users": [{"name": "u", "user": {}}],
+                    "contexts": [{"name": "x", "context": context}],
+                }
+            )
+        )
+
+    def get(self, kind, name, namespace="default"):
+        return self.objects[kind, namespace, name]
+
+    def answer(self, method, path, query, body, content_type):
+        parts = [part for part in path.split("/") if part]
+        with self._lock:
+            if parts[2:3] == ["namespaces"] and len(parts) == 4:
+                return {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": parts[3]}}
+            if "namespaces" in parts:
+                at = parts.index("namespaces")
+                namespace, plural, *name = parts[at + 1 :]
+                self.requests.append((method, plural, *name))
+                return self._of_kind(method, plural, namespace, name, query, body)
+        return _discovery(parts)
+
+    def _of_kind(self, method, plural, namespace, name, query, body):
+        version, kind, _ = KINDS[plural]
+        if method == "POST":
+            key = (plural, namespace, body["metadata"]["name"])
+            if key in self.objects:
+                raise Refused(409, "AlreadyExists", f'{plural} "{key[2]}" already exists')
+            metadata = {
+                **body["metadata"],
+                "namespace": namespace,
+                "uid": str(uuid.uuid4()),
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+            }
+            return self._keep(key, {**body, "metadata": metadata})
+        if not name:
+            found = [
+                o
+                for k, o in self.objects.items()
+                if k[:2] == (plural, namespace) and _fits(o, query)
+            ]
+            return {
+                "kind": f"{kind}List",
+                "apiVersion": version,
+                "metadata": {"resourceVersion": str(self._version)},
+                "items": found,
+            }
+        key = (plural, namespace, name[0])
+        if key not in self.objects:
+            raise Refused(404, "NotFound", f'{plural} "{name[0]}" not found')
+        there = self.objects[key]
+        if method == "DELETE":
+            del self.objects[key]
+            details = {"name": name[0], "kind": plural, "uid": there["metadata"]["uid"]}
+            return {"kind": "Status", "apiVersion": "v1", "status": "Success", "details": details}
+        if method == "PATCH":
+            (new,) = patched([there], {**_without_directives(body), "kind": kind})
+            fields = IMMUTABLE if kind == "Job" else ()
+            changed = [f for f in fields if new["spec"].get(f) != there["spec"].get(f)]
+            if changed:
+                raise Refused(422, "Invalid", f"spec.{changed[0]}: field is immutable")
+            return self._keep(key, new)
+        return there
+
+    def _keep(self, key, item):
+        self._version += 1
+        item["metadata"]["resourceVersion"] = str(self._version)
+        self.objects[key] = item
+        if key[0] == "jobs":
+            self.react(item)
+        return item
+
+    def _handler(self):
+        cluster = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                url = urlsplit(self.path)
+                query = {k: v[0] for k, v in parse_qs(url.query).items()}
+                code = 200
+                try:
+                    value = cluster.answer(
+                        self.command,
+                        url.path,
+                        query,
+                        json.loads(body) if body else None,
+                        self.headers.get("Content-Type"),
+                    )
+                except Refused as refused:
+                    value, code = refused.status, refused.status["code"]
+                said = json.dumps(value).encode()
+                self.send_response(code)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(said)))
+                self.end_headers()
+                self.wfile.write(said)
+
+            do_GET = do_POST = do_PATCH = do_DELETE = answer
+
+            def log_message(self, format, *args):
+                pass
+
+        return Handler
+
+
+def _fits(item, query):
+    labels = item["metadata"].get("labels", {})
+    asked = [part.split("=") for part in query.get("labelSelector", "").split(",") if part]
+    fields = [part.split("=") for part in query.get("fieldSelector", "").split(",") if part]
+    return all(labels.get(k) == v for k, v in asked) and all(item.get(k) == v for k, v in fields)
+
+
+def _without_directives(value):
+    """A strategic merge patch without what only says in which order lists were."""
+    if isinstance(value, dict):
+        return {k: _without_directives(v) for k, v in value.items() if not k.startswith("$")}
+    return [_without_directives(v) for v in value] if isinstance(value, list) else value
+
+
+def _discovery(parts):
+    """What kubectl asks before it asks for anything."""
+    if parts == ["version"]:
+        return {"major": "1", "minor": "34", "gitVersion": "v1.34.0"}
+    if parts == ["api"]:
+        return {"kind": "APIVersions", "versions": ["v1"]}
+    if parts == ["apis"]:
+        version = {"groupVersion": "batch/v1", "version": "v1"}
+        batch = {"name": "batch", "versions": [version], "preferredVersion": version}
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [batch]}
+    if parts in (["api", "v1"], ["apis", "batch", "v1"]):
+        version = "/".join(parts[1:])
+        return {
+            "kind": "APIResourceList",
+            "apiVersion": "v1",
+            "groupVersion": version,
+            "resources": [
+                {
+                    **{"name": plural, "singularName": kind.lower(), "namespaced": True},
+                    **{"kind": kind, "verbs": VERBS, "shortNames": short},
+                }
+                for plural, (of, kind, short) in KINDS.items()
+                if of == version
+            ],
+        }
+    if parts == ["openapi", "v3"]:
+        groups = ("api/v1", "apis/batch/v1")
+        return {"paths": {g: {"serverRelativeURL": f"/openapi/v3/{g}?hash=1"} for g in groups}}
+    if parts[:2] == ["openapi", "v3"]:
+        return _openapi("/".join(parts[2:]))
+    raise Refused(404, "NotFound", "the server could not find the requested resource")
+
+
+def _openapi(group):
+    """As much as tells kubectl that the server checks fields itself."""
+    parameters = [{"name": "fieldValidation", "in": "query"}]
+    version = group.removeprefix("apis/").removeprefix("api/")
+    kinds = [kind for of, kind, _ in KINDS.values() if of == version]
+    # Of a List, kubectl believes what it is told of namespaces.
+    kinds += ["Namespace"] if version == "v1" else []
+    paths = {}
+    for kind in kinds:
+        name = {"group": version.rpartition("/")[0], "version": "v1", "kind": kind}
+        paths[f"/{group}/{kind}/{{name}}"] = {
+            "patch": {"parameters": parameters, "x-kubernetes-group-version-kind": name}
+        }
+    return {"openapi": "3.0.0", "info": {"title": "t", "version": "1"}, "paths": paths}

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from batchsweep.cli.options import GRACE, ConfigFile, Grace, PerGpu
+
+if TYPE_CHECKING:
+    from batchsweep.bandit.outcome import Outcome
+    from batchsweep.plan.plan import Plan
+    from batchsweep.store import Store
 
 
 def command(
@@ -28,15 +34,18 @@ def command(
       batchsweep run --config configs/quick.yaml
       batchsweep run --config configs/quick.yaml --exhaustive
     """
+    from batchsweep.jobs.search import run_sweep
+
+    show(config, *run_sweep(config, exhaustive=exhaustive, parallel=parallel, grace=grace))
+
+
+def show(config: Path, store: Store, plan: Plan, name: str, outcome: Outcome) -> None:
+    """Print a search's answer, what it had extracted, and where its report is written."""
     from batchsweep.cli.answer_text import summary
     from batchsweep.config import load
-    from batchsweep.jobs.search import run_sweep
     from batchsweep.report.page import default_folder, write
     from batchsweep.store.pairs import ready_tasks
 
-    store, plan, name, outcome = run_sweep(
-        config, exhaustive=exhaustive, parallel=parallel, grace=grace
-    )
     print(summary(outcome, plan))
     sweep = load(config)
     tasks = outcome.problem.tasks

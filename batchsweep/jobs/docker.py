@@ -104,11 +104,13 @@ class DockerLauncher:
         self.parallel = parallel
         self.gpus = gpus
         self.network = network
+        #: What an index's own call has beside ``arguments``, such as ``--tasks``.
+        self.more: Mapping[int, Sequence[str]] = {}
 
     def start(self, index: int, slot: int) -> DockerWorker:
         gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
         name = f"batchsweep-{self.name}-{index}"
-        arguments = [*self.arguments, "--index", str(index)]
+        arguments = [*self.arguments, "--index", str(index), *self.more.get(index, ())]
         return self._worker(name, arguments, gpu=gpu, slot=slot)
 
     def run(self, arguments: Sequence[str], what: str) -> DockerWorker:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from batchsweep.config import Config, load
 from batchsweep.errors import UsageError
@@ -21,6 +22,9 @@ from batchsweep.log import log_format
 from batchsweep.plan.plan import load_plan
 from batchsweep.progress import duration
 from batchsweep.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from batchsweep.jobs.docker import DockerLauncher
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ def local(config_file: Path, *, indexes: str | None, parallel: int | None, grace
     config = load(config_file)
     gpus = visible_gpus(os.environ)
     workers = at_once(parallel, gpus)
-    arguments = ["--config", str(config_file), "--log-format", log_format()]
+    arguments = _config_arguments(config_file)
     launcher = LocalLauncher(
         ["extract", *arguments, "--grace", str(grace)], parallel=workers, gpus=gpus
     )
@@ -64,31 +68,50 @@ def docker(
     grace: float,
 ) -> str:
     """Like :func:`local`, in a container per index."""
-    from batchsweep.jobs.docker import DockerLauncher, DockerWorker, connect, mounts
+    from batchsweep.jobs.docker import DockerWorker
 
     config = load(config_file)
-    gpus = visible_gpus(os.environ)
-    workers = at_once(parallel, gpus)
+    workers = at_once(parallel, visible_gpus(os.environ))
+    launcher = docker_launcher(
+        config, config_file, image=image, network=network, workers=workers, grace=grace
+    )
+
+    def prepare() -> DockerWorker:
+        return launcher.run(["prepare", *_config_arguments(config_file.resolve())], "prepare")
+
+    machine = _OneMachine(config, config_file, launcher, workers, grace)
+    return machine.run(prepare, indexes)
+
+
+def docker_launcher(
+    config: Config,
+    config_file: Path,
+    *,
+    image: str,
+    network: str | None,
+    workers: int,
+    grace: float,
+) -> DockerLauncher:
+    """Starts ``extract`` for an index, in a container of the image."""
+    from batchsweep.jobs.docker import DockerLauncher, connect, mounts
+
     cache = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     absolute = config_file.resolve()
-    arguments = ["--config", str(absolute), "--log-format", log_format()]
-    launcher = DockerLauncher(
+    return DockerLauncher(
         connect(),
-        ["extract", *arguments, "--grace", str(grace)],
+        ["extract", *_config_arguments(absolute), "--grace", str(grace)],
         name=config.name,
         image=image,
         mounts=mounts(config, absolute, cache=cache),
         cache=cache,
         parallel=workers,
-        gpus=gpus,
+        gpus=visible_gpus(os.environ),
         network=network,
     )
 
-    def prepare() -> DockerWorker:
-        return launcher.run(["prepare", *arguments], "prepare")
 
-    machine = _OneMachine(config, config_file, launcher, workers, grace)
-    return machine.run(prepare, indexes)
+def _config_arguments(config_file: Path) -> list[str]:
+    return ["--config", str(config_file), "--log-format", log_format()]
 
 
 def at_once(asked: int | None, gpus: Sequence[str] = ()) -> int:

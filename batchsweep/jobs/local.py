@@ -53,9 +53,12 @@ class LocalLauncher:
         self.parallel = parallel
         self.gpus = gpus
         self.command = tuple(command)
+        #: What an index's own call has beside them, such as ``--tasks``.
+        self.more: Mapping[int, Sequence[str]] = {}
 
     def start(self, index: int, slot: int) -> LocalWorker:
-        return self.run([*self.arguments, "--index", str(index)], self.environment(slot))
+        arguments = [*self.arguments, "--index", str(index), *self.more.get(index, ())]
+        return self.run(arguments, self.environment(slot))
 
     def environment(self, slot: int) -> dict[str, str]:
         """What the environment of the slot's worker adds."""

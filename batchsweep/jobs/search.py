@@ -1,12 +1,13 @@
-"""``batchsweep run``: the search and the extraction that it asks for, on one machine."""
+"""``batchsweep run``, ``launch docker --search``: a search and the extraction that it asks for."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from batchsweep.bandit.costs import PairCosts, planned_costs
 from batchsweep.bandit.outcome import Outcome
@@ -17,8 +18,8 @@ from batchsweep.bandit.waves import Wave
 from batchsweep.config import Config, load
 from batchsweep.errors import IndexFailed, UsageError
 from batchsweep.jobs.launch import logs_folder
-from batchsweep.jobs.local import LocalLauncher, LocalWorker, visible_gpus
-from batchsweep.jobs.runner import run_indexes
+from batchsweep.jobs.local import LocalLauncher, visible_gpus
+from batchsweep.jobs.runner import Launcher, run_indexes
 from batchsweep.log import log_format
 from batchsweep.plan.estimate import gib
 from batchsweep.plan.pairs import Pairs
@@ -36,20 +37,19 @@ WITH_A_MODEL = (TopTwoGP, GPUCB, Thompson)
 CPU_WORKERS = 2
 
 
-class _WaveLauncher(LocalLauncher):
-    """Starts ``extract --index i --tasks ...`` for what a wave asked for."""
+class WaveLauncher(Launcher, Protocol):
+    """Starts workers; ``more`` says which index gets which options, such as ``--tasks``."""
 
-    tasks: Mapping[int, tuple[str, ...]] = {}
-
-    def start(self, index: int, slot: int) -> LocalWorker:
-        chosen = self.tasks.get(index)
-        added = self.environment(slot)
-        options = [] if chosen is None else ["--tasks", ",".join(chosen)]
-        return self.run([*self.arguments, "--index", str(index), *options], added)
+    more: Mapping[int, Sequence[str]]
 
 
 def run_sweep(
-    config_file: Path, *, exhaustive: bool, parallel: int | None, grace: float
+    config_file: Path,
+    *,
+    exhaustive: bool,
+    parallel: int | None,
+    grace: float,
+    launch: Callable[[Config, int], WaveLauncher] | None = None,
 ) -> tuple[Store, Plan, str, Outcome]:
     """Prepare, then extract what the search asks for until it is sure; or all, then search.
 
@@ -58,6 +58,7 @@ def run_sweep(
         exhaustive: extract every pair before the search.
         parallel: extract processes at a time; default: one a GPU, or two.
         grace: seconds that a worker gets to seal its open block.
+        launch: what starts the workers, given their number; default: processes.
 
     Returns:
         The store, its plan, the search's name and its outcome.
@@ -80,10 +81,13 @@ def run_sweep(
         )
         exhaustive = True
     store, plan, _ = prepare(config, exhaustive=exhaustive)
-    arguments = ["--config", str(config_file), "--log-format", log_format()]
-    launcher = _WaveLauncher(
-        ["extract", *arguments, "--grace", str(grace)], parallel=workers, gpus=gpus
-    )
+    if launch is None:
+        arguments = ["--config", str(config_file), "--log-format", log_format()]
+        launcher: WaveLauncher = LocalLauncher(
+            ["extract", *arguments, "--grace", str(grace)], parallel=workers, gpus=gpus
+        )
+    else:
+        launcher = launch(config, workers)
     job = _Job(store, plan, config, launcher, workers, grace)
     if exhaustive:
         job.extract_all()
@@ -120,7 +124,7 @@ class _Job:
         store: Store,
         plan: Plan,
         config: Config,
-        launcher: _WaveLauncher,
+        launcher: WaveLauncher,
         workers: int,
         grace: float,
     ) -> None:
@@ -130,7 +134,7 @@ class _Job:
 
     def extract_all(self) -> None:
         """Every index in full; those that can't be are left out."""
-        self._launcher.tasks = {}
+        self._launcher.more = {}
         self._extract([entry.index for entry in self._plan.entries])
 
     def extract_wave(self, wave: Wave, left: dict[int, tuple[str, ...]]) -> None:
@@ -161,7 +165,7 @@ class _Job:
                 f" and {more} more" if more > 0 else "",
                 reasons[entry.key],
             )
-        self._launcher.tasks = left
+        self._launcher.more = {i: ("--tasks", ",".join(tasks)) for i, tasks in left.items()}
         self._extract(list(left))
 
     def _extract(self, indexes: list[int]) -> None:

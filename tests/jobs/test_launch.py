@@ -99,6 +99,21 @@ def test_docker_runs_the_same_job_in_containers(config, monkeypatch, capsys):
     assert mounted[str(Path("configs").resolve())]["mode"] == "ro"
 
 
+def test_docker_extracts_what_the_search_asks_for(config, monkeypatch, capsys):
+    fake = Engine([sys.executable, "-m", "batchsweep"])
+    monkeypatch.setattr("batchsweep.jobs.docker.connect", lambda: fake)
+    assert main(["launch", "docker", "--config", config, "--search", "--parallel", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "(checkpoint, task) pairs" in shown
+    wave = json.loads(Path("runs/sweep/store.zarr/waves/0001.json").read_text())
+    asked = {str(v["index"]): ",".join(v["tasks"]) for v in wave["visits"]}
+    given = [
+        dict(zip(command[1::2], command[2::2], strict=False)) for _, command, _, _ in fake.started
+    ]
+    assert {g["--index"]: g["--tasks"] for g in given[: len(asked)]} == asked
+    assert main(["launch", "docker", "--config", config, "--search", "--indexes", "1"]) == 2
+
+
 def test_a_failed_prepare_ends_the_launch_with_its_exit_code(config, capsys):
     values = json.loads(Path(config).read_text())
     write_config(Path(config), **{**values, "tasks": ["NoSuchTask"]})

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchsweep.cli.options import GRACE, ConfigFile, Grace, Indexes, PerGpu
+from batchsweep.cli.options import GRACE, ConfigFile, Grace, Indexes, PerGpu, only_one
+
+if TYPE_CHECKING:
+    from batchsweep.config import Config
+    from batchsweep.jobs.docker import DockerLauncher
 
 
 def command(
@@ -19,16 +23,36 @@ def command(
         str | None,
         typer.Option(metavar="NAME", help="the containers' network, such as none or host"),
     ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="only what the search asks for, as 'run' does")
+    ] = False,
 ) -> None:
     """Run all indexes on this machine, as containers.
 
     Like 'launch local', in a container per index: read-only, no privileges,
     with the config, the store, local models and the model cache mounted where
-    they are.
+    they are. With --search, prepare and search run here, and the containers
+    extract wave by wave what the search asks for.
 
     example:
       batchsweep launch docker --config configs/quick.yaml --image batchsweep
     """
+    only_one(search=search, indexes=indexes)
+    if search:
+        from batchsweep.cli.run import show
+        from batchsweep.jobs.launch import docker_launcher
+        from batchsweep.jobs.search import run_sweep
+
+        def launch(sweep: Config, workers: int) -> DockerLauncher:
+            return docker_launcher(
+                sweep, config, image=image, network=network, workers=workers, grace=grace
+            )
+
+        show(
+            config,
+            *run_sweep(config, exhaustive=False, parallel=parallel, grace=grace, launch=launch),
+        )
+        return
     from batchsweep.jobs.launch import docker
 
     print(

@@ -54,5 +54,5 @@ def show(config: Path, store: Store, plan: Plan, name: str, outcome: Outcome) ->
     every = len(plan.entries) * len(tasks)
     print(f"extracted: {pairs} of {every} (checkpoint, task) pairs ({100 * pairs / every:.0f} %)")
     print(f"in {store.url}: bandit/{name}/answer.json")
-    for path in write(store, default_folder(sweep), title=sweep.name):
+    for path in write(store, default_folder(sweep), title=sweep.name, search=name):
         print(path)

@@ -191,7 +191,9 @@ def test_store_encoder_in_mteb_itself(store: Store) -> None:
         show_progress_bar=False,
     )
     assert result.get_score() == pytest.approx(live.get_score(), abs=1e-6)
-    assert encoder.mteb_model_meta.name == "tests/live-step8-layer1-mean"
+    meta = encoder.mteb_model_meta
+    assert (meta.name, meta.revision) == ("tests/live", "step8")
+    assert meta.experiment_name == "layer_1__pooling_mean"
     with pytest.raises(StoreError, match=r"task 'strange'.*'never seen'.*batchsweep prepare"):
         strange = {"sentence1": ["never seen", "b"], "sentence2": ["c", "d"], "score": [0, 1]}
         live_score(from_columns("strange", "sts", strange), encoder)  # type: ignore[arg-type]

@@ -164,7 +164,7 @@ def test_sigterm_in_mid_extract_exits_143_and_the_same_command_resumes(place):
     assert code == 143, output
     (half,) = open_store(place.store).status()
     assert 0 < half.sealed < half.blocks
-    assert f"going on after {half.sealed} of {half.blocks} blocks" in place.run(
+    assert f"{half.sealed} of {half.blocks} blocks are sealed" in place.run(
         "extract", "--index", "1"
     )
     (whole,) = open_store(place.store).status()

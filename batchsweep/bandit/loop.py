@@ -52,6 +52,18 @@ def run_digest(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def search_settings(config: BanditConfig, rewards: RewardsConfig) -> Record:
+    """What a ledger's header says of the config: searches that differ in it are not the same."""
+    settings = config.model_dump(mode="json")
+    if settings["texts_per_pull"] is None:
+        del settings["texts_per_pull"]  # The same search as before there was such a setting.
+    if isinstance(config.budget, PullBudget):
+        limits = ("gpu_hours", "bytes", "checkpoints")  # Likewise.
+        unset = {name for name in limits if settings["budget"][name] is None}
+        settings["budget"] = {k: v for k, v in settings["budget"].items() if k not in unset}
+    return {**settings, "rewards": rewards.model_dump(mode="json")}
+
+
 def run(
     problem: Problem,
     score_fn: ScoreFn,
@@ -404,17 +416,9 @@ def _header(
     def digest(names: tuple[str, ...]) -> str:
         return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
-    settings = config.model_dump(mode="json")
-    if settings["texts_per_pull"] is None:
-        del settings["texts_per_pull"]  # The same search as before there was such a setting.
-    if isinstance(config.budget, PullBudget):
-        limits = ("gpu_hours", "bytes", "checkpoints")  # Likewise.
-        unset = {name for name in limits if settings["budget"][name] is None}
-        settings["budget"] = {k: v for k, v in settings["budget"].items() if k not in unset}
     return {
         "version": VERSION,
-        **settings,
-        "rewards": rewards.model_dump(mode="json"),
+        **search_settings(config, rewards),
         "arms": digest(problem.arms),
         "tasks": list(problem.tasks),
         **({"waves": True} if waves else {}),

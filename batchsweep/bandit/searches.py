@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from batchsweep.bandit.ledger import read_header
+from batchsweep.bandit.loop import search_settings
 from batchsweep.config import Config
 from batchsweep.errors import UsageError
 from batchsweep.store import Store
@@ -42,10 +43,7 @@ def search_of(store: Store, config: Config, name: str | None = None) -> str | No
             known = ", ".join(there) or "none yet; run 'batchsweep bandit'"
             raise UsageError(f"{store.url}: no search '{name}' has an answer; there are: {known}")
         return name
-    settings = {
-        **config.bandit.model_dump(mode="json", exclude_none=True),
-        "rewards": config.rewards.model_dump(mode="json"),
-    }
+    settings = search_settings(config.bandit, config.rewards)
     own = [
         n for n in there if n.startswith(f"{config.bandit.policy}-") and _has(store, n, settings)
     ]

@@ -44,6 +44,12 @@ def test_the_search_is_the_configs_own_else_the_last_that_ended(store: Store) ->
     assert raw.bandit == BanditConfig(policy="random", budget=3)
 
 
+def test_a_budget_in_pulls_names_its_own_search_too(store: Store) -> None:
+    search(store, plan_of(), "random-a", policy="random", budget={"pulls": 4})
+    assert search_of(store, config_of(policy="random", budget={"pulls": 4})) == "random-a"
+    assert search_of(store, config_of(policy="random", budget={"pulls": 5})) == "exhaustive-a"
+
+
 def test_a_search_by_name_and_names_that_are_not_there(store: Store, tmp_path: Path) -> None:
     config = config_of(policy="random", budget=3)
     assert search_of(store, config, "random-c") == "random-c"

@@ -18,6 +18,7 @@ class _Best:
     mean: float
     interval: tuple[float | None, float | None]
     p_best: float | None = None
+    expected_regret: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class _Answer:
     plane: tuple[Numbers, ...] = ()
     budget_pulls: float | None = None
     subsets: _Subsets | None = None
+    finished: str = ""
 
     def check(self) -> None:
         tasks = len(self.scale.tasks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from batchsweep.bandit.answer_document import checked_answer
 from batchsweep.bandit.ledger import read_header
 from batchsweep.bandit.loop import search_settings
 from batchsweep.config import Config
@@ -12,13 +13,17 @@ from batchsweep.store import Store
 
 
 def answers(store: Store) -> dict[str, dict[str, Any]]:
-    """Name -> ``answer.json`` of each search that has one; the one that ended last stands last."""
-    found = {
-        path.split("/")[1]: store.read_json(path)
-        for path in store.list_json("bandit")
-        if path.endswith("/answer.json")
-    }
-    there = {name: answer for name, answer in found.items() if answer is not None}
+    """Name -> ``answer.json`` of each search that has one; the one that ended last stands last.
+
+    Raises:
+        StoreCorrupt: one is damaged, or no answer.
+    """
+    there = {}
+    for path in store.list_json("bandit"):
+        answer = store.read_json(path) if path.endswith("/answer.json") else None
+        if answer is not None:
+            where = f"{store.url}: {path}"
+            there[path.split("/")[1]] = checked_answer(answer, where=where)
     # Answers of older versions don't say when.
     return dict(sorted(there.items(), key=lambda item: (item[1].get("finished", ""), item[0])))
 

@@ -10,6 +10,7 @@ import yaml
 
 from batchsweep import __version__
 from batchsweep.arm import Arm
+from batchsweep.bandit.searches import answers
 from batchsweep.config import Config
 from batchsweep.plan.plan import PlanEntry
 from batchsweep.score.records import score_rows
@@ -84,21 +85,19 @@ def model_card(store: Store, config: Config, entry: PlanEntry, arm: Arm, differe
 def _search(store: Store, arm: Arm) -> list[str]:
     """What the searches of the sweep say of the arm."""
     lines: list[str] = []
-    for path in store.list_json("bandit"):
-        answer = store.read_json(path) if path.endswith("/answer.json") else None
-        if answer is None:
-            continue
+    for name, answer in answers(store).items():
         best = answer["best"]
         if not _is(best["arm"], arm):
             continue
         low, high = best["interval"]
-        sure = "" if best["p_best"] is None else f"; P(best) {best['p_best']:.2f}, expected regret "
-        sure += "" if best["p_best"] is None else f"{100 * best['expected_regret']:.2f} points"
+        p_best, regret = best.get("p_best"), best.get("expected_regret")
+        sure = "" if p_best is None else f"; P(best) {p_best:.2f}"
+        sure += "" if regret is None else f", expected regret {100 * regret:.2f} points"
         between = (
             "" if low is None or high is None or low == high else f" ({low:.4f} to {high:.4f})"
         )
         lines.append(
-            f"- search `{path.split('/')[1]}`, {answer['pulls']} of {answer['exhaustive_pulls']} "
+            f"- search `{name}`, {answer['pulls']} of {answer['exhaustive_pulls']} "
             f"cells scored: the best arm, {best['mean']:.4f}{between}{sure}. {answer['reward']}."
         )
     return ["## How sure", "", *lines, ""] if lines else []

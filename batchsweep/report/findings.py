@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batchsweep.bandit.answer_document import checked_answer
 from batchsweep.bandit.ledger import Observation, StoreLedger, header_of, observations
+from batchsweep.bandit.searches import answers
 from batchsweep.plan.plan import Plan, PlanEntry, load_plan
 from batchsweep.score.dataset import arm_dataset, metric_names, with_metrics
 from batchsweep.score.export import counted
@@ -189,11 +189,10 @@ def read(store: Store) -> Findings:
 
 def _searches(store: Store) -> list[Search]:
     found = []
+    answered = answers(store)
     for name in dict.fromkeys(path.split("/")[1] for path in store.list_json("bandit")):
         records = StoreLedger(store, name).records()
-        answer = store.read_json(f"bandit/{name}/answer.json")
-        if answer is not None:
-            checked_answer(answer, where=f"{store.url}: bandit/{name}/answer.json")
+        answer = answered.get(name)
         if records or answer is not None:
             pulls = tuple(observations(records))
             found.append(Search(name, header_of(records) or {}, pulls, answer))

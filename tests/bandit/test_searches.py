@@ -9,7 +9,7 @@ from report_store import plan_of, search, store_of
 
 from batchsweep.bandit.searches import answers, search_of
 from batchsweep.config import BanditConfig, Config, RewardsConfig
-from batchsweep.errors import UsageError
+from batchsweep.errors import StoreCorrupt, UsageError
 from batchsweep.store import Store
 
 
@@ -59,3 +59,11 @@ def test_a_search_by_name_and_names_that_are_not_there(store: Store, tmp_path: P
     assert search_of(empty, config) is None
     with pytest.raises(UsageError, match="none yet; run 'batchsweep bandit'"):
         search_of(empty, config, "random-c")
+
+
+def test_a_document_that_is_no_answer_is_refused_by_all_readers(store: Store) -> None:
+    answer = store.read_json("bandit/random-b/answer.json")
+    for wrong in ({"best": 3}, {**(answer or {}), "finished": 5}):
+        store.write_json("bandit/random-b/answer.json", wrong)
+        with pytest.raises(StoreCorrupt, match=r"random-b/answer\.json is no answer of a search"):
+            search_of(store, config_of(policy="random", budget=3))

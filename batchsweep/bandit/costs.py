@@ -155,8 +155,9 @@ def planned_costs(
     seconds, stored = np.zeros(shape), np.zeros(shape)
     for row, key in enumerate(keys):
         entry = entries[key]
+        each = pairs.each(entry)
         for column, task in enumerate(problem.tasks):
-            taken = pairs.whole(entry, [task])
+            taken = each[task]
             mean = taken.tokens / max(taken.texts, 1)
             computing = slower * _seconds(entry, taken.tokens, mean, gpu)
             stored[row, column] = taken.store_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +26,7 @@ from batchsweep.bandit.stored_waves import (
 from batchsweep.bandit.waves import Waves
 from batchsweep.config import Config, PullBudget
 from batchsweep.errors import StoreMismatch
-from batchsweep.plan.plan import Plan, frozen_plan
+from batchsweep.plan.plan import frozen_plan
 from batchsweep.score.records import Origins
 from batchsweep.score.workers import ScoreFunction, score_processes
 from batchsweep.store import Store
@@ -55,20 +56,7 @@ def search(store: Store, config: Config) -> tuple[str, Outcome]:
         store.lease(f"bandit/{name}"),
         score_processes(workers) if workers > 1 else nullcontext() as executor,
     ):
-        ledger = StoreLedger(store, name)
-        check_vectors(store, name, ledger)
-        score = ScoreFunction.of(config)
-        outcome = run(
-            problem,
-            score,
-            config.bandit,
-            config.rewards,
-            full_fn=score.in_full,
-            ledger=ledger,
-            executor=executor,
-        )
-        _keep(store, name, outcome)
-    return name, outcome
+        return name, _run(store, config, problem, name, executor)
 
 
 def search_and_extract(
@@ -77,7 +65,7 @@ def search_and_extract(
     extract: Extract,
     *,
     width: int,
-    pricing: Callable[[Plan, Problem], PairCosts],
+    pricing: Callable[[Problem], PairCosts],
     disk: float | None = None,
 ) -> tuple[str, Outcome]:
     """The same over all arms of the plan: pairs are extracted as the search asks for them.
@@ -96,9 +84,9 @@ def search_and_extract(
     """
     plan = frozen_plan(store, config)
     # Without the checkpoints that are lost it is the same search: it follows the same waves.
-    whole = search_name(planned_problem(plan, config), config, waves=True)
-    tasks = planned_problem(plan, config).tasks
-    check_data([t for t in resolve(config.tasks) if t.metadata.name in tasks])
+    everything = planned_problem(plan, config)
+    whole = search_name(everything, config, waves=True)
+    check_data([t for t in resolve(config.tasks) if t.metadata.name in everything.tasks])
     workers = config.bandit.workers
     with (
         store.lease(f"bandit/{whole}"),
@@ -108,37 +96,45 @@ def search_and_extract(
             lost = lost_checkpoints(store, plan)
             problem = planned_problem(plan, config, lost)
             name = search_name(problem, config, waves=True)
-            costs = pricing(plan, problem)
-            score = ScoreFunction.of(config)
+            costs = pricing(problem)
             stored = StoredWaves(store, plan, whole, costs, problem.tasks, extract)
             chooser = Chooser(problem, costs, width=width, seed=config.bandit.seed)
             room = None if disk is None else disk + float(costs.store_bytes[stored.now()].sum())
-            prices = partial(pricing, plan, problem)
+            prices = partial(pricing, problem)
             waves = Waves(chooser, stored, _budget(config, costs, room), prices)
-            ledger = StoreLedger(store, name)
-            check_vectors(store, name, ledger)
             try:
-                outcome = run(
-                    problem,
-                    score,
-                    config.bandit,
-                    config.rewards,
-                    full_fn=score.in_full,
-                    ledger=ledger,
-                    executor=executor,
-                    waves=waves,
-                    quiet=True,
-                )
+                return name, _run(store, config, problem, name, executor, waves)
             except CheckpointsLost as error:
                 logger.warning("the search goes on without %s", error)
-                continue
-            _keep(store, name, outcome)
-            return name, outcome
 
 
-def _keep(store: Store, name: str, outcome: Outcome) -> None:
+def _run(
+    store: Store,
+    config: Config,
+    problem: Problem,
+    name: str,
+    executor: Executor | None,
+    waves: Waves | None = None,
+) -> Outcome:
+    """Search, or go on, with what the store has of this search; its answer is kept there."""
+    ledger = StoreLedger(store, name)
+    check_vectors(store, name, ledger)
+    score = ScoreFunction.of(config)
+    outcome = run(
+        problem,
+        score,
+        config.bandit,
+        config.rewards,
+        full_fn=score.in_full,
+        ledger=ledger,
+        executor=executor,
+        waves=waves,
+        # Waves say themselves how far they are.
+        quiet=waves is not None,
+    )
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     store.write_json(f"bandit/{name}/answer.json", {**outcome.to_json(), "finished": finished})
+    return outcome
 
 
 def _budget(config: Config, costs: PairCosts, room: float | None) -> PairBudget:

@@ -44,15 +44,11 @@ def local(config_file: Path, *, indexes: str | None, parallel: int | None, grace
         BatchsweepError: what the workers ended with.
     """
     config = load(config_file)
-    gpus = visible_gpus(os.environ)
-    workers = at_once(parallel, gpus)
-    arguments = _config_arguments(config_file)
-    launcher = LocalLauncher(
-        ["extract", *arguments, "--grace", str(grace)], parallel=workers, gpus=gpus
-    )
+    workers = at_once(parallel, visible_gpus(os.environ))
+    launcher = local_launcher(config_file, workers=workers, grace=grace)
 
     def prepare() -> LocalWorker:
-        return launcher.run(["prepare", *arguments])
+        return launcher.run(["prepare", *_config_arguments(config_file)])
 
     machine = _OneMachine(config, config_file, launcher, workers, grace)
     return machine.run(prepare, indexes)
@@ -81,6 +77,15 @@ def docker(
 
     machine = _OneMachine(config, config_file, launcher, workers, grace)
     return machine.run(prepare, indexes)
+
+
+def local_launcher(config_file: Path, *, workers: int, grace: float) -> LocalLauncher:
+    """Starts ``extract`` for an index, as a process."""
+    return LocalLauncher(
+        ["extract", *_config_arguments(config_file), "--grace", str(grace)],
+        parallel=workers,
+        gpus=visible_gpus(os.environ),
+    )
 
 
 def docker_launcher(
@@ -114,15 +119,15 @@ def _config_arguments(config_file: Path) -> list[str]:
     return ["--config", str(config_file), "--log-format", log_format()]
 
 
-def at_once(asked: int | None, gpus: Sequence[str] = ()) -> int:
-    """How many indexes run at once: as asked, else one per GPU.
+def at_once(asked: int | None, gpus: Sequence[str] = (), *, without_gpu: int = 1) -> int:
+    """How many indexes run at once: as asked, else one per GPU, or so many where there is none.
 
     Raises:
         UsageError: ``asked`` is less than 1.
     """
     if asked is not None and asked < 1:
         raise UsageError(f"--parallel must be at least 1, not {asked}")
-    return asked or max(1, len(gpus))
+    return asked or len(gpus) or without_gpu
 
 
 @dataclass(frozen=True)

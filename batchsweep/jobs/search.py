@@ -16,11 +16,11 @@ from batchsweep.bandit.policies.gp.policies import GPUCB, Thompson, TopTwoGP
 from batchsweep.bandit.search import search, search_and_extract
 from batchsweep.bandit.waves import Wave
 from batchsweep.config import Config, load
-from batchsweep.errors import IndexFailed, UsageError
-from batchsweep.jobs.launch import logs_folder
-from batchsweep.jobs.local import LocalLauncher, visible_gpus
+from batchsweep.errors import IndexFailed
+from batchsweep.jobs.chosen import names
+from batchsweep.jobs.launch import at_once, local_launcher, logs_folder
+from batchsweep.jobs.local import visible_gpus
 from batchsweep.jobs.runner import Launcher, run_indexes
-from batchsweep.log import log_format
 from batchsweep.plan.estimate import gib
 from batchsweep.plan.pairs import Pairs
 from batchsweep.plan.plan import Plan
@@ -71,9 +71,7 @@ def run_sweep(
     config = load(config_file)
     gpus = visible_gpus(os.environ)
     cores = len(os.sched_getaffinity(0))
-    workers = parallel or len(gpus) or min(CPU_WORKERS, cores)
-    if workers < 1:
-        raise UsageError(f"--parallel {parallel}: give at least 1")
+    workers = at_once(parallel, gpus, without_gpu=min(CPU_WORKERS, cores))
     if not exhaustive and POLICIES[config.bandit.policy] not in WITH_A_MODEL:
         logger.info(
             "bandit.policy %s can't say what should be extracted: all of it is",
@@ -81,22 +79,19 @@ def run_sweep(
         )
         exhaustive = True
     store, plan, _ = prepare(config, exhaustive=exhaustive)
-    if launch is None:
-        arguments = ["--config", str(config_file), "--log-format", log_format()]
-        launcher: WaveLauncher = LocalLauncher(
-            ["extract", *arguments, "--grace", str(grace)], parallel=workers, gpus=gpus
-        )
-    else:
-        launcher = launch(config, workers)
+    launcher: WaveLauncher = (
+        local_launcher(config_file, workers=workers, grace=grace)
+        if launch is None
+        else launch(config, workers)
+    )
     job = _Job(store, plan, config, launcher, workers, grace)
     if exhaustive:
         job.extract_all()
         name, outcome = search(store, config)
         return store, plan, name, outcome
 
-    def pricing(plan: Plan, problem: Problem) -> PairCosts:
-        pairs = Pairs(store, plan, config)
-        return planned_costs(pairs, problem, gpu=bool(gpus), measured=timings(store))
+    def pricing(problem: Problem) -> PairCosts:
+        return planned_costs(job.pairs, problem, gpu=bool(gpus), measured=timings(store))
 
     name, outcome = search_and_extract(
         store, config, job.extract_wave, width=workers, pricing=pricing, disk=_disk(config)
@@ -130,7 +125,7 @@ class _Job:
     ) -> None:
         self._store, self._plan, self._config = store, plan, config
         self._launcher, self._workers, self._grace = launcher, workers, grace
-        self._pairs = Pairs(store, plan, config)
+        self.pairs = Pairs(store, plan, config)
 
     def extract_all(self) -> None:
         """Every index in full; those that can't be are left out."""
@@ -139,11 +134,11 @@ class _Job:
 
     def extract_wave(self, wave: Wave, left: dict[int, tuple[str, ...]]) -> None:
         """What is left to extract of a wave, said before it begins."""
-        self._pairs.refresh()
+        self.pairs.refresh()
         reasons = {visit.key: visit.reason for visit in wave.visits}
         entries = [self._plan.entry(index) for index in left]
-        takes = [self._pairs.missing(entry, left[entry.index]).store_bytes for entry in entries]
-        pairs = sum(len(self._pairs.ready(entry)) for entry in self._plan.entries)
+        takes = [self.pairs.missing(entry, left[entry.index]).store_bytes for entry in entries]
+        pairs = sum(len(self.pairs.ready(entry)) for entry in self._plan.entries)
         regret = wave.expected_regret
         logger.info(
             "wave %d: %d pairs of %d checkpoints, %s; %s; %d of %d pairs are ready",
@@ -153,7 +148,7 @@ class _Job:
             gib(sum(takes)),
             "nothing is known yet" if regret is None else f"expected regret {regret:.4f}",
             pairs,
-            len(self._plan.entries) * len(self._pairs.tasks),
+            len(self._plan.entries) * len(self.pairs.tasks),
         )
         for entry in entries:
             shown = ", ".join(left[entry.index][:6])
@@ -169,7 +164,6 @@ class _Job:
         self._extract(list(left))
 
     def _extract(self, indexes: list[int]) -> None:
-        names = {entry.index: entry.key for entry in self._plan.entries}
         with stop_on_signals(self._grace) as stop:
             try:
                 run_indexes(
@@ -178,7 +172,7 @@ class _Job:
                     parallel=self._workers,
                     logs=logs_folder(self._config),
                     stop=stop,
-                    names=names,
+                    names=names(self._plan),
                     may_fail=len(indexes),
                 )
             except IndexFailed as error:

@@ -62,6 +62,8 @@ class Pairs:
         for tokenizer in corpus.tokenizers():
             counts = corpus.token_counts(tokenizer)
             self._tokens[tokenizer] = np.add.reduceat(counts, starts)
+        #: Tokenizer -> task -> blocks, texts and tokens of the task alone.
+        self._alone: dict[str, dict[str, tuple[tuple[int, ...], int, int]]] = {}
         self._sealed: dict[str, frozenset[int]] = {}
         self.refresh()
 
@@ -92,7 +94,7 @@ class Pairs:
             UsageError: a task that the corpus doesn't have.
         """
         wanted = self._blocks.of(tasks) - self._sealed.get(entry.key, frozenset())
-        return self._taking(entry, wanted)
+        return self._missing(entry, *self._counted(entry.tokenizer, wanted))
 
     def whole(self, entry: PlanEntry, tasks: Collection[str] | None = None) -> Missing:
         """What extracting them takes where nothing is sealed.
@@ -100,18 +102,32 @@ class Pairs:
         Raises:
             UsageError: a task that the corpus doesn't have.
         """
-        return self._taking(entry, self._blocks.of(tasks))
+        return self._missing(entry, *self._counted(entry.tokenizer, self._blocks.of(tasks)))
+
+    def each(self, entry: PlanEntry) -> dict[str, Missing]:
+        """What extracting each task alone takes where nothing is sealed."""
+        if entry.tokenizer not in self._alone:
+            # The same for all checkpoints that share a tokenizer, of which there are hundreds.
+            self._alone[entry.tokenizer] = {
+                task: self._counted(entry.tokenizer, self._blocks.of([task])) for task in self.tasks
+            }
+        return {t: self._missing(entry, *it) for t, it in self._alone[entry.tokenizer].items()}
 
     def mean_length(self, entry: PlanEntry) -> float:
         """Tokens a text, over the whole corpus."""
         return float(self._tokens[entry.tokenizer].sum()) / max(int(self._texts.sum()), 1)
 
-    def _taking(self, entry: PlanEntry, wanted: frozenset[int]) -> Missing:
+    def _counted(self, tokenizer: str, wanted: frozenset[int]) -> tuple[tuple[int, ...], int, int]:
+        """These blocks in their order, their texts, and their tokens."""
         blocks = np.array(sorted(wanted), np.int64)
-        texts = int(self._texts[blocks].sum())
-        tokens = int(self._tokens[entry.tokenizer][blocks].sum())
+        tokens = self._tokens[tokenizer][blocks].sum()
+        return tuple(blocks.tolist()), int(self._texts[blocks].sum()), int(tokens)
+
+    def _missing(
+        self, entry: PlanEntry, blocks: tuple[int, ...], texts: int, tokens: int
+    ) -> Missing:
         return Missing(
-            blocks=tuple(blocks.tolist()),
+            blocks=blocks,
             texts=texts,
             tokens=tokens,
             store_bytes=stored_bytes(entry, self._config, texts),

@@ -81,8 +81,8 @@ class Extractor:
                 continue
 
     def search(self):
-        def pricing(plan, problem):
-            return planned_costs(Pairs(self.store, plan, self.config), problem, gpu=False)
+        def pricing(problem):
+            return planned_costs(Pairs(self.store, self.plan, self.config), problem, gpu=False)
 
         return search_and_extract(self.store, self.config, self, width=2, pricing=pricing)
 
@@ -114,6 +114,11 @@ def test_waves_are_documents_that_say_what_was_asked_and_why(sweep) -> None:
     ready = {(key, t) for key, tasks in ready_tasks(run.store).items() for t in tasks}
     assert asked <= ready
     assert {key for key, _ in ready} == {key for key, _ in asked}
+
+
+def test_no_workers_at_all_are_refused(sweep, capsys) -> None:
+    assert main(["run", "--config", sweep(), "--parallel", "0"]) == 2
+    assert "--parallel must be at least 1, not 0" in capsys.readouterr().err
 
 
 def test_a_search_that_has_everything_asks_for_nothing(sweep) -> None:

@@ -257,6 +257,7 @@ def test_what_missing_pairs_take(tmp_path, sections) -> None:
     half = pairs.missing(entry, ["Half"])
     assert one.texts >= len(corpus.rows_of("TinySTS"))
     assert one.tokens < both.tokens < one.tokens + half.tokens  # They share blocks.
+    assert pairs.each(entry) == {task: pairs.whole(entry, [task]) for task in TASKS}
     assert pairs.missing(entry, []) == Missing((), 0, 0, 0, 0.0)
     done = extract(store, config, entry, tasks=["TinySTS"], stop=StopRequest(1))
     assert (done.blocks, done.texts, done.tokens) == (len(one.blocks), one.texts, one.tokens)

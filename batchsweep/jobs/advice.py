@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from batchsweep.jobs.exit_rules import action_of
 from batchsweep.jobs.index import format_indexes
 from batchsweep.jobs.kubectl import Commands, selector
-from batchsweep.jobs.snapshot import INDEX_LABEL, JOB_LABEL, Snapshot
+from batchsweep.jobs.snapshot import INDEX_LABEL, Snapshot
 from batchsweep.jobs.submit import what_next
+from batchsweep.jobs.troubles import JOB_LABEL
 from batchsweep.table import Column, table_text
 
 

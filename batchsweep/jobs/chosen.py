@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from batchsweep.config import Config
 from batchsweep.errors import StoreError, TryAgain, UsageError
 from batchsweep.jobs.index import format_indexes, parse_indexes
 from batchsweep.plan.plan import Plan, load_plan, make_plan
+
+if TYPE_CHECKING:
+    from batchsweep.extract.status import IndexStatus
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +83,22 @@ def names(plan: Plan) -> dict[int, str]:
 
 def sealed_blocks(config: Config, plan: Plan) -> Mapping[int, str]:
     """How far each index is, as ``3/12`` blocks or a word; empty where no store is reached."""
+    return {
+        index: f"{row.sealed}/{row.blocks}" if row.blocks else row.state
+        for index, row in _statuses(config, plan).items()
+    }
+
+
+def sealed_indexes(config: Config) -> frozenset[int]:
+    """Indexes that are in the store to the end; none where no store is in reach."""
+    plan = plan_in_reach(config)
+    if plan is None:
+        return frozenset()
+    return frozenset(i for i, row in _statuses(config, plan).items() if row.state == "sealed")
+
+
+def _statuses(config: Config, plan: Plan) -> dict[int, IndexStatus]:
+    """Index -> how far it is; empty where no store is reached."""
     from batchsweep.extract.status import index_statuses
     from batchsweep.store import open_store
 
@@ -87,24 +107,4 @@ def sealed_blocks(config: Config, plan: Plan) -> Mapping[int, str]:
     except (StoreError, OSError) as error:
         logger.debug("no store at %s: %s", config.store_url, error)
         return {}
-    return {
-        row.index: f"{row.sealed}/{row.blocks}" if row.blocks else row.state
-        for row in rows
-        if row.index is not None
-    }
-
-
-def sealed_indexes(config: Config) -> frozenset[int]:
-    """Indexes that are in the store to the end; none where no store is in reach."""
-    from batchsweep.extract.status import index_statuses
-    from batchsweep.store import open_store
-
-    plan = plan_in_reach(config)
-    if plan is None:
-        return frozenset()
-    try:
-        rows = index_statuses(open_store(config.store_url), plan, pairs=False)
-    except (StoreError, OSError) as error:
-        logger.debug("no store at %s: %s", config.store_url, error)
-        return frozenset()
-    return frozenset(row.index for row in rows if row.state == "sealed" and row.index is not None)
+    return {row.index: row for row in rows if row.index is not None}

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from batchsweep.jobs.index import parse_indexes
 from batchsweep.jobs.kubectl import Kubectl
 from batchsweep.jobs.kubernetes import INDEXES_ANNOTATION, Object
-from batchsweep.jobs.troubles import COMPONENT_LABEL, Trouble, troubles
+from batchsweep.jobs.troubles import COMPONENT_LABEL, COMPONENTS, JOB_LABEL, Trouble, troubles
 
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
-JOB_LABEL = "batch.kubernetes.io/job-name"
-
-_ORDER = ("prepare", "extract", "bandit")
 
 
 @dataclass(frozen=True)
@@ -167,7 +164,7 @@ def _order(job: Object) -> tuple[object, ...]:
     name = job["metadata"]["name"]
     natural = [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in re.split(r"(\d+)", name)]
     component = job["metadata"]["labels"][COMPONENT_LABEL]
-    return (_ORDER.index(component) if component in _ORDER else len(_ORDER), natural)
+    return (COMPONENTS.index(component) if component in COMPONENTS else len(COMPONENTS), natural)
 
 
 def _pod_state(pod: Object) -> str:

@@ -11,6 +11,9 @@ from batchsweep.jobs.kubernetes import Object
 Kind = Literal["image", "container", "claim", "node", "quota", "refused", "memory"]
 
 COMPONENT_LABEL = "app.kubernetes.io/component"
+JOB_LABEL = "batch.kubernetes.io/job-name"
+#: In the order in which their Jobs start.
+COMPONENTS = ("prepare", "extract", "bandit")
 
 _REMEDIES: dict[Kind, str] = {
     "image": "push the image to where the nodes find it and name it with --image (private: "
@@ -85,7 +88,7 @@ def troubles(
     found: dict[tuple[str, Kind], Trouble] = {}
     for pod in pods:
         labels = pod["metadata"].get("labels", {})
-        job = open_jobs.get(labels.get("batch.kubernetes.io/job-name", ""))
+        job = open_jobs.get(labels.get(JOB_LABEL, ""))
         if job is None or "deletionTimestamp" in pod["metadata"]:
             continue
         for kind, words in _of_pod(pod, claims, events):
@@ -96,8 +99,7 @@ def troubles(
                 if event.get("reason") == "FailedCreate":
                     words = str(event.get("message", ""))
                     _keep(found, job, "quota" if "exceeded quota" in words else "refused", words)
-    order = ("prepare", "extract", "bandit")
-    return tuple(sorted(found.values(), key=lambda t: (order.index(t.component), t.kind)))
+    return tuple(sorted(found.values(), key=lambda t: (COMPONENTS.index(t.component), t.kind)))
 
 
 def _keep(found: dict[tuple[str, Kind], Trouble], job: Object, kind: Kind, words: str) -> None:

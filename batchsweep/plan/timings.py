@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 from batchsweep.errors import StoreCorrupt
 from batchsweep.store import Store
+from batchsweep.store.validation import parsed
+
+#: No sum of seconds or tokens is as large.
+_MOST = 1e18
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,16 @@ class Timing:
 
 
 def timings(store: Store) -> dict[str, Timing]:
-    """Checkpoint key -> what was measured there."""
+    """Checkpoint key -> what was measured there.
+
+    Raises:
+        StoreCorrupt: a document is damaged, or no timing.
+    """
     found = {}
     for path in store.list_json("timings"):
-        value = store.read_json(path)
-        if value is not None:
-            key = path.removeprefix("timings/").removesuffix(".json")
-            found[key] = Timing(**value)
+        timing = _read(store, path)
+        if timing is not None:
+            found[path.removeprefix("timings/").removesuffix(".json")] = timing
     return found
 
 
@@ -38,6 +45,23 @@ def add_timing(store: Store, key: str, run: Timing) -> None:
     path = f"timings/{key}.json"
     there = Timing()
     with suppress(StoreCorrupt):  # It is only a help: the next one is right again.
-        there = Timing(**(store.read_json(path) or {}))
+        there = _read(store, path) or there
     summed = {name: value + getattr(there, name) for name, value in asdict(run).items()}
     store.write_json(path, summed)
+
+
+def _read(store: Store, path: str) -> Timing | None:
+    value = store.read_json(path)
+    if value is None:
+        return None
+    try:
+        timing = parsed(Timing, value)
+        if set(value) != set(asdict(timing)):
+            raise ValueError(f"it has {', '.join(map(str, value)) or 'nothing'}")
+        if not all(0 <= x < _MOST for x in astuple(timing)):
+            raise ValueError("a sum is negative, or larger than any")
+    except ValueError as error:
+        raise StoreCorrupt(
+            f"{store.url}: {path} says no timing ({error}); remove it, it is only a help"
+        ) from None
+    return timing

@@ -15,12 +15,12 @@ from tiny import make_suite, make_tasks, write_config
 import batchsweep.store
 from batchsweep.cli.main import main
 from batchsweep.config import load
-from batchsweep.errors import UsageError
+from batchsweep.errors import StoreCorrupt, UsageError
 from batchsweep.extract.extract import extract
 from batchsweep.extract.status import index_statuses
 from batchsweep.plan.pairs import Missing, Pairs
 from batchsweep.plan.plan import frozen_plan
-from batchsweep.plan.timings import timings
+from batchsweep.plan.timings import add_timing, timings
 from batchsweep.signals import StopRequest
 from batchsweep.store.integrity import verify
 from batchsweep.store.pairs import TaskBlocks, ready_tasks
@@ -274,6 +274,13 @@ def test_what_missing_pairs_take(tmp_path, sections) -> None:
     assert 0 < timing.seconds < done.seconds + more.seconds and timing.start_seconds > 0
     with pytest.raises(UsageError, match="no task 'Nope'"):
         pairs.missing(entry, ["Nope"])
+    note = f"timings/{entry.key}.json"
+    for wrong in ({"pace": 3}, {"tokens": -1}, {"seconds": "long"}, []):
+        store.write_json(note, wrong)
+        with pytest.raises(StoreCorrupt, match="says no timing"):
+            timings(store)
+    add_timing(store, entry.key, timing)
+    assert timings(store) == {entry.key: timing}, "it is right again"
 
 
 def test_tasks_of_blocks(tmp_path) -> None:

@@ -281,21 +281,31 @@ def _mteb_folder(folder: Path) -> pd.DataFrame:
     for file in sorted(folder.rglob("*.json")):
         if file.name == "model_meta.json":
             continue
-        content = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(f"{file}: can't be read as a result of MTEB: {error}") from None
         if not isinstance(content, dict) or "scores" not in content:
             continue
         place = file.relative_to(folder).as_posix()
         layer = re.search(r"layer[_-]?(\d+)", place)
         if layer is None:
             raise UsageError(f"{file}: no layer in its path; name a folder like 'layer_3'")
-        parts = [re.sub(r"[#@_-]*layer[_-]?\d+", "", p) for p in Path(place).parts[:-1]]
-        parts = [p for p in parts if p]
+        folders = Path(place).parts[:-1]
+        if folders[-2:-1] == ("experiments",):
+            # mteb's layout, which 'batchsweep export' writes: MODEL/REVISION/experiments/NAME.
+            parts = list(folders[-4:-2])
+        else:
+            parts = [re.sub(r"[#@_-]*layer[_-]?\d+", "", p) for p in folders]
+            parts = [p for p in parts if p]
+        pooling = re.search(r"__pooling_([a-z_]+?)(?:__|$)", folders[-1]) if folders else None
         main = [s["main_score"] for split in content["scores"].values() for s in split]
         rows.append(
             {
                 "model": parts[0] if len(parts) > 1 else "model",
                 "revision": parts[-1] if parts else "main",
                 "layer": int(layer[1]),
+                "pooling": pooling[1] if pooling else "",
                 "task": content.get("task_name", file.stem),
                 "score": float(np.mean(np.array(main, dtype=float))),
                 "seconds": content.get("evaluation_time"),
@@ -303,7 +313,7 @@ def _mteb_folder(folder: Path) -> pd.DataFrame:
         )
     if not rows:
         raise UsageError(f"{folder}: no MTEB result files (TASK.json with 'scores') below it")
-    frame = pd.DataFrame(rows)
+    frame = _poolings_as_models(pd.DataFrame(rows))
     return frame.drop(columns="seconds") if frame["seconds"].isna().all() else frame
 
 
@@ -321,12 +331,17 @@ def _store_frame(url: str) -> pd.DataFrame:
     rows = score_rows(open_store(url))
     if rows.empty:
         raise UsageError(f"{url}: no scores in this store; run 'bandit --policy exhaustive' first")
-    frame = rows[["model", "revision", "layer", "task", "score", "seconds"]].astype({"model": str})
+    columns = ["model", "revision", "layer", "pooling", "task", "score", "seconds"]
+    frame = rows[columns].astype({"model": str})
     frame["step"] = rows["step"].astype("Float64").to_numpy(dtype=float, na_value=np.nan)
-    if rows["pooling"].nunique() > 1:
-        # As in the bandit, another pooling is another surface, as another model is.
-        frame["model"] += "#" + rows["pooling"].astype(str)
-    return frame.astype({"revision": str, "task": str})
+    return _poolings_as_models(frame).astype({"revision": str, "task": str})
+
+
+def _poolings_as_models(frame: pd.DataFrame) -> pd.DataFrame:
+    """As in the bandit, another pooling is another surface, as another model is."""
+    if frame["pooling"].nunique() > 1:
+        frame["model"] += "#" + frame["pooling"].astype(str)
+    return frame.drop(columns="pooling")
 
 
 def _arm(model: Any, revision: Any, layer: Any) -> str:

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from scoring import KEY, live_score, local_tasks, store_of
 
+from batchsweep.bandit.score_table import read_scores
 from batchsweep.config import CorpusConfig
-from batchsweep.errors import StoreError
+from batchsweep.errors import StoreError, UsageError
 from batchsweep.score.export import COLUMNS, export, table
 from batchsweep.score.scorer import Scorer
 from batchsweep.store import Store
@@ -77,6 +78,34 @@ def test_mteb_reads_checkpoints_as_models_and_arms_as_experiments(
             assert frame[revision] == pytest.approx(ours, abs=1e-6)
             scored[revision, layer] = frame[revision]
     assert scored["step8", 1] != scored["step8", 2]
+
+
+def test_a_replay_reads_what_was_exported_as_it_reads_the_store(
+    store: Store, tmp_path: Path
+) -> None:
+    done = export(store, tmp_path / "out")
+    (
+        done.results / "results/tests__live/step8/experiments/layer_1__pooling_mean/flat.json"
+    ).unlink()
+    table = read_scores(done.results)
+    assert table.problem.arms == tuple(
+        f"tests__live/{revision}#{layer}" for revision in ("step8", "main") for layer in (1, 2)
+    )
+    assert table.problem.step.tolist()[:2] == [8, 8] and table.problem.depth.tolist()[:2] == [
+        0.5,
+        1,
+    ]
+    for row, (key, layer) in zip(
+        table.scores, [(KEY, 1), (KEY, 2), (OTHER, 1), (OTHER, 2)], strict=True
+    ):
+        ours = [
+            Scorer(store, local_tasks()[:3]).score(f"{key}#{layer}", t) for t in table.problem.tasks
+        ]
+        assert row == pytest.approx([one.main_score for one in ours], abs=1e-6)
+    broken = done.results / "results/tests__live/main/experiments/layer_1__pooling_mean/sts.json"
+    broken.write_text("{")
+    with pytest.raises(UsageError, match=r"sts\.json: can't be read as a result of MTEB"):
+        read_scores(done.results)
 
 
 def test_mteb_keeps_what_a_run_was_made_with(store: Store, tmp_path: Path) -> None:

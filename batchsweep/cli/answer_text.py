@@ -7,7 +7,7 @@ import numpy as np
 from batchsweep.arm import Arm
 from batchsweep.bandit.outcome import Outcome
 from batchsweep.bandit.rewards import Floats
-from batchsweep.plan.plan import Plan, PlanEntry
+from batchsweep.plan.plan import Plan
 
 #: Arms that are listed of those that can't be told apart.
 LISTED = 5
@@ -95,6 +95,6 @@ def _subsets(texts: int, noise: Floats) -> str:
 
 def _named(arm: str, plan: Plan) -> str:
     """An arm with the other names of its weights."""
-    entry: PlanEntry | None = next((e for e in plan.entries if e.key == Arm.parse(arm).key), None)
+    entry = plan.entry_of(Arm.parse(arm).key)
     aliases = entry.checkpoint.aliases if entry is not None else ()
     return arm + (f" (the same weights as {', '.join(aliases)})" if aliases else "")

@@ -57,10 +57,9 @@ def command(
         return
     if arm is not None:
         raise UsageError("--arm names the arm of --model; give --model DIR too")
-    from batchsweep.report.page import default_folder
     from batchsweep.score.export import export
 
-    done = export(store, out or default_folder(sweep).parent / "export")
+    done = export(store, out or sweep.run_folder / "export")
     print(f"{done.pulls} pulls\n{done.table}\n{done.table.with_suffix('.parquet')}\n{done.results}")
 
 

@@ -45,8 +45,6 @@ def command(
     """
     from batchsweep.bandit.searches import search_of
     from batchsweep.config import load
-    from batchsweep.report.figures import write_figures
-    from batchsweep.report.findings import read
     from batchsweep.report.page import default_folder, write
     from batchsweep.store import open_store
 
@@ -56,9 +54,9 @@ def command(
     while True:
         store = open_store(sweep.store_url)
         name = search_of(store, sweep, search)
-        paths = write(store, folder, title=sweep.name, search=name, refresh=refresh)
-        if figures:
-            paths += write_figures(read(store), folder, search=name)
+        paths = write(
+            store, folder, title=sweep.name, search=name, refresh=refresh, figures=figures
+        )
         if follow is None:
             break
         print(f"{time.strftime('%H:%M:%S')} {paths[0]}", flush=True)

@@ -352,6 +352,16 @@ class Config(Section):
     rewards: RewardsConfig = RewardsConfig()
     bandit: BanditConfig = BanditConfig()
 
+    def model_of(self, name: str) -> ModelConfig | None:
+        """What the config says of a model; None if it isn't in it."""
+        return next((model for model in self.models if model.name == name), None)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where logs and reports go by default: beside a local store, else ``runs/<name>``."""
+        url = self.store_url
+        return Path("runs") / self.name if "://" in url else Path(url).parent
+
     @property
     def store_url(self) -> str:
         """Where the store is: ``store.path``, or the default below ``runs/``."""

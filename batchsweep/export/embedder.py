@@ -89,7 +89,9 @@ def export_model(store: Store, config: Config, arm: Arm, folder: Path) -> Export
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: is there already; delete it, or choose another folder")
     rows = _rows(store, arm)
-    model_config = next(m for m in config.models if m.name == entry.checkpoint.model)
+    model_config = config.model_of(entry.checkpoint.model)
+    if model_config is None:
+        raise UsageError(f"{arm}: '{entry.checkpoint.model}' is not among the config's models")
     if model_config.trust_remote_code:
         raise UsageError(
             f"{arm}: the model needs Python code from its repo, which an exported model can't bring"
@@ -115,12 +117,10 @@ def export_model(store: Store, config: Config, arm: Arm, folder: Path) -> Export
 def _known(store: Store, config: Config, arm: Arm) -> tuple[PlanEntry, Arm]:
     """The arm's index in the plan, and the arm with its pooling named."""
     plan = frozen_plan(store, config, scoring=True)
-    entry = next((e for e in plan.entries if e.key == arm.key), None)
+    entry = plan.entry_of(arm.key)
     if entry is None or arm.layer not in entry.layers:
         some = ", ".join(plan.arms()[:3])
         raise UsageError(f"no arm '{arm}' in {store.url}; there are such as {some}")
-    if entry.checkpoint.model not in {m.name for m in config.models}:
-        raise UsageError(f"{arm}: '{entry.checkpoint.model}' is not among the config's models")
     if arm.pooling is None and len(plan.poolings) == 1:
         arm = Arm(arm.key, arm.layer, plan.poolings[0])
     if arm.pooling not in plan.poolings:

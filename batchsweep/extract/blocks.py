@@ -50,7 +50,9 @@ class Work:
 
     @property
     def model_config(self) -> ModelConfig:
-        return next(m for m in self.config.models if m.name == self.entry.checkpoint.model)
+        found = self.config.model_of(self.entry.checkpoint.model)
+        assert found is not None, "the plan was frozen from this config"
+        return found
 
     def load(self) -> LoadedCheckpoint:
         """The model, once what will be loaded is known to be what the plan was frozen with."""

@@ -31,9 +31,7 @@ logger = logging.getLogger(__name__)
 
 def logs_folder(config: Config) -> Path:
     """Where workers' logs are kept: beside a local store, else in the run's folder here."""
-    if "://" in config.store_url:
-        return Path("runs") / config.name / "logs"
-    return Path(config.store_url).parent / "logs"
+    return config.run_folder / "logs"
 
 
 def local(config_file: Path, *, indexes: str | None, parallel: int | None, grace: float) -> str:

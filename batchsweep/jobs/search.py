@@ -25,6 +25,7 @@ from batchsweep.plan.estimate import gib
 from batchsweep.plan.pairs import Pairs
 from batchsweep.plan.plan import Plan
 from batchsweep.plan.prepare import prepare
+from batchsweep.plan.space import disk_of
 from batchsweep.plan.timings import timings
 from batchsweep.signals import stop_on_signals
 from batchsweep.store import Store
@@ -104,11 +105,8 @@ def _disk(config: Config) -> float | None:
 
     What the search asks for is not to fill the disk: a tenth of what is free stays free.
     """
-    url = config.store_url
-    if "://" in url and not url.startswith("file://"):
-        return None
-    folder = Path(url.removeprefix("file://"))
-    return 0.9 * shutil.disk_usage(folder).free
+    folder = disk_of(config)
+    return None if folder is None else 0.9 * shutil.disk_usage(folder).free
 
 
 class _Job:

@@ -94,6 +94,10 @@ class Plan:
             )
         return self.entries[index]
 
+    def entry_of(self, key: str) -> PlanEntry | None:
+        """The entry of a checkpoint's key; None if there is none."""
+        return next((entry for entry in self.entries if entry.key == key), None)
+
     def find(self, model: str, revision: str) -> PlanEntry | None:
         """The entry of a (model, revision), which may be an alias; None if there is none."""
         revision = normalise_revision(revision)

@@ -50,12 +50,9 @@ def space(plan: Plan, config: Config, costs: Estimate, store: Store | None = Non
         costs: of the whole plan.
         store: the store, if it is there: what is extracted already needs no space.
     """
-    url = config.store_url
-    if "://" in url and not url.startswith("file://"):
+    folder = disk_of(config)
+    if folder is None:
         return None
-    folder = Path(url.removeprefix("file://")).absolute()
-    while not folder.exists():
-        folder = folder.parent
     there = {s.key: s.sealed / max(s.blocks, 1) for s in store.status()} if store else {}
     needed = sum(e.store_bytes * (1 - there.get(e.key, 0.0)) for e in costs.entries)
     if store is None or store.corpus() is None:
@@ -63,7 +60,18 @@ def space(plan: Plan, config: Config, costs: Estimate, store: Store | None = Non
     free = shutil.disk_usage(folder).free
     fits = needed * (1.0 if costs.size.exact else 0.8) <= free
     changes = () if fits else _changes_that_fit(plan, config, costs.size, free)
-    return Space(url, folder, int(needed), free, fits, changes)
+    return Space(config.store_url, folder, int(needed), free, fits, changes)
+
+
+def disk_of(config: Config) -> Path | None:
+    """A folder on the disk that the store is or will be on; None for an object store."""
+    url = config.store_url
+    if "://" in url and not url.startswith("file://"):
+        return None
+    folder = Path(url.removeprefix("file://")).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
 def check_space(found: Space | None) -> None:

@@ -91,7 +91,7 @@ def _search(view: View) -> dict[str, Any] | None:
     if view.search is None:
         return None
     findings = view.findings
-    place = {a.arm: i for i, a in enumerate(findings.arms)}
+    place = findings.positions
     column = {findings.tasks[t]: i for i, t in enumerate(view.tasks)}
     pulls = [
         pull

@@ -138,10 +138,11 @@ class Findings:
         Raises:
             KeyError: the plan has no such arm.
         """
-        return self._positions[arm]
+        return self.positions[arm]
 
     @cached_property
-    def _positions(self) -> dict[str, int]:
+    def positions(self) -> dict[str, int]:
+        """Arm -> its position."""
         return {facts.arm: i for i, facts in enumerate(self.arms)}
 
     def default_arm(self, model: str) -> int:

@@ -19,6 +19,7 @@ from batchsweep.config import Config
 from batchsweep.errors import StoreError
 from batchsweep.progress import duration
 from batchsweep.report.explore import embedded, payload, scripts
+from batchsweep.report.figures import write_figures
 from batchsweep.report.findings import Findings, Floats, read, short_name
 from batchsweep.report.search_section import search_section
 from batchsweep.report.view import View
@@ -36,6 +37,7 @@ def write(
     title: str,
     search: str | None = None,
     refresh: int | None = None,
+    figures: bool = False,
 ) -> list[Path]:
     """Write ``report.html``, ``scores.csv`` and ``scores.parquet`` into a folder.
 
@@ -46,6 +48,7 @@ def write(
         search: name of the search that the page is about, if it has an answer; default: the last
             that has one.
         refresh: seconds after which a browser loads the page anew; None: never.
+        figures: also the planes, as of :func:`batchsweep.report.figures.write_figures`.
 
     Returns:
         The paths written.
@@ -67,14 +70,13 @@ def write(
         raise StoreError(
             f"{folder}: can't be written: {error.strerror or error}; choose another folder by --out"
         ) from None
-    return [page, csv, parquet]
+    planes = write_figures(findings, folder, search=search) if figures else []
+    return [page, csv, parquet, *planes]
 
 
 def default_folder(config: Config) -> Path:
     """``report/`` beside the store; of a store at a URL, in ``runs/<config name>/``."""
-    url = config.store_url
-    beside = Path("runs") / config.name if "://" in url else Path(url).parent
-    return beside / "report"
+    return config.run_folder / "report"
 
 
 def _replace(path: Path, write_to: Callable[[Path], Any]) -> None:

@@ -47,7 +47,7 @@ class View:
 
     def _believed(self) -> Floats:
         believed = np.full(self.findings.score_AT.shape, np.nan)
-        position = {a.arm: i for i, a in enumerate(self.findings.arms)}
+        position = self.findings.positions
         if "plane" in self.answer:
             for arm, row in zip(self.answer["arms"], self.answer["plane"], strict=True):
                 if arm["arm"] in position:
@@ -57,8 +57,7 @@ class View:
 
     def _best(self) -> int | None:
         if self.answer:
-            arm = self.answer["best"]["arm"]
-            return next((i for i, a in enumerate(self.findings.arms) if a.arm == arm), None)
+            return self.findings.positions.get(self.answer["best"]["arm"])
         complete = np.where(self.complete_A & bool(self.tasks), self.mean_A, np.nan)
         return int(np.nanargmax(complete)) if np.isfinite(complete).any() else None
 

@@ -95,8 +95,7 @@ def export(store: Store, out: Path) -> Exported:
         cache = ResultCache(out / "mteb")
         with progress("export", total=len(frame), unit="pulls") as bar:
             for record in records(store):
-                cap = (record.document["cap"] or {}).get("max_texts_per_task")
-                meta = model_meta(record.key, record.layer, record.pooling, cap)
+                meta = model_meta(record.key, record.layer, record.pooling, record.max_texts)
                 result = TaskResult.from_dict(_with_nan(record.document["result"]))
                 cache.save_to_cache(result, meta)
                 bar.advance()

@@ -63,6 +63,12 @@ class ScoreRecord(Score):
         """The arm, its pooling named."""
         return Arm(self.key, self.layer, self.pooling)
 
+    @property
+    def max_texts(self) -> int | None:
+        """Texts that the task was capped at; None: it was whole."""
+        found: int | None = _max_texts(self.document)
+        return found
+
     @classmethod
     def at(cls, path: str, document: Any, *, where: str) -> Self:
         """The record that a document is, which must be the one that belongs at ``path``.
@@ -119,8 +125,8 @@ def _check_types(document: dict[str, Any], origin: dict[str, Any]) -> None:
     for name, text in [*((n, document.get(n)) for n in names), ("group", origin.get("group"))]:
         if not isinstance(text, str | None):
             raise ValueError(f"{name} isn't text")
-    most = (document.get("cap") or {}).get("max_texts_per_task")
-    for name, number in (("step", document.get("step")), ("max_texts_per_task", most)):
+    most = ("max_texts_per_task", _max_texts(document))
+    for name, number in (("step", document.get("step")), most):
         if number is not None and (type(number) is not int or abs(number) >= 2**53):
             raise ValueError(f"{name} isn't a whole number")
 
@@ -136,6 +142,10 @@ _PLACE = re.compile(
 def path_of(arm: Arm, task: str, folder: str = "scores") -> str:
     """Where the record of an arm (its pooling named) and a task belongs."""
     return f"{folder}/{arm.key}/{arm.layer}-{arm.pooling}/{quote(task, safe='')}.json"
+
+
+def _max_texts(document: dict[str, Any]) -> Any:
+    return (document.get("cap") or {}).get("max_texts_per_task")
 
 
 def _number(value: float | None) -> float:

@@ -206,7 +206,7 @@ def _row(store: Store, path: str) -> tuple[Any, ...] | None:
         record.seconds,
         document.get("mteb_version"),
         document.get("dataset_revision"),
-        (document.get("cap") or {}).get("max_texts_per_task"),
+        record.max_texts,
         record.group,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +13,10 @@ from batchsweep.bandit.loop import run
 from batchsweep.bandit.policies import Candidate
 from batchsweep.cli.answer_text import summary
 from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
+from batchsweep.plan.plan import Plan
 from batchsweep.score.record import Score
 
-PLAN = SimpleNamespace(entries=())
+PLAN = Plan((), ("mean",), {})
 
 
 def outcome_of(pulls, *, rewards=None, policy="toptwo_gp", seed=0):

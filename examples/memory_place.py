@@ -15,6 +15,7 @@ import numpy as np
 from batchsweep.errors import TryAgain
 from batchsweep.store import GroupSpec, Store
 from batchsweep.store.places.local import Blobs
+from batchsweep.store.places.pieces import pieces_of
 from batchsweep.store.zarr.format import ZarrFormat
 
 if TYPE_CHECKING:
@@ -46,12 +47,9 @@ class MemoryBlobs:
     def pieces(
         self, path: str, start: int, length: int, piece: int, space: memoryview[int], tail: int = 0
     ) -> Iterator[memoryview[int]]:
-        stored = memoryview(self.read_range(path, start, length + tail) or b"")
-        ends = [*range(piece, length, piece), length, *([length + tail] if tail else [])]
-        for first, end in zip([0, *ends], ends, strict=False):
-            if end > len(stored):
-                return
-            yield stored[first:end]
+        yield from pieces_of(
+            self.read_range(path, start, length + tail) or b"", length, piece, tail
+        )
 
     def write(self, path: str, parts: Iterable[Buffer]) -> None:
         self._blobs[path] = b"".join(bytes(part) for part in parts)

@@ -32,6 +32,7 @@ from obstore.store import from_url
 
 from batchsweep.errors import StoreError, TryAgain
 from batchsweep.store.places.local import busy, holder
+from batchsweep.store.places.pieces import pieces_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -86,12 +87,9 @@ class ObjectBlobs:
     def pieces(
         self, path: str, start: int, length: int, piece: int, space: memoryview[int], tail: int = 0
     ) -> Iterator[memoryview[int]]:
-        stored = memoryview(self.read_range(path, start, length + tail) or b"")
-        ends = [*range(piece, length, piece), length, *([length + tail] if tail else [])]
-        for first, end in zip([0, *ends], ends, strict=False):
-            if end > len(stored):
-                return
-            yield stored[first:end]
+        yield from pieces_of(
+            self.read_range(path, start, length + tail) or b"", length, piece, tail
+        )
 
     def write(self, path: str, parts: Iterable[Buffer]) -> None:
         with self._errors(path):

@@ -103,6 +103,16 @@ def write_config(path: Path, **sections) -> Path:
     return path
 
 
+def write_sweep(folder: Path, name: str, suite: Path, **sections) -> Path:
+    """A config of a small suite with blocks of 16 texts; sections given replace whole ones."""
+    defaults = {
+        "models": [str(suite)],
+        "store": {"path": str(folder / name / "store.zarr"), "block_texts": 16},
+        "metrics": {"sample": 16},
+    }
+    return write_config(folder / f"{name}.yaml", **{**defaults, **sections})
+
+
 def extracted_store(
     folder: Path, suite: Path, revisions: tuple[str, ...], tasks: list[dict], *, sample: int
 ) -> Path:

@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXModel
+from pythia import random_pythia
 
 from batchsweep.forward.architecture import LoadedCheckpoint, describe
 from batchsweep.forward.batching import make_batches, pad
@@ -42,7 +42,6 @@ from batchsweep.store import GroupSpec, GroupWriter, create_store
 
 #: Blocks, hidden size, attention heads.
 SHAPES = {"14m": (6, 128, 4), "70m": (6, 512, 8), "410m": (24, 1024, 16)}
-VOCABULARY = 50_304
 BATCH_TOKENS = 2048
 BARE_BATCH_TOKENS = (512, 2048, 8192)
 ROWS_PER_TEXT = 3.35
@@ -53,17 +52,7 @@ Cost = tuple[float, float]
 
 
 def random_model(shape: str) -> LoadedCheckpoint:
-    blocks, hidden, heads = SHAPES[shape]
-    config = GPTNeoXConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        num_hidden_layers=blocks,
-        num_attention_heads=heads,
-        intermediate_size=4 * hidden,
-        use_cache=False,
-    )
-    torch.manual_seed(0)
-    return describe(shape, GPTNeoXModel(config).eval().requires_grad_(False))
+    return describe(shape, random_pythia(*SHAPES[shape]).eval().requires_grad_(False))
 
 
 def make_texts(count: int, seed: int = 0) -> list[np.ndarray]:

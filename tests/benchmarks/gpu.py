@@ -48,6 +48,7 @@ from cards import (
 from forward import make_texts, tokens_in
 from gpu_figures import SHAPES, Cell, Clock, Row, Texts, as_json, flops, show
 from gpu_others import encode, loops
+from pythia import VOCABULARY, random_pythia
 
 from batchsweep.checkpoints.checkpoint import Checkpoint
 from batchsweep.checkpoints.shape import Shape
@@ -61,7 +62,6 @@ from batchsweep.signals import StopRequest
 from batchsweep.store import GroupSpec, GroupWriter, create_store
 
 DTYPES = ("float32", "float16", "bfloat16")
-VOCABULARY = 50_304
 BLOCK_TEXTS = 256
 #: Tokens of our batches.
 OUR_SIZES = {"cpu": (2048, 16_384), "cuda": (4096, 16_384, 65_536)}
@@ -70,19 +70,7 @@ TASK = "STS12"
 
 def publish(shape: str, folder: Path) -> Path:
     """A checkpoint of that shape, published in float16, with a tokenizer of one word an id."""
-    blocks, hidden, heads = SHAPES[shape]
-    config = transformers.GPTNeoXConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        num_hidden_layers=blocks,
-        num_attention_heads=heads,
-        intermediate_size=4 * hidden,
-        use_cache=False,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    torch.manual_seed(0)
-    transformers.GPTNeoXModel(config).half().save_pretrained(folder)
+    random_pythia(*SHAPES[shape]).half().save_pretrained(folder)
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(VOCABULARY)}, unk_token="w0"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from killable import Commands, stored
-from tiny import make_suite, make_tasks, write_config
+from tiny import make_suite, make_tasks, write_sweep
 
 from batchsweep.bandit.costs import planned_costs
 from batchsweep.bandit.search import search, search_and_extract
@@ -43,15 +43,9 @@ def sweep(tmp_path, suite, tasks):
     """Writes a config and prepares its store; keyword arguments replace whole sections."""
 
     def write(name: str = "sweep", *, prepared: bool = True, **sections) -> str:
-        defaults = {
-            "models": [str(suite)],
-            "revisions": list(REVISIONS),
-            "tasks": tasks,
-            "store": {"path": str(tmp_path / name / "store.zarr"), "block_texts": 16},
-            "metrics": {"sample": 16},
-            "bandit": {"budget": {"pulls": 40}},
-        }
-        path = str(write_config(tmp_path / f"{name}.yaml", **{**defaults, **sections}))
+        bandit = {"budget": {"pulls": 40}}
+        defaults = {"revisions": list(REVISIONS), "tasks": tasks, "bandit": bandit}
+        path = str(write_sweep(tmp_path, name, suite, **{**defaults, **sections}))
         if prepared:
             assert main(["prepare", "--config", path]) == 0
         return path

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import answer_and_pulls, extracted_store, make_suite, make_tasks, write_config
+from tiny import answer_and_pulls, extracted_store, make_suite, make_tasks, write_sweep
 
 import batchsweep.store
 from batchsweep.cli.main import main
@@ -35,15 +35,9 @@ def sweep(tmp_path, suite, tasks):
     """Writes a config into ``tmp_path``; keyword arguments replace whole sections."""
 
     def write(name="sweep", **sections):
-        defaults = {
-            "models": [str(suite)],
-            "revisions": list(REVISIONS),
-            "tasks": tasks,
-            "store": {"path": str(tmp_path / name / "store.zarr"), "block_texts": 16},
-            "metrics": {"sample": 16},
-            "bandit": {"budget": {"pulls": 8}, "policy": "sequential_halving"},
-        }
-        return str(write_config(tmp_path / f"{name}.yaml", **{**defaults, **sections}))
+        bandit = {"budget": {"pulls": 8}, "policy": "sequential_halving"}
+        defaults = {"revisions": list(REVISIONS), "tasks": tasks, "bandit": bandit}
+        return str(write_sweep(tmp_path, name, suite, **{**defaults, **sections}))
 
     return write
 

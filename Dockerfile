@@ -1,6 +1,6 @@
 # One image for every command of batchsweep. Build it with BuildKit:
 #
-#   docker build -t batchsweep .                       CUDA: the torch wheel brings its runtime
+#   docker build -t batchsweep:0.1.0 .                 CUDA: the torch wheel brings its runtime
 #   docker build -t batchsweep:cpu --build-arg VARIANT=cpu .
 #
 # The CPU variant needs a CPU wheel of torch ("+cpu"). Put it into wheels/ in this folder, or name

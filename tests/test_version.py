@@ -5,8 +5,10 @@ import tomllib
 from pathlib import Path
 
 import yaml
+from command_line import parsed
 
 from batchsweep import __version__
+from batchsweep.jobs import IMAGE
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,3 +24,13 @@ def test_the_citation_and_the_image_name_the_same_version():
     assert str(citation["version"]) == __version__
     label = re.search(r'image\.version="(.*?)"', (ROOT / "Dockerfile").read_text())
     assert label is not None and label[1] == __version__
+
+
+def test_images_are_named_with_the_version_and_never_latest():
+    assert f"batchsweep:{__version__}" == IMAGE
+    for name in ("Dockerfile", "docs/guides/clusters.md"):
+        text = (ROOT / name).read_text()
+        tags = set(re.findall(r"\bbatchsweep:([\w.]+)", text)) - {"cpu", "VERSION"}
+        assert tags == {__version__}, name
+        assert "latest" not in text and "-t batchsweep " not in text
+    assert parsed(["launch", "docker", "--config", "c.yaml"])[1]["image"] == IMAGE

@@ -11,9 +11,7 @@ from typing import Any
 
 from batchsweep import __version__
 from batchsweep.errors import UsageError
-
-#: Of the package's own version: what runs there is what the user has here.
-IMAGE = f"batchsweep:{__version__}"
+from batchsweep.jobs import IMAGE
 
 #: On the sweep's ConfigMap: the options that it was submitted with.
 OPTIONS_ANNOTATION = "batchsweep/options"

@@ -19,8 +19,6 @@ from batchsweep.jobs.local import worker_environment
 
 logger = logging.getLogger(__name__)
 
-IMAGE = "batchsweep"
-
 #: Passed on from the caller's environment, where set: the Hub's and the object store's access.
 PASSED_ON = (
     "HF_TOKEN",

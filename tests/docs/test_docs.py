@@ -54,7 +54,10 @@ def commands() -> dict[str, set[str]]:
     for page in PAGES:
         shell = "\n".join(re.findall(r"(?ms)^ *```sh\n(.*?)```", page.read_text()))
         for line in shell.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
+            words = [
+                re.sub(r"^batchsweep:[\d.]+$", "batchsweep", w)
+                for w in shlex.split(line, comments=True)
+            ]
             if "batchsweep" not in words or words[0] == "kubectl" or "build" in words:
                 continue
             # The last one: `docker run ... batchsweep extract`.

@@ -15,8 +15,9 @@ from batchsweep.config import load
 from batchsweep.demo import REVISIONS
 from batchsweep.demo.suite import SIZES
 from batchsweep.errors import UsageError
+from batchsweep.jobs import IMAGE
 from batchsweep.jobs.chosen import chosen_indexes
-from batchsweep.jobs.cluster import IMAGE, Cluster, toleration
+from batchsweep.jobs.cluster import Cluster, toleration
 from batchsweep.jobs.kubernetes import (
     GRACE,
     extract_name,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from batchsweep.cli.options import GRACE, ConfigFile, Grace, Indexes, PerGpu, only_one
+from batchsweep.jobs import IMAGE
 
 if TYPE_CHECKING:
     from batchsweep.config import Config
@@ -18,7 +19,7 @@ def command(
     indexes: Indexes = None,
     parallel: PerGpu = None,
     grace: Grace = GRACE,
-    image: Annotated[str, typer.Option(metavar="NAME", help="the image to run")] = "batchsweep",
+    image: Annotated[str, typer.Option(metavar="NAME", help="the image to run")] = IMAGE,
     network: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="the containers' network, such as none or host"),
@@ -35,7 +36,7 @@ def command(
     extract wave by wave what the search asks for.
 
     example:
-      batchsweep launch docker --config configs/quick.yaml --image batchsweep
+      batchsweep launch docker --config configs/quick.yaml --image batchsweep:cpu
     """
     only_one(search=search, indexes=indexes)
     if search:

@@ -57,7 +57,7 @@ class Shape:
     num_hidden_layers: int
     num_attention_heads: int
     rotary_dimensions: int
-    """Of each head's, how many are rotated."""
+    """Of each head's, how many are rotated; where it is odd, one more is, as transformers does."""
     rope_theta: float
     layer_norm_eps: float
     use_parallel_residual: bool
@@ -148,7 +148,8 @@ def _shape(config_file: Path) -> Shape | None:
     ):
         return None
     rotated = int(hidden // heads * share)
-    if rotated == 0 or rotated % 2:
+    # An odd number is rotated with one more, in pairs: there must be one more.
+    if rotated == 0 or rotated + rotated % 2 > hidden // heads:
         return None
     known: dict[str, Any] = {**sizes, **switches, **tokens}
     return Shape(

@@ -59,8 +59,9 @@ def edited(folder: Path, **changes: Any) -> None:
                 "partial_rotary_factor": 1,
             }
         },
+        {"hidden_size": 36},
     ],
-    ids=["pythia", "sequential", "no bias, with a head", "all rotated"],
+    ids=["pythia", "sequential", "no bias, with a head", "all rotated", "an odd number rotated"],
 )
 def test_states_are_transformers_own_to_the_last_bit(
     config: dict[str, Any], dtype: str, tmp_path: Path
@@ -103,6 +104,7 @@ def test_a_config_in_the_words_of_the_first_checkpoints(tmp_path: Path) -> None:
         {"hidden_act": "gelu_fast"},
         {"a_new_key": 1},
         {"num_attention_heads": 5},
+        {"num_attention_heads": 16, "rope_parameters": {"partial_rotary_factor": 1}},
         {"num_hidden_layers": "3"},
         {"quantization_config": {"load_in_8bit": True}},
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000, "factor": 2}},

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from batchsweep.arm import Arm
 from batchsweep.bandit.policies.base import Bools, Floats, Ints, Problem
+from batchsweep.config import Config
+from batchsweep.corpus.size import CorpusSize
 from batchsweep.plan.estimate import (
     DEFAULT_GPU,
     GPUS,
     START_SECONDS,
     WRITE_RATE,
     download_seconds,
+    stored_bytes,
     utilisation,
 )
 from batchsweep.plan.pairs import Pairs
-from batchsweep.plan.plan import PlanEntry
+from batchsweep.plan.plan import Plan, PlanEntry
 from batchsweep.plan.timings import Timing
 
 #: FLOP/s of a forward pass where there is no GPU: a few cores of a server.
@@ -127,6 +131,17 @@ def even_costs(problem: Problem, sizes: Iterable[float] | None = None) -> PairCo
     )
 
 
+class _Taken(Protocol):
+    """What extracting a pair takes."""
+
+    @property
+    def texts(self) -> int: ...
+    @property
+    def tokens(self) -> float: ...
+    @property
+    def store_bytes(self) -> float: ...
+
+
 def planned_costs(
     pairs: Pairs, problem: Problem, *, gpu: bool, measured: Mapping[str, Timing] | None = None
 ) -> PairCosts:
@@ -141,39 +156,101 @@ def planned_costs(
             as long as nothing was measured.
         measured: checkpoint key -> what the store remembers of it.
     """
-    keys, of = checkpoints_of(problem)
+    name = DEFAULT_GPU if gpu else None
     entries = {entry.key: entry for entry in pairs.plan.entries}
     known = {key: one for key, one in (measured or {}).items() if key in entries and one.tokens}
     tokens = [
-        (_seconds(entries[key], one.tokens, pairs.mean_length(entries[key]), gpu), one.seconds)
+        (_seconds(entries[key], one.tokens, pairs.mean_length(entries[key]), name), one.seconds)
         for key, one in known.items()
     ]
     slower = sum(took for _, took in tokens) / sum(thought for thought, _ in tokens) if known else 1
     runs = sum(one.runs for one in known.values())
-    start = sum(one.start_seconds for one in known.values()) / runs if runs else START_SECONDS
+    return _costs(
+        problem,
+        entries,
+        pairs.each,
+        lambda entry, tokens, mean: slower * _seconds(entry, tokens, mean, name),
+        start=sum(one.start_seconds for one in known.values()) / runs if runs else START_SECONDS,
+        # What was measured as a start holds its downloads.
+        download=(lambda entry: 0.0) if runs else download_seconds,
+    )
+
+
+def estimated_costs(
+    plan: Plan, problem: Problem, config: Config, size: CorpusSize, *, gpu: str
+) -> PairCosts:
+    """Costs before there is a corpus, by what is known of the tasks' sizes.
+
+    Args:
+        plan: the problem's arms are of its entries.
+        problem: its tasks are of ``size``.
+        gpu: a name of :data:`batchsweep.plan.estimate.GPUS`.
+    """
+
+    @dataclass(frozen=True)
+    class Estimated:
+        texts: int
+        tokens: float
+        store_bytes: float
+
+    def each(entry: PlanEntry) -> dict[str, Estimated]:
+        return {
+            task.name: Estimated(
+                task.texts,
+                size.tokens_of(task, config.embedding.max_length),
+                stored_bytes(entry, config, task.texts),
+            )
+            for task in size.tasks
+        }
+
+    return _costs(
+        problem,
+        {entry.key: entry for entry in plan.entries},
+        each,
+        lambda entry, tokens, mean: _seconds(entry, tokens, mean, gpu),
+        start=START_SECONDS,
+        download=download_seconds,
+    )
+
+
+def _costs(
+    problem: Problem,
+    entries: Mapping[str, PlanEntry],
+    each: Callable[[PlanEntry], Mapping[str, _Taken]],
+    computing: Callable[[PlanEntry, float, float], float],
+    *,
+    start: float,
+    download: Callable[[PlanEntry], float],
+) -> PairCosts:
+    """Of all pairs.
+
+    Args:
+        each: task -> what it takes at a checkpoint.
+        computing: (entry, tokens, tokens a text) -> seconds of the forward pass.
+    """
+    keys, of = checkpoints_of(problem)
     shape = (len(keys), len(problem.tasks))
     seconds, stored = np.zeros(shape), np.zeros(shape)
     for row, key in enumerate(keys):
-        entry = entries[key]
-        each = pairs.each(entry)
+        taken = each(entries[key])
         for column, task in enumerate(problem.tasks):
-            taken = each[task]
-            mean = taken.tokens / max(taken.texts, 1)
-            computing = slower * _seconds(entry, taken.tokens, mean, gpu)
-            stored[row, column] = taken.store_bytes
-            seconds[row, column] = max(computing, taken.store_bytes / WRITE_RATE)
+            one = taken[task]
+            mean = one.tokens / max(one.texts, 1)
+            stored[row, column] = one.store_bytes
+            seconds[row, column] = max(
+                computing(entries[key], one.tokens, mean), one.store_bytes / WRITE_RATE
+            )
     return PairCosts(
         checkpoints=keys,
         of=of,
         seconds=seconds,
         store_bytes=stored,
         start=np.full(len(keys), start),
-        # What was measured as a start holds its downloads.
-        download=np.array([0.0 if runs else download_seconds(entries[key]) for key in keys]),
+        download=np.array([download(entries[key]) for key in keys]),
     )
 
 
-def _seconds(entry: PlanEntry, tokens: int, mean: float, gpu: bool) -> float:
+def _seconds(entry: PlanEntry, tokens: float, mean: float, gpu: str | None) -> float:
     """Of a forward pass, where nothing was measured."""
-    speed = GPUS[DEFAULT_GPU] * utilisation(entry.hidden) if gpu else CPU_SPEED
+    speed = CPU_SPEED if gpu is None else GPUS[gpu] * utilisation(entry.hidden)
     return entry.shape.flops(tokens, mean) / speed

@@ -22,3 +22,6 @@ PolicyName = Literal[
 
 #: In the order of :data:`batchsweep.bandit.policies.POLICIES`.
 POLICY_NAMES: tuple[str, ...] = get_args(PolicyName)
+
+#: Those that believe something of arms that were not scored, and so can ask for pairs.
+WITH_A_MODEL: frozenset[PolicyName] = frozenset({"toptwo_gp", "gp_ucb", "thompson"})

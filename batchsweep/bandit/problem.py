@@ -64,7 +64,13 @@ def problem_of(store: Store, plan: Plan, config: Config) -> Problem:
     return _problem(entries, plan, config, tasks, values)
 
 
-def planned_problem(plan: Plan, config: Config, without: Collection[str] = ()) -> Problem:
+def planned_problem(
+    plan: Plan,
+    config: Config,
+    without: Collection[str] = (),
+    *,
+    tasks: Sequence[str] | None = None,
+) -> Problem:
     """All arms of the plan, extracted or not.
 
     Without label-free metrics: they come with a checkpoint's first pair, and a search whose
@@ -72,18 +78,22 @@ def planned_problem(plan: Plan, config: Config, without: Collection[str] = ()) -
 
     Args:
         without: keys of checkpoints that can't be extracted.
+        tasks: the config's by name, where they are known: mteb needn't be asked then, unless
+            there is a ``rewards.target``.
 
     Raises:
         IndexFailed: no checkpoint is left.
         UsageError: ``rewards.baseline`` or ``rewards.target`` names nothing in the sweep.
     """
-    types = {task.metadata.name: str(task.metadata.type) for task in resolve(config.tasks)}
+    if tasks is None or config.rewards.target is not None:
+        types = {task.metadata.name: str(task.metadata.type) for task in resolve(config.tasks)}
+        tasks = tasks_of(config.rewards.target, types)
     entries = [entry for entry in plan.entries if entry.key not in without]
     if not entries:
         raise IndexFailed(
             "none of the plan's checkpoints can be extracted; 'batchsweep status' says why"
         )
-    return _problem(entries, plan, config, tasks_of(config.rewards.target, types), {})
+    return _problem(entries, plan, config, tuple(tasks), {})
 
 
 def _problem(

@@ -9,7 +9,7 @@ does without a search, extracting every n-th checkpoint and scoring all of it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from batchsweep.bandit import loop
 from batchsweep.bandit.chooser import Believer, Chooser, Fits, Visit, improvement
 from batchsweep.bandit.costs import PairBudget, PairCosts
+from batchsweep.bandit.outcome import Outcome
 from batchsweep.bandit.policies import Policy
 from batchsweep.bandit.policies.base import Bools, Floats
 from batchsweep.bandit.replay import WITHIN
@@ -80,11 +81,18 @@ CHOOSERS: dict[str, type[Chooser]] = {
 METHODS = (*CHOOSERS, "every_nth")
 
 
-class _Paid:
-    """A table whose pairs are there once they were asked for."""
+class Paid:
+    """A table whose pairs are there once they were asked for.
+
+    Attributes:
+        pairs: [checkpoint, task] those that were.
+        visits: [checkpoint] how often something was.
+        waves: so many so far.
+    """
 
     def __init__(self, costs: PairCosts, tasks: Sequence[str]) -> None:
         self.pairs = np.zeros((len(costs.checkpoints), len(tasks)), dtype=bool)
+        self.visits = np.zeros(len(costs.checkpoints), dtype=np.int64)
         self._rows = {key: row for row, key in enumerate(costs.checkpoints)}
         self._columns = {task: column for column, task in enumerate(tasks)}
         self.waves = 0
@@ -95,6 +103,7 @@ class _Paid:
     def extract(self, wave: Wave) -> None:
         self.waves = wave.number
         for visit in wave.visits:
+            self.visits[self._rows[visit.key]] += 1
             self.pairs[self._rows[visit.key], [self._columns[t] for t in visit.tasks]] = True
 
     def there(self, waves: int) -> Bools:
@@ -152,6 +161,39 @@ def replay_extraction(
     return pd.DataFrame(rows, columns=[*columns, "within", "final"])
 
 
+def search_table(
+    table: ScoreTable,
+    chooser: Chooser,
+    budget: PairBudget,
+    config: BanditConfig,
+    rewards: RewardsConfig,
+    *,
+    paid: Paid | None = None,
+    heard: Callable[[Policy, int, float], None] | None = None,
+) -> tuple[Outcome, Paid]:
+    """The live search on a table: its outcome, and the pairs that it asked for.
+
+    Args:
+        paid: what it asks, for callers that look while it goes on.
+        heard: as ``on_observe`` of :func:`batchsweep.bandit.loop.run`.
+    """
+    problem = table.problem
+    arms = {arm: i for i, arm in enumerate(problem.arms)}
+    tasks = {task: i for i, task in enumerate(problem.tasks)}
+    noise = np.random.default_rng([config.seed, 13]).normal(size=table.scores.shape) * table.noise
+    paid = paid or Paid(chooser.costs, problem.tasks)
+
+    def score(arm: str, task: str) -> Score:
+        a, t = arms[arm], tasks[task]
+        value = float(table.scores[a, t] + noise[a, t])
+        return Score(value, float(table.seconds[a, t]), noise=table.noise)
+
+    waves = Waves(chooser, paid, budget)
+    return loop.run(
+        problem, score, config, rewards, waves=waves, on_observe=heard, quiet=True
+    ), paid
+
+
 def _searched(
     table: ScoreTable,
     chooser: Chooser,
@@ -163,20 +205,12 @@ def _searched(
 ) -> list[tuple[Any, ...]]:
     problem, costs = table.problem, chooser.costs
     regret, within = _truth(table, rewards)
-    arms = {arm: i for i, arm in enumerate(problem.arms)}
-    tasks = {task: i for i, task in enumerate(problem.tasks)}
-    noise = np.random.default_rng([seed, 13]).normal(size=table.scores.shape) * table.noise
-    paid = _Paid(costs, problem.tasks)
+    paid = Paid(costs, problem.tasks)
     if config is None:
-        pulls = {"budget": {"pulls": min(1000, 10 * len(arms))}}
+        pulls = {"budget": {"pulls": min(1000, 10 * len(problem.arms))}}
         config = BanditConfig.model_validate({**pulls, "final_check": 0, "stop_at_regret": 0.0})
     config = config.model_copy(update={"seed": seed})
     rows: list[tuple[Any, ...]] = []
-
-    def score(arm: str, task: str) -> Score:
-        a, t = arms[arm], tasks[task]
-        value = float(table.scores[a, t] + noise[a, t])
-        return Score(value, float(table.seconds[a, t]), noise=table.noise)
 
     def row(arm: int, pulls: int, *, final: bool) -> None:
         parts = _parts(paid.pairs, costs)
@@ -186,16 +220,8 @@ def _searched(
     def heard(policy: Policy, pulls: int, seconds: float) -> None:
         row(policy.leader(), pulls, final=False)
 
-    outcome = loop.run(
-        problem,
-        score,
-        config,
-        rewards,
-        waves=Waves(chooser, paid, budget),
-        on_observe=heard,
-        quiet=True,
-    )
-    row(arms[outcome.answer.arm], outcome.budget.spent_pulls, final=True)
+    outcome, _ = search_table(table, chooser, budget, config, rewards, paid=paid, heard=heard)
+    row(problem.arms.index(outcome.answer.arm), outcome.budget.spent_pulls, final=True)
     return rows
 
 

@@ -101,7 +101,7 @@ def search_and_extract(
             chooser = Chooser(problem, costs, width=width, seed=config.bandit.seed)
             room = None if disk is None else disk + float(costs.store_bytes[stored.now()].sum())
             prices = partial(pricing, problem)
-            waves = Waves(chooser, stored, _budget(config, costs, room), prices)
+            waves = Waves(chooser, stored, pair_budget(config, costs, room), prices)
             try:
                 return name, _run(store, config, problem, name, executor, waves)
             except CheckpointsLost as error:
@@ -137,8 +137,8 @@ def _run(
     return outcome
 
 
-def _budget(config: Config, costs: PairCosts, room: float | None) -> PairBudget:
-    """The config's limits; and never more bytes than there is room for."""
+def pair_budget(config: Config, costs: PairCosts, room: float | None = None) -> PairBudget:
+    """The config's limits on extraction; and never more bytes than there is room for."""
     limits = config.bandit.budget
     if not isinstance(limits, PullBudget):
         return PairBudget(costs, store_bytes=room)

@@ -13,11 +13,29 @@ from batchsweep.progress import duration
 from batchsweep.table import Column, line_width, table_text, visible
 
 
-def plan_table(plan: Plan, costs: Estimate, space: Space | None = None) -> str:
-    """Models, totals, what would save, and the warnings, as text for a terminal."""
-    warnings = [f"warning: {visible(line)}" for line in _warnings(plan, costs, space)]
-    notes = ["\n".join(textwrap.wrap(visible(n), line_width())) for n in _notes(plan, costs)]
-    tables = _models(plan, costs) + _totals(plan, costs, space) + _savings(costs)
+def plan_table(
+    plan: Plan,
+    costs: Estimate,
+    space: Space | None = None,
+    *,
+    search: bool = False,
+    gpu_price: float | None = None,
+) -> str:
+    """Models, totals, what would save, and the warnings, as text for a terminal.
+
+    Args:
+        search: ``run`` extracts only what its search asks for.
+        gpu_price: of a GPU hour, in whatever currency.
+    """
+    warnings = [f"warning: {visible(line)}" for line in _warnings(plan, costs, space, search)]
+    notes = _notes(plan, costs)
+    if search:
+        notes.append(
+            "All of this is for every checkpoint, layer and task. 'batchsweep run' extracts only "
+            "what its search asks for: 'batchsweep plan --search' simulates how much that is."
+        )
+    notes = ["\n".join(textwrap.wrap(visible(note), line_width())) for note in notes]
+    tables = _models(plan, costs) + _totals(plan, costs, space, gpu_price) + _savings(costs)
     return tables + "\n".join([*warnings, *notes]) + "\n"
 
 
@@ -51,7 +69,7 @@ def _models(plan: Plan, costs: Estimate) -> str:
     return table_text([Column("model"), *_numbers(*numbers)], rows)
 
 
-def _totals(plan: Plan, costs: Estimate, space: Space | None) -> str:
+def _totals(plan: Plan, costs: Estimate, space: Space | None, gpu_price: float | None) -> str:
     about = "" if costs.size.exact else "about "
     n = len(plan.entries)
     pulls = f"{costs.exhaustive_pulls:,} exhaustively"
@@ -75,6 +93,9 @@ def _totals(plan: Plan, costs: Estimate, space: Space | None) -> str:
         ),
         ("pulls", f"{pulls}; budget {costs.budget}"),
     ]
+    if gpu_price is not None:
+        money = costs.gpu_seconds / 3600 * gpu_price
+        rows.append(("cost", f"{money:.2f}, at {gpu_price:g} a GPU hour"))
     return table_text([Column(""), Column("", prose=True)], rows, header=False, width=line_width())
 
 
@@ -86,11 +107,14 @@ def _savings(costs: Estimate) -> str:
     return table_text(columns, rows)
 
 
-def _warnings(plan: Plan, costs: Estimate, space: Space | None) -> list[str]:
+def _warnings(plan: Plan, costs: Estimate, space: Space | None, search: bool) -> list[str]:
     warnings = list(plan.warnings)
     if space is not None and not space.fits:
         changes = f"; these lines of the config would: {'; '.join(space.changes)}"
-        warnings.append(f"it does not fit: {space}{changes if space.changes else ''}")
+        run = "; 'batchsweep run' needs less, and never takes more than there is room for"
+        warnings.append(
+            f"it does not fit: {space}{changes if space.changes else ''}{run if search else ''}"
+        )
     if costs.size.unknown:
         warnings.append(f"no statistics, so not counted above: {', '.join(costs.size.unknown)}")
     return warnings

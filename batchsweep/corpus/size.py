@@ -55,6 +55,17 @@ class CorpusSize:
         """Tokens a text."""
         return self.tokens / max(self.texts, 1)
 
+    def tokens_of(self, task: TaskSize, longest: int) -> float:
+        """Of one of its tasks: counted ones share their tokens by characters.
+
+        Args:
+            longest: tokens at which texts are cut.
+        """
+        if self.exact:
+            characters = sum(t.characters for t in self.tasks)
+            return self.tokens * task.characters / characters if characters else 0.0
+        return task.texts * min(task.characters / task.texts / CHARACTERS_PER_TOKEN, longest)
+
     def capped(self, cap: int) -> CorpusSize:
         """The size with at most ``cap`` texts a task."""
         tasks = tuple(
@@ -87,11 +98,9 @@ def corpus_size(config: Config, store: Store | None = None) -> CorpusSize:
     found = _published(names) if len(names) == len(config.tasks) else _all_kinds(config.tasks)
     sizes = [size for size in found if size.texts]
     unknown = tuple(size.name for size in found if not size.texts)
-    longest = config.embedding.max_length
-    tokens = sum(
-        s.texts * min(s.characters / s.texts / CHARACTERS_PER_TOKEN, longest) for s in sizes
-    )
-    size = CorpusSize(tuple(sizes), sum(s.texts for s in sizes), tokens, False, unknown)
+    size = CorpusSize(tuple(sizes), sum(s.texts for s in sizes), 0.0, False, unknown)
+    tokens = sum(size.tokens_of(task, config.embedding.max_length) for task in sizes)
+    size = replace(size, tokens=tokens)
     cap = config.corpus.max_texts_per_task
     return size if cap is None else size.capped(cap)
 

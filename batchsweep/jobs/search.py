@@ -11,8 +11,8 @@ from typing import Protocol
 
 from batchsweep.bandit.costs import PairCosts, planned_costs
 from batchsweep.bandit.outcome import Outcome
-from batchsweep.bandit.policies import POLICIES, Problem
-from batchsweep.bandit.policies.gp.policies import GPUCB, Thompson, TopTwoGP
+from batchsweep.bandit.policies import Problem
+from batchsweep.bandit.policy_names import WITH_A_MODEL
 from batchsweep.bandit.search import search, search_and_extract
 from batchsweep.bandit.waves import Wave
 from batchsweep.config import Config, load
@@ -32,8 +32,6 @@ from batchsweep.store import Store
 
 logger = logging.getLogger(__name__)
 
-#: Policies that believe something of arms that were not scored, and so can ask for pairs.
-WITH_A_MODEL = (TopTwoGP, GPUCB, Thompson)
 #: Extract processes at a time where there is no GPU.
 CPU_WORKERS = 2
 
@@ -73,7 +71,7 @@ def run_sweep(
     gpus = visible_gpus(os.environ)
     cores = len(os.sched_getaffinity(0))
     workers = at_once(parallel, gpus, without_gpu=min(CPU_WORKERS, cores))
-    if not exhaustive and POLICIES[config.bandit.policy] not in WITH_A_MODEL:
+    if not exhaustive and config.bandit.policy not in WITH_A_MODEL:
         logger.info(
             "bandit.policy %s can't say what should be extracted: all of it is",
             config.bandit.policy,

@@ -74,9 +74,12 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.0, help="points")
     parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--others", action="store_true")
+    parser.add_argument("--pulls", type=int, help="default: as BUDGETS says")
+    parser.add_argument("--width", type=int, help="checkpoints a wave")
     parser.add_argument("--out", type=Path, default=Path("runs/extraction"))
     args = parser.parse_args()
     forward, checkpoints, width, pulls = BUDGETS[args.only]
+    width, pulls = args.width or width, args.pulls or pulls
     methods = METHODS if args.others else ("search", "every_nth")
     config = BanditConfig.model_validate({"budget": {"pulls": pulls}, "final_check": 2})
     parts = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from batchsweep.bandit.chooser import Visit
 from batchsweep.bandit.costs import PairCosts
 from batchsweep.bandit.policies.base import Bools
 from batchsweep.bandit.waves import Wave
-from batchsweep.errors import BatchsweepError, StoreCorrupt, TryAgain
+from batchsweep.errors import BatchsweepError, StoreCorrupt, TryAgain, UsageError
 from batchsweep.extract.status import index_statuses
 from batchsweep.plan.plan import Plan
 from batchsweep.store import Store
@@ -84,7 +85,7 @@ class StoredWaves:
         wave, _ = self._mine[number - 1]
         # What has been lost since takes no part.
         visits = tuple(visit for visit in wave.visits if visit.key in self._rows)
-        return Wave(wave.number, visits, wave.expected_regret)
+        return replace(wave, visits=visits)
 
     def extract(self, wave: Wave) -> None:
         """Write the wave down, unless it is, and have extracted what it asked for.
@@ -94,7 +95,7 @@ class StoredWaves:
             TryAgain: nothing of it could be had, this time.
         """
         if wave.number > len(self._mine):
-            self._write(wave)
+            wave = self._write(wave)
         elif wave.number < len(self._mine):
             return  # It was over when the next one was asked for.
         ready = ready_tasks(self._store)
@@ -136,7 +137,8 @@ class StoredWaves:
                 )
         return pairs
 
-    def _write(self, wave: Wave) -> None:
+    def _write(self, wave: Wave) -> Wave:
+        """The wave with its place in the store."""
         there = {k: sorted(tasks) for k, tasks in ready_tasks(self._store).items() if tasks}
         document = {
             "version": VERSION,
@@ -157,15 +159,29 @@ class StoredWaves:
         for _ in range(TRIES):
             try:
                 with self._store.lease(FOLDER):
-                    taken = [int(path.split("/")[1][:-5]) for path in _paths(self._store)]
-                    path = f"{FOLDER}/{max(taken, default=0) + 1:04d}.json"
-                    self._store.write_json(path, document)
+                    taken = [_number(path) for path in _paths(self._store)]
+                    wave = replace(wave, document=max(taken, default=0) + 1)
+                    self._store.write_json(_path(wave.document), document)
                 break
             except TryAgain:
                 time.sleep(PAUSE)
         else:
             raise TryAgain(f"{self._store.url}: another search holds {FOLDER}/; run it again")
         self._mine.append((wave, there))
+        return wave
+
+
+def wave_of(store: Store, document: int) -> Wave:
+    """A wave by its place in the store, whichever search asked for it.
+
+    Raises:
+        UsageError: there is none.
+        StoreCorrupt: it isn't what FORMAT.md says.
+    """
+    path = _path(document)
+    if path not in _paths(store):
+        raise UsageError(f"{store.url}: no wave {document} ({path}) is there")
+    return _read(store, path)[1]
 
 
 def lost_checkpoints(store: Store, plan: Plan) -> set[str]:
@@ -175,6 +191,14 @@ def lost_checkpoints(store: Store, plan: Plan) -> set[str]:
         for row in index_statuses(store, plan)
         if row.index is not None and row.state in ("skipped", "failed")
     }
+
+
+def _path(document: int | None) -> str:
+    return f"{FOLDER}/{document:04d}.json"
+
+
+def _number(path: str) -> int:
+    return int(path.split("/")[1][:-5])
 
 
 def _paths(store: Store) -> list[str]:
@@ -196,7 +220,8 @@ def _read(store: Store, path: str) -> tuple[str, Wave, dict[str, list[str]]]:
             Visit(str(v["key"]), tuple(str(t) for t in v["tasks"]), str(v["reason"]))
             for v in document["visits"]
         )
-        wave = Wave(int(document["number"]), visits, None if regret is None else float(regret))
+        regret = None if regret is None else float(regret)
+        wave = Wave(int(document["number"]), visits, regret, _number(path))
         there = {str(k): [str(t) for t in tasks] for k, tasks in document["there"].items()}
         if not visits or not all(visit.tasks for visit in visits):
             raise ValueError("a wave without visits, or a visit without tasks")

@@ -36,11 +36,13 @@ class Wave:
         number: 1 for the first.
         visits: one index of a job each.
         expected_regret: of the answer before it; None while nothing can be said.
+        document: the number of ``waves/0001.json`` in the store, once it is written there.
     """
 
     number: int
     visits: tuple[Visit, ...]
     expected_regret: float | None
+    document: int | None = None
 
 
 class Extraction(Protocol):

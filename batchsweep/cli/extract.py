@@ -5,12 +5,23 @@ from __future__ import annotations
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from batchsweep.cli.options import GRACE, ConfigFile, Grace, Strict, only_one
-from batchsweep.errors import BatchsweepError, IndexFailed, StoreError, StoreFull, UsageError
+from batchsweep.errors import (
+    BatchsweepError,
+    IndexFailed,
+    StoreCorrupt,
+    StoreError,
+    StoreFull,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from batchsweep.bandit.chooser import Visit
+    from batchsweep.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +44,13 @@ def command(
         str | None,
         typer.Option(
             metavar="A,B", help="only the blocks that hold these tasks' rows (default: all)"
+        ),
+    ] = None,
+    wave: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="of a search's wave (waves/000N.json): the environment counts its checkpoints",
         ),
     ] = None,
     strict: Strict = False,
@@ -60,9 +78,11 @@ def command(
       batchsweep extract --config configs/quick.yaml --index 3
       batchsweep extract --config configs/quick.yaml --index 3 --tasks STS12,SciFact
       JOB_COMPLETION_INDEX=3 batchsweep extract --config configs/quick.yaml
+      JOB_COMPLETION_INDEX=0 batchsweep extract --config configs/quick.yaml --wave 2
       batchsweep extract --config configs/quick.yaml --all
     """
-    only_one(index=index, all=all_indexes, indexes=indexes)
+    only_one(index=index, all=all_indexes, indexes=indexes, wave=wave)
+    only_one(tasks=tasks, wave=wave)
     chosen = _whole_number(index) if index is not None else None
 
     from batchsweep.config import load
@@ -76,11 +96,17 @@ def command(
     sweep = load(config)
     store = open_store(sweep.store_url)
     plan = frozen_plan(store, sweep)
+    chosen_tasks = None if tasks is None else [task.strip() for task in tasks.split(",")]
     if all_indexes:
         entries = list(plan.entries)
+    elif wave is not None:
+        visit = _visit_of_the_job(store, wave)
+        visited = plan.entry_of(visit.key)
+        if visited is None:
+            raise StoreCorrupt(f"{store.url}: wave {wave} asks for {visit.key}, which has no index")
+        entries, chosen_tasks = [visited], list(visit.tasks)
     else:
         entries = [plan.entry(chosen if chosen is not None else _index_of_the_job(indexes))]
-    chosen_tasks = None if tasks is None else [task.strip() for task in tasks.split(",")]
     failed: dict[str, BatchsweepError] = {}
     figures: list[Figures] = []
     with (
@@ -127,6 +153,18 @@ def _whole_number(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise UsageError(f"--index must be a whole number from 0, not {text!r}")
     return int(text)
+
+
+def _visit_of_the_job(store: Store, wave: int) -> Visit:
+    """The visit of a wave that the environment means."""
+    from batchsweep.bandit.stored_waves import wave_of
+    from batchsweep.jobs.index import index_from_environment
+
+    visits = wave_of(store, wave).visits
+    position = index_from_environment(os.environ)
+    if position >= len(visits):
+        raise UsageError(f"wave {wave} has {len(visits)} checkpoints, no entry {position}")
+    return visits[position]
 
 
 def _index_of_the_job(indexes: str | None) -> int:

@@ -1,4 +1,4 @@
-"""``batchsweep run``, ``launch docker --search``: a search and the extraction that it asks for."""
+"""``batchsweep run``, ``launch ... --search``: a search and the extraction that it asks for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -14,9 +15,10 @@ from batchsweep.bandit.outcome import Outcome
 from batchsweep.bandit.policies import Problem
 from batchsweep.bandit.policy_names import WITH_A_MODEL
 from batchsweep.bandit.search import search, search_and_extract
+from batchsweep.bandit.stored_waves import Extract
 from batchsweep.bandit.waves import Wave
 from batchsweep.config import Config, load
-from batchsweep.errors import IndexFailed
+from batchsweep.errors import IndexFailed, UsageError
 from batchsweep.jobs.chosen import names
 from batchsweep.jobs.launch import at_once, local_launcher, logs_folder
 from batchsweep.jobs.local import visible_gpus
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 #: Extract processes at a time where there is no GPU.
 CPU_WORKERS = 2
+#: Seconds that a worker gets to seal its open block, where nobody says.
+GRACE = 25.0
 
 
 class WaveLauncher(Launcher, Protocol):
@@ -42,13 +46,29 @@ class WaveLauncher(Launcher, Protocol):
     more: Mapping[int, Sequence[str]]
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """Extraction by a job somewhere else.
+
+    Attributes:
+        submit: has a wave's pairs extracted, and waits for it.
+        gpu: whether that is on GPUs.
+        workers: at once.
+    """
+
+    submit: Extract
+    gpu: bool
+    workers: int
+
+
 def run_sweep(
     config_file: Path,
     *,
-    exhaustive: bool,
-    parallel: int | None,
-    grace: float,
+    exhaustive: bool = False,
+    parallel: int | None = None,
+    grace: float = GRACE,
     launch: Callable[[Config, int], WaveLauncher] | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> tuple[Store, Plan, str, Outcome]:
     """Prepare, then extract what the search asks for until it is sure; or all, then search.
 
@@ -58,6 +78,7 @@ def run_sweep(
         parallel: extract processes at a time; default: one a GPU, or two.
         grace: seconds that a worker gets to seal its open block.
         launch: what starts the workers, given their number; default: processes.
+        elsewhere: where waves are extracted instead.
 
     Returns:
         The store, its plan, the search's name and its outcome.
@@ -66,11 +87,19 @@ def run_sweep(
         IndexFailed: no checkpoint can be extracted.
         TryAgain: another process searches here, or nothing could be had this time.
         Terminated: asked to stop; the same call goes on.
+        UsageError: all of it would have to be extracted elsewhere.
     """
     config = load(config_file)
     gpus = visible_gpus(os.environ)
     cores = len(os.sched_getaffinity(0))
     workers = at_once(parallel, gpus, without_gpu=min(CPU_WORKERS, cores))
+    if elsewhere is not None:
+        workers = elsewhere.workers
+        if config.bandit.policy not in WITH_A_MODEL:
+            raise UsageError(
+                f"bandit.policy {config.bandit.policy} can't say what should be extracted; launch "
+                f"without --search, or take one of {', '.join(sorted(WITH_A_MODEL))}"
+            )
     if not exhaustive and config.bandit.policy not in WITH_A_MODEL:
         logger.info(
             "bandit.policy %s can't say what should be extracted: all of it is",
@@ -83,14 +112,16 @@ def run_sweep(
         if launch is None
         else launch(config, workers)
     )
-    job = _Job(store, plan, config, launcher, workers, grace)
+    submit = None if elsewhere is None else elsewhere.submit
+    job = _Job(store, plan, config, launcher, workers, grace, submit)
+    gpu = bool(gpus) if elsewhere is None else elsewhere.gpu
     if exhaustive:
         job.extract_all()
         name, outcome = search(store, config)
         return store, plan, name, outcome
 
     def pricing(problem: Problem) -> PairCosts:
-        return planned_costs(job.pairs, problem, gpu=bool(gpus), measured=timings(store))
+        return planned_costs(job.pairs, problem, gpu=gpu, measured=timings(store))
 
     name, outcome = search_and_extract(
         store, config, job.extract_wave, width=workers, pricing=pricing, disk=_disk(config)
@@ -118,7 +149,9 @@ class _Job:
         launcher: WaveLauncher,
         workers: int,
         grace: float,
+        submit: Extract | None,
     ) -> None:
+        self._submit = submit
         self._store, self._plan, self._config = store, plan, config
         self._launcher, self._workers, self._grace = launcher, workers, grace
         self.pairs = Pairs(store, plan, config)
@@ -156,6 +189,9 @@ class _Job:
                 f" and {more} more" if more > 0 else "",
                 reasons[entry.key],
             )
+        if self._submit is not None:
+            self._submit(wave, left)
+            return
         self._launcher.more = {i: ("--tasks", ",".join(tasks)) for i, tasks in left.items()}
         self._extract(list(left))
 

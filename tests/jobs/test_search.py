@@ -110,6 +110,28 @@ def test_waves_are_documents_that_say_what_was_asked_and_why(sweep) -> None:
     assert {key for key, _ in ready} == {key for key, _ in asked}
 
 
+def test_a_job_of_a_wave_extracts_what_its_index_asks_for(sweep, monkeypatch, capsys) -> None:
+    path = sweep()
+    with pytest.raises(KeyboardInterrupt):
+        Extractor(path, dies_at=1).search()
+    run = Extractor(path)
+    visits = run.waves()["waves/0001.json"]["visits"]
+    for position, visit in enumerate(visits):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", str(position))
+        assert main(["extract", "--config", path, "--wave", "1"]) == 0
+        assert set(visit["tasks"]) <= set(ready_tasks(run.store)[visit["key"]])
+    assert set(ready_tasks(run.store)) == {visit["key"] for visit in visits}
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", str(len(visits)))
+    assert main(["extract", "--config", path, "--wave", "1"]) == 2
+    assert main(["extract", "--config", path, "--wave", "9"]) == 2
+    assert main(["extract", "--config", path, "--wave", "1", "--tasks", "Other"]) == 2
+    said = capsys.readouterr().err
+    assert f"wave 1 has {len(visits)} checkpoints, no entry {len(visits)}" in said
+    assert "no wave 9 (waves/0009.json) is there" in said
+    run.search()
+    assert not {(v["key"], tuple(v["tasks"])) for v in visits} & set(run.asked)
+
+
 def test_no_workers_at_all_are_refused(sweep, capsys) -> None:
     assert main(["run", "--config", sweep(), "--parallel", "0"]) == 2
     assert "--parallel must be at least 1, not 0" in capsys.readouterr().err

@@ -29,6 +29,7 @@ from batchsweep.score.dataset import (
     plan_of,
     with_metrics,
 )
+from batchsweep.score.transforms import ArmReader, parts_of
 from batchsweep.store import Corpus, GroupReader, Store, open_store
 from batchsweep.store.pairs import ready_tasks
 
@@ -136,21 +137,26 @@ class Sweep:
 
         Args:
             arm: as in :attr:`arms`, or with the model's own name: ``EleutherAI/pythia-14m/main#3``;
-                another name of the checkpoint's weights will do, too.
+                another name of the checkpoint's weights will do, too. With a transform
+                (``...#3#mean+center``) a task is needed, whose texts it takes its statistics from.
             task: one of :attr:`tasks`.
 
         Raises:
-            UsageError: no such arm; names some.
+            UsageError: no such arm (names some) or transform, or a transform without a task.
             StoreError: no such task.
         """
         found = self._arm(arm)
+        assert found.pooling is not None
+        if task is None and parts_of(found.pooling)[1] is not None:
+            raise UsageError(
+                f"arm '{arm}': a transform takes its statistics from a task's texts; name the task"
+            )
         rows = None
         if task is not None:
             if self._corpus is None:
                 raise StoreError(f"{self.store.url}: no corpus; run 'batchsweep prepare'")
             rows = self._corpus.rows_of(task)
-        assert found.pooling is not None
-        return Embeddings(self._reader(found.key), found.pooling, found.layer, rows)
+        return Embeddings(self._reader(found.key), found, rows)
 
     @cached_property
     def scores(self) -> xr.DataArray:
@@ -244,12 +250,13 @@ class Sweep:
         data = extracted(self._data)
         given, _, rest = text.partition("#")
         key = self._keys.get(given, given)
-        layer, _, pooling = rest.partition("#")
+        layer, _, named = rest.partition("#")
+        pooling, plus, transform = named.partition("+")
         columns = (data[name].values.tolist() for name in ("key", "layer", "pooling"))
         meant = [
-            Arm(*cell)
-            for cell in zip(*columns, strict=True)
-            if cell[0] == key and str(cell[1]) == layer and (pooling in ("", cell[2]))
+            Arm(key, number, f"{stored}{plus}{transform}")
+            for of, number, stored in zip(*columns, strict=True)
+            if (of, str(number)) == (key, layer) and "+" not in stored and pooling in ("", stored)
         ]
         if len(meant) == 1:
             return meant[0]
@@ -284,22 +291,23 @@ class Embeddings:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(
-        self, reader: GroupReader, pooling: str, layer: int, rows: npt.NDArray[np.int64] | None
-    ) -> None:
+    def __init__(self, reader: GroupReader, arm: Arm, rows: npt.NDArray[np.int64] | None) -> None:
         self._reader = reader
-        self._pooling = pooling
-        self._layer = layer
+        self._arm = arm
         self._rows = rows
         texts = reader.texts if rows is None else len(rows)
         self.shape: tuple[int, int] = (texts, reader.hidden)
 
     def __repr__(self) -> str:
-        where = f"{self._reader.key}, layer {self._layer}, {self._pooling}"
+        where = f"{self._arm.key}, layer {self._arm.layer}, {self._arm.pooling}"
         return f"<Embeddings {self.shape[0]} x {self.shape[1]} of {where}>"
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @cached_property
+    def _vectors(self) -> ArmReader:
+        return ArmReader(self._reader, self._arm, self._rows)
 
     def __getitem__(self, index: int | slice | npt.ArrayLike) -> Float32:
         """Rows by number, slice or array, as in numpy; only their chunks are read."""
@@ -307,7 +315,7 @@ class Embeddings:
             index if isinstance(index, int | slice) else np.asarray(index)
         ]
         rows = np.atleast_1d(wanted if self._rows is None else self._rows[wanted])
-        vectors = self._reader.read(self._pooling, self._layer, rows)
+        vectors = self._vectors.read(rows)
         return vectors if np.ndim(wanted) else vectors[0]
 
     def __array__(

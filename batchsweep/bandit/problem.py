@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from batchsweep.arm import Arm
+from batchsweep.arm import Arm, transformed
 from batchsweep.bandit.loop import run_digest
 from batchsweep.bandit.policies import Problem
 from batchsweep.config import Config
@@ -104,7 +104,7 @@ def _problem(
     measured: Mapping[str, Mapping[str, NDArray[np.float64]]],
 ) -> Problem:
     """The arms of these entries; ``measured`` holds checkpoint key -> metric -> [layer]."""
-    poolings = plan.poolings if len(plan.poolings) > 1 else (None,)
+    poolings = transformed(plan.poolings, config.embedding.transforms)
     tokens_per_step = {m.name: m.tokens_per_step for m in config.models}
     arms: list[str] = []
     model: list[str] = []
@@ -119,9 +119,11 @@ def _problem(
                 for name in metrics.keys() | values.keys():
                     column = metrics.setdefault(name, [np.nan] * len(arms))
                     column.append(float(values[name][position]) if name in values else np.nan)
-                tail = f"#{pooling}" if pooling else ""
-                arms.append(str(Arm(entry.key, layer, pooling)))
-                # Another pooling is another surface over time and depth, as another model is.
+                arm = Arm.spelled(entry.key, layer, pooling, plan.poolings)
+                tail = f"#{arm.pooling}" if arm.pooling else ""
+                arms.append(str(arm))
+                # Another pooling or transform is another surface over time and depth, as another
+                # model is.
                 model.append(f"{entry.checkpoint.model}{tail}")
                 step.append(_time(entry, tokens_per_step))
                 depth.append(layer / entry.shape.num_layers)

@@ -299,13 +299,15 @@ def _mteb_folder(folder: Path) -> pd.DataFrame:
             parts = [re.sub(r"[#@_-]*layer[_-]?\d+", "", p) for p in folders]
             parts = [p for p in parts if p]
         pooling = re.search(r"__pooling_([a-z_]+?)(?:__|$)", folders[-1]) if folders else None
+        transform = re.search(r"__transform_([a-z_]+?)(?:__|$)", folders[-1]) if folders else None
         main = [s["main_score"] for split in content["scores"].values() for s in split]
         rows.append(
             {
                 "model": parts[0] if len(parts) > 1 else "model",
                 "revision": parts[-1] if parts else "main",
                 "layer": int(layer[1]),
-                "pooling": pooling[1] if pooling else "",
+                "pooling": (pooling[1] if pooling else "")
+                + (f"+{transform[1]}" if transform else ""),
                 "task": content.get("task_name", file.stem),
                 "score": float(np.mean(np.array(main, dtype=float))),
                 "seconds": content.get("evaluation_time"),
@@ -339,9 +341,10 @@ def _store_frame(url: str) -> pd.DataFrame:
 
 def _poolings_as_models(frame: pd.DataFrame) -> pd.DataFrame:
     """As in the bandit, another pooling is another surface, as another model is."""
-    if frame["pooling"].nunique() > 1:
-        frame["model"] += "#" + frame["pooling"].astype(str)
-    return frame.drop(columns="pooling")
+    names = frame["pooling"].astype(str)
+    stored = names.str.partition("+")[0].nunique() == 1
+    tails = ("#" + names).where(names.str.contains("+", regex=False) | (not stored), "")
+    return frame.assign(model=frame["model"] + tails).drop(columns="pooling")
 
 
 def _arm(model: Any, revision: Any, layer: Any) -> str:

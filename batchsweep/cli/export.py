@@ -29,6 +29,10 @@ def command(
         str | None,
         typer.Option(metavar="ARM", help="with --model: which arm (default: the search's best)"),
     ] = None,
+    texts_of: Annotated[
+        str | None,
+        typer.Option(metavar="TASK", help="with --model: whose texts a transform's mean is of"),
+    ] = None,
 ) -> None:
     """Write all scores for other tools, or one arm as a model.
 
@@ -53,17 +57,19 @@ def command(
     store = open_store(sweep.store_url)
     if model is not None:
         only_one(out=out, model=model)
-        _model(store, sweep, model, arm)
+        _model(store, sweep, model, arm, texts_of)
         return
-    if arm is not None:
-        raise UsageError("--arm names the arm of --model; give --model DIR too")
+    if arm is not None or texts_of is not None:
+        raise UsageError("--arm and --texts-of are of --model; give --model DIR too")
     from batchsweep.score.export import export
 
     done = export(store, out or sweep.run_folder / "export")
     print(f"{done.pulls} pulls\n{done.table}\n{done.table.with_suffix('.parquet')}\n{done.results}")
 
 
-def _model(store: Store, sweep: Config, folder: Path, arm: str | None) -> None:
+def _model(
+    store: Store, sweep: Config, folder: Path, arm: str | None, texts_of: str | None
+) -> None:
     from batchsweep.arm import Arm
     from batchsweep.bandit.searches import answers, search_of
     from batchsweep.export.embedder import export_model
@@ -75,7 +81,7 @@ def _model(store: Store, sweep: Config, folder: Path, arm: str | None) -> None:
                 f"{store.url}: no search has an answer yet; run 'batchsweep bandit', or say --arm"
             )
         arm = str(answers(store)[name]["best"]["arm"])
-    done = export_model(store, sweep, Arm.parse(arm), folder)
+    done = export_model(store, sweep, Arm.parse(arm), folder, texts_of=texts_of)
     print(
         f"{done.folder}: {done.arm}; vectors of {done.texts} texts are the store's to within "
         f"{done.difference:.1e} of their length"

@@ -47,7 +47,6 @@ def _models(plan: Plan, costs: Estimate) -> str:
     """One line a model; a checkpoint's size where its indexes agree on it."""
     numbers = ("indexes", "checkpoints", "layers", "arms", "store each", "store", "download")
     rows = []
-    arms = plan.arms_per_model()
     pairs = zip(plan.entries, costs.entries, strict=True)
     by_model = sorted(pairs, key=lambda p: plan.models.index(p[0].checkpoint.model))
     for model, group in groupby(by_model, key=lambda p: p[0].checkpoint.model):
@@ -60,7 +59,7 @@ def _models(plan: Plan, costs: Estimate) -> str:
                 _indexes([e.index for e in entries]),
                 str(len(entries)),
                 " or ".join(map(str, layers)),
-                f"{arms[model]:,}",
+                f"{costs.arms_per_model[model]:,}",
                 gib(max(e.store_bytes for e in each)),
                 gib(sum(e.store_bytes for e in each)),
                 gib(download) if download else "-",

@@ -23,6 +23,7 @@ from batchsweep.bandit.policy_names import PolicyName
 
 LayerOutput = Literal["final_norm", "raw", "hidden_states"]
 Pooling = Literal["mean", "last", "first", "max", "weighted_mean"]
+Transform = Literal["stored", "center", "all_but_the_top"]
 TaskType = Literal[
     "sts",
     "pair_classification",
@@ -168,6 +169,15 @@ class EmbeddingConfig(Section):
         Field(min_length=1),
     ] = ("mean",)
     """One pooling or several; all come from the same forward pass."""
+    transforms: Annotated[
+        tuple[Transform, ...],
+        BeforeValidator(_as_tuple),
+        AfterValidator(_distinct),
+        Field(min_length=1),
+    ] = ("stored",)
+    """Further arms that cost no forward pass: vectors as ``stored``, with the mean of the task's
+    texts removed (``center``), or with its main components too (``all_but_the_top``). Worked out
+    when vectors are read: it can be changed at any time, also after extraction."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the model computes in. ``auto``: as published on a GPU, float32 on a CPU."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
@@ -374,9 +384,11 @@ class Config(Section):
         """sha256 (hex) of what decides the bytes of a block, the corpus and weights apart.
 
         Two configs with one digest write the same arrays from the same corpus and checkpoint.
-        ``device`` and ``batch_tokens`` are left out: they move rounding, not meaning.
+        ``device`` and ``batch_tokens`` are left out: they move rounding, not meaning. So are
+        ``transforms``, which are worked out when vectors are read.
         """
-        embedding = self.embedding.model_dump(mode="json", exclude={"device", "batch_tokens"})
+        left_out = {"device", "batch_tokens", "transforms"}
+        embedding = self.embedding.model_dump(mode="json", exclude=left_out)
         store = self.store.model_dump(mode="json", include={"dtype", "block_texts"})
         text = json.dumps({"embedding": embedding, "store": store}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -17,7 +17,14 @@ from batchsweep.score.records import score_rows
 from batchsweep.store import Store
 
 
-def model_card(store: Store, config: Config, entry: PlanEntry, arm: Arm, difference: float) -> str:
+def model_card(
+    store: Store,
+    config: Config,
+    entry: PlanEntry,
+    arm: Arm,
+    difference: float,
+    texts_of: str | None = None,
+) -> str:
     """The card as Markdown with a YAML head.
 
     Args:
@@ -26,6 +33,7 @@ def model_card(store: Store, config: Config, entry: PlanEntry, arm: Arm, differe
         entry: the arm's index in the plan.
         arm: with its pooling.
         difference: the largest relative distance of a vector from the store's.
+        texts_of: the task that a transform's statistics are of.
     """
     checkpoint, embedding = entry.checkpoint, config.embedding
     head: dict[str, Any] = {
@@ -71,6 +79,7 @@ def model_card(store: Store, config: Config, entry: PlanEntry, arm: Arm, differe
         "A text for which the tokenizer has no tokens (an empty one) has the vector of the "
         "end-of-text token in the sweep, and none of its own here.",
         "",
+        *_transform(texts_of),
         *_search(store, arm),
         *_scores(store, arm),
         "## The sweep's config",
@@ -80,6 +89,17 @@ def model_card(store: Store, config: Config, entry: PlanEntry, arm: Arm, differe
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _transform(texts_of: str | None) -> list[str]:
+    if texts_of is None:
+        return []
+    return [
+        f"The mean (and the components) that its last layer removes are those of the texts of "
+        f"{texts_of}. The sweep took those of each task for its scores: only the one on {texts_of} "
+        "is this model's.",
+        "",
+    ]
 
 
 def _search(store: Store, arm: Arm) -> list[str]:
@@ -106,7 +126,8 @@ def _search(store: Store, arm: Arm) -> list[str]:
 def _is(text: str, arm: Arm) -> bool:
     other = Arm.parse(text)
     same = (other.key, other.layer) == (arm.key, arm.layer)
-    return same and other.pooling in (None, arm.pooling)
+    only = other.pooling is None and "+" not in str(arm.pooling)
+    return same and (only or other.pooling == arm.pooling)
 
 
 def _scores(store: Store, arm: Arm) -> list[str]:

@@ -23,10 +23,12 @@ from batchsweep.errors import IndexFailed, StoreError, StoreMismatch, UsageError
 from batchsweep.export.card import model_card
 from batchsweep.extract.weights import check_weights
 from batchsweep.plan.plan import PlanEntry, frozen_plan
+from batchsweep.score.transforms import ArmReader, Transform, parts_of
 from batchsweep.store import Store
 from batchsweep.store.pairs import ready_tasks
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import SentenceTransformer
 
     from batchsweep.forward.architecture import LoadedCheckpoint
@@ -65,21 +67,26 @@ class ExportedModel:
     """The largest distance of two vectors of one text, as a part of the vector's length."""
 
 
-def export_model(store: Store, config: Config, arm: Arm, folder: Path) -> ExportedModel:
+def export_model(
+    store: Store, config: Config, arm: Arm, folder: Path, *, texts_of: str | None = None
+) -> ExportedModel:
     """Write an arm as a model in the layout of sentence-transformers.
 
     The folder has the checkpoint cut to the arm's layer in float32, its final norm, its tokenizer,
-    the pooling, the prefix as prompts, and a model card with the provenance.
+    the pooling, the prefix as prompts, and a model card with the provenance. A transform is a dense
+    layer behind the pooling.
 
     Args:
         store: holds the arm's vectors, which the model's are compared with.
         config: the sweep's.
         arm: which one; its pooling may be left out if the store has one only.
         folder: a new one, or an empty one.
+        texts_of: the task that a transformed arm's statistics are taken from; the model's vectors
+            are then those that the arm has on this task.
 
     Raises:
         UsageError: no such arm; one that the layout can't say (``raw`` states of the last layer of
-            a model with a final norm); the folder isn't empty.
+            a model with a final norm); a transform without its task; the folder isn't empty.
         StoreMismatch: the arm's vectors were made with another config.
         StoreError: there is no vector of this arm yet, or the folder can't be written.
         IndexFailed: the checkpoint isn't the planned one, or the model's vectors aren't the
@@ -88,6 +95,8 @@ def export_model(store: Store, config: Config, arm: Arm, folder: Path) -> Export
     entry, arm = _known(store, config, arm)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: is there already; delete it, or choose another folder")
+    if (parts_of(str(arm.pooling))[1] is None) != (texts_of is None):
+        raise UsageError(_which_texts(arm))
     rows = _rows(store, arm)
     model_config = config.model_of(entry.checkpoint.model)
     if model_config is None:
@@ -98,15 +107,17 @@ def export_model(store: Store, config: Config, arm: Arm, folder: Path) -> Export
         )
     check_weights(model_config, entry)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    vectors = ArmReader.of(store, store.reader(arm.key), arm, str(texts_of))
     # Under another name until it is whole and its vectors are right.
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         new = Path(temporary) / "model"
         try:
-            _write(new, config, entry, arm)
+            _write(new, config, entry, arm, vectors.transform)
         except OSError as error:
             raise StoreError(f"{folder}: can't be written: {error.strerror or error}") from None
-        difference = _compare(new, store, config, arm, rows)
-        (new / "README.md").write_text(model_card(store, config, entry, arm, difference))
+        difference = _compare(new, store, config, arm, rows, vectors)
+        card = model_card(store, config, entry, arm, difference, texts_of)
+        (new / "README.md").write_text(card)
         if folder.is_dir():
             folder.rmdir()
         new.replace(folder)
@@ -123,7 +134,8 @@ def _known(store: Store, config: Config, arm: Arm) -> tuple[PlanEntry, Arm]:
         raise UsageError(f"no arm '{arm}' in {store.url}; there are such as {some}")
     if arm.pooling is None and len(plan.poolings) == 1:
         arm = Arm(arm.key, arm.layer, plan.poolings[0])
-    if arm.pooling not in plan.poolings:
+    stored, _ = parts_of(str(arm.pooling))
+    if stored not in plan.poolings:
         raise UsageError(
             f"arm '{arm}': say which pooling, such as {arm.key}#{arm.layer}#{plan.poolings[0]}; "
             f"there are {', '.join(plan.poolings)}"
@@ -149,7 +161,19 @@ def _rows(store: Store, arm: Arm) -> npt.NDArray[np.int64]:
     return np.sort(chosen).astype(np.int64)
 
 
-def _write(folder: Path, config: Config, entry: PlanEntry, arm: Arm) -> None:
+def _which_texts(arm: Arm) -> str:
+    if parts_of(str(arm.pooling))[1] is None:
+        return f"{arm}: --texts-of is for an arm with a transform; this one's vectors are as stored"
+    return (
+        f"{arm}: a transform takes its statistics from the texts of each task that is scored, and "
+        "a model has one of each: say of which task with --texts-of TASK, or export the arm as "
+        "stored"
+    )
+
+
+def _write(
+    folder: Path, config: Config, entry: PlanEntry, arm: Arm, transform: Transform | None
+) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
@@ -176,14 +200,36 @@ def _write(folder: Path, config: Config, entry: PlanEntry, arm: Arm) -> None:
     )
     pooling = Pooling(
         loaded.hidden,
-        pooling_mode=_MODES[str(arm.pooling)],
+        pooling_mode=_MODES[parts_of(str(arm.pooling))[0]],
         include_prompt=embedding.pool_prefix,
     )
     prompts, default = _prompts(embedding.prefix)
     model = SentenceTransformer(
-        modules=[transformer, pooling], device="cpu", prompts=prompts, default_prompt_name=default
+        modules=[transformer, pooling, *([] if transform is None else [_dense(transform)])],
+        device="cpu",
+        prompts=prompts,
+        default_prompt_name=default,
     )
     model.save(str(folder), create_model_card=False)
+
+
+def _dense(transform: Transform) -> torch.nn.Module:
+    """The transform as a layer: W = 1 - sum of u_k u_k^T, and b = -W mean."""
+    import torch
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    hidden = len(transform.mean)
+    components = transform.components.astype(np.float64)
+    weight = np.eye(hidden) - components.T @ components
+    bias = -weight @ transform.mean
+    dense: torch.nn.Module = Dense(
+        hidden,
+        hidden,
+        activation_function=torch.nn.Identity(),
+        init_weight=torch.tensor(weight, dtype=torch.float32),
+        init_bias=torch.tensor(bias, dtype=torch.float32),
+    )
+    return dense
 
 
 def _cut(loaded: LoadedCheckpoint, layer: int, layer_output: str) -> None:
@@ -216,7 +262,12 @@ def _prompts(prefix: str | dict[Any, str]) -> tuple[dict[str, str], str | None]:
 
 
 def _compare(
-    folder: Path, store: Store, config: Config, arm: Arm, rows: npt.NDArray[np.int64]
+    folder: Path,
+    store: Store,
+    config: Config,
+    arm: Arm,
+    rows: npt.NDArray[np.int64],
+    vectors: ArmReader,
 ) -> float:
     """The largest relative distance between the folder's vectors and the store's.
 
@@ -232,13 +283,15 @@ def _compare(
             f"{store.url}: the vectors of {arm.key} were made with another 'embedding' than this "
             "config's; export with the config that they were extracted with"
         )
-    stored = reader.read(str(arm.pooling), arm.layer, rows)
+    stored = vectors.read(rows)
     texts = corpus.texts(rows)
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     own = _encoded(model, texts, config.embedding.prefix)
     # A text without tokens is the model's end-of-text token here; tokenizers can't say that.
     some = np.array([bool(text.strip()) for text in texts], bool)
-    scale = np.maximum(np.linalg.norm(stored, axis=1), 1e-12)
+    # What a transform leaves is as exact as what it began with.
+    scale = np.linalg.norm(reader.read(parts_of(str(arm.pooling))[0], arm.layer, rows), axis=1)
+    scale = np.maximum(scale, 1e-12)
     distances = np.linalg.norm(own - stored, axis=1) / scale
     difference = float(distances[some].max(initial=0.0))
     allowed = _COMPUTED[str(reader.provenance.get("compute_dtype", "published"))]

@@ -71,6 +71,7 @@ class Estimate:
     corpus_bytes: int
     gpu: str
     arms: int
+    arms_per_model: dict[str, int]
     exhaustive_pulls: int
     budget: str
     """The bandit's budget, in words."""
@@ -129,7 +130,7 @@ def estimate(
     if gpu not in GPUS:
         raise UsageError(f"unknown GPU '{gpu}'; valid: {', '.join(GPUS)}")
     entries = tuple(_entry(e, config, size, GPUS[gpu]) for e in plan.entries)
-    arms = len(plan.arms())
+    arms = len(plan.arms(config.embedding.transforms))
     tasks = len(size.tasks) + len(size.unknown)
     budget = config.bandit.budget_text(tasks)
     pulls, _ = config.bandit.budget_for(arms, tasks)
@@ -144,6 +145,7 @@ def estimate(
         ),
         gpu=gpu,
         arms=arms,
+        arms_per_model=plan.arms_per_model(config.embedding.transforms),
         exhaustive_pulls=arms * tasks,
         budget=budget,
         budget_pulls=pulls,

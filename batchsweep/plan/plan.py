@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from batchsweep.arm import Arm
+from batchsweep.arm import STORED, Arm, transformed
 from batchsweep.checkpoints.audit import Audit, Skipped, warning_lines
 from batchsweep.checkpoints.checkpoint import Checkpoint, normalise_revision
 from batchsweep.checkpoints.same_weights import Duplicates, SharedFiles
@@ -105,16 +105,22 @@ class Plan:
         exact = (e for e in mine if e.checkpoint.revision == revision)
         return next(exact, None) or next((e for e in mine if revision in e.checkpoint.names), None)
 
-    def arms(self) -> list[str]:
+    def arms(self, transforms: Sequence[str] = (STORED,)) -> list[str]:
         """Keys of all arms, ``<checkpoint key>#<layer>``, then ``#<pooling>`` if several."""
-        poolings = self.poolings if len(self.poolings) > 1 else (None,)
-        return [str(Arm(e.key, n, p)) for e in self.entries for n in e.layers for p in poolings]
+        names = transformed(self.poolings, transforms)
+        return [
+            str(Arm.spelled(e.key, layer, name, self.poolings))
+            for e in self.entries
+            for layer in e.layers
+            for name in names
+        ]
 
-    def arms_per_model(self) -> dict[str, int]:
+    def arms_per_model(self, transforms: Sequence[str] = (STORED,)) -> dict[str, int]:
         """Model -> number of its arms."""
+        each = len(self.poolings) * len(transforms)
         counts = dict.fromkeys(self.models, 0)
         for entry in self.entries:
-            counts[entry.checkpoint.model] += len(entry.layers) * len(self.poolings)
+            counts[entry.checkpoint.model] += len(entry.layers) * each
         return counts
 
     def tokenizers(self) -> dict[str, Checkpoint]:
@@ -256,9 +262,11 @@ def deciding(config: Config) -> dict[str, Any]:
             "store": {"dtype", "block_texts"},
         },
     )
-    # Where it runs and in what portions decides nothing.
+    # Where it runs, in what portions, and what reading makes of vectors decides nothing.
     sections["embedding"] = {
-        k: v for k, v in sections["embedding"].items() if k not in ("device", "batch_tokens")
+        k: v
+        for k, v in sections["embedding"].items()
+        if k not in ("device", "batch_tokens", "transforms")
     }
     # On what axis the search sees a model decides no embedding.
     sections["models"] = [

@@ -39,7 +39,7 @@ def payload(view: View, title: str) -> dict[str, Any]:
     entries_of = {model: findings.entries_of(model) for model in findings.plan.models}
     models = list(entries_of)
     column = {e.index: i for entries in entries_of.values() for i, e in enumerate(entries)}
-    poolings = list(findings.plan.poolings)
+    poolings = list(findings.poolings)
     tasks = view.tasks
     believed = {a["arm"]: a for a in view.answer.get("arms", ())}
     sd = [believed.get(a.arm, {}).get("sd") for a in findings.arms]

@@ -46,7 +46,7 @@ def write_figures(findings: Findings, folder: Path, *, search: str | None = None
             if not np.isfinite(values_LC).any():
                 continue
             name = f"plane-{_file_name(short_name(model))}"
-            name += f"-{pooling}" if len(findings.plan.poolings) > 1 else ""
+            name += f"-{pooling}" if len(findings.poolings) > 1 else ""
             measured_LC = view.complete_A[arms_LC] & there_LC
             best = [] if view.best is None else np.argwhere(arms_LC == view.best).tolist()
             paths += _draw(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batchsweep.arm import Arm
 from batchsweep.bandit.ledger import Observation, StoreLedger, header_of, observations
 from batchsweep.bandit.searches import answers
 from batchsweep.plan.plan import Plan, PlanEntry, load_plan
@@ -102,6 +103,11 @@ class Findings:
         """Names, in the corpus's order; then any that only scores know."""
         return tuple(self.data["task"].values.tolist())
 
+    @cached_property
+    def poolings(self) -> tuple[str, ...]:
+        """Those of the arms, transformed ones (``mean+center``) among them."""
+        return tuple(dict.fromkeys(facts.pooling for facts in self.arms))
+
     @property
     def score_AT(self) -> Floats:
         """[arm, task]; NaN where not measured, or measured and undefined."""
@@ -165,15 +171,16 @@ def read(store: Store) -> Findings:
         StoreCorrupt: a document is damaged.
     """
     plan = load_plan(store)
+    answered = answers(store)
+    searched = {Arm.parse(arm["arm"]).pooling for a in answered.values() for arm in a["arms"]}
+    data = with_metrics(arm_dataset(store, {name for name in searched if name}), store)
+    entry_of = {entry.key: entry for entry in plan.entries}
+    columns = (data[name].values.tolist() for name in ("arm", "key", "layer", "pooling"))
     arms = tuple(
-        ArmFacts(arm, entry, layer, pooling)
-        for arm, (entry, layer, pooling) in zip(
-            plan.arms(),
-            ((e, n, p) for e in plan.entries for n in e.layers for p in plan.poolings),
-            strict=True,
-        )
+        ArmFacts(arm, entry_of[key], layer, pooling)
+        for arm, key, layer, pooling in zip(*columns, strict=True)
+        if key in entry_of
     )
-    data = with_metrics(arm_dataset(store), store)
     corpus = store.corpus()
     categories = dict(corpus.attributes.get("categories", {})) if corpus is not None else {}
     return Findings(
@@ -181,16 +188,15 @@ def read(store: Store) -> Findings:
         arms=arms,
         # Of groups that the plan doesn't know a report says nothing.
         data=data.isel(arm=slice(len(arms))),
-        searches=tuple(_searches(store)),
+        searches=tuple(_searches(store, answered)),
         categories=categories,
         status={s.key: s for s in store.status()},
         ready=ready_tasks(store),
     )
 
 
-def _searches(store: Store) -> list[Search]:
+def _searches(store: Store, answered: dict[str, dict[str, Any]]) -> list[Search]:
     found = []
-    answered = answers(store)
     for name in dict.fromkeys(path.split("/")[1] for path in store.list_json("bandit")):
         records = StoreLedger(store, name).records()
         answer = answered.get(name)

@@ -171,7 +171,7 @@ def _best(view: View) -> dict[str, Any]:
     if view.best is not None and view.best in order:
         order = [view.best, *(i for i in order if i != view.best)]
     default = [findings.default_arm(model) for model in findings.plan.models]
-    several = len(findings.plan.poolings) > 1
+    several = len(findings.poolings) > 1
     rows = []
     for rank, arm in enumerate(order, start=1):
         if rank > TOP and arm not in default:

@@ -77,7 +77,7 @@ class View:
         for model in findings.plan.models:
             entries = findings.entries_of(model)
             layers = sorted({n for e in entries for n in e.layers})
-            for pooling in findings.plan.poolings:
+            for pooling in findings.poolings:
                 arms_LC = np.array(
                     [[place.get((e.index, n, pooling), -1) for e in entries] for n in layers]
                 )
@@ -86,5 +86,5 @@ class View:
     def name(self, arm: int) -> str:
         """An arm in words."""
         facts = self.findings.arms[arm]
-        pooling = f", {facts.pooling} pooling" if len(self.findings.plan.poolings) > 1 else ""
+        pooling = f", {facts.pooling} pooling" if len(self.findings.poolings) > 1 else ""
         return f"{short_name(facts.model)} {facts.revision}, layer {facts.layer}{pooling}"

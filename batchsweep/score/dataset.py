@@ -5,16 +5,17 @@ exports stand on it, and nobody else reads scores and metrics arm by arm.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batchsweep.arm import Arm
+from batchsweep.arm import STORED, Arm, transformed
 from batchsweep.errors import UsageError
 from batchsweep.plan.plan import Plan, load_plan
 from batchsweep.score.records import score_rows
+from batchsweep.score.transforms import TRANSFORMS
 from batchsweep.store import GroupReader, Store
 from batchsweep.store.pairs import ready_tasks
 
@@ -34,8 +35,11 @@ class _Checkpoint:
     poolings: tuple[str, ...]
 
 
-def arm_dataset(store: Store) -> xr.Dataset:
+def arm_dataset(store: Store, also: Collection[str] = ()) -> xr.Dataset:
     """Scores of every arm, those of the plan first; reads no embeddings and no metrics.
+
+    Arms of a transform (``mean+center``) are there once any arm was scored with it, or if it is
+    among ``also``.
 
     Dimensions ``arm`` (as in reports) and ``task`` (in the corpus's order, then any that only
     scores know). Coordinates of an arm: ``key``, ``model``, ``revision``, ``step`` (NaN where
@@ -54,14 +58,18 @@ def arm_dataset(store: Store) -> xr.Dataset:
 
     ready = ready_tasks(store)
     found = list(_checkpoints(store, ready))
-    cells = [(c, layer, pooling) for c in found for layer in c.layers for pooling in c.poolings]
-    names = [
-        str(Arm(c.key, layer, pooling if len(c.poolings) > 1 else None))
-        for c, layer, pooling in cells
-    ]
     corpus = store.corpus()
     known = [] if corpus is None else list(corpus.tasks())
     rows = score_rows(store)
+    used = {name.partition("+")[2] for name in {*rows["pooling"], *also}}
+    transforms = [STORED, *(name for name in TRANSFORMS if name in used)]
+    cells = [
+        (c, layer, pooling)
+        for c in found
+        for layer in c.layers
+        for pooling in transformed(c.poolings, transforms)
+    ]
+    names = [str(Arm.spelled(c.key, layer, pooling, c.poolings)) for c, layer, pooling in cells]
     tasks = [*known, *sorted(set(rows["task"]) - set(known))]
     arm_of = {(c.key, layer, pooling): i for i, (c, layer, pooling) in enumerate(cells)}
     score_AT = np.full((len(cells), len(tasks)), np.nan)
@@ -102,21 +110,17 @@ def arm_dataset(store: Store) -> xr.Dataset:
 
 def with_metrics(data: xr.Dataset, store: Store) -> xr.Dataset:
     """The same, with each label-free metric as a variable [arm]; NaN where not measured."""
-    position = {
-        cell: i
-        for i, cell in enumerate(
-            zip(data["key"].values, data["layer"].values, data["pooling"].values, strict=True)
-        )
-    }
+    # The metrics are those of the layer, whatever the pooling.
+    places: dict[tuple[str, int], list[int]] = {}
+    for i, of in enumerate(zip(data["key"].values, data["layer"].values, strict=True)):
+        places.setdefault(of, []).append(i)
     columns: dict[str, Any] = {}
     for key in dict.fromkeys(data["key"].values[_extracted(data)].tolist()):
         reader = store.reader(key)
         for name, values_L in reader.metrics().items():
             column = columns.setdefault(name, np.full(data.sizes["arm"], np.nan))
             for layer, value in zip(reader.layers, values_L, strict=True):
-                for pooling in reader.poolings:
-                    if (key, layer, pooling) in position:
-                        column[position[key, layer, pooling]] = value
+                column[places.get((key, layer), [])] = value
     return data.assign({name: ("arm", column) for name, column in columns.items()})
 
 

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 
-from batchsweep.arm import names_for_mteb
+from batchsweep.arm import Arm, names_for_mteb
 from batchsweep.corpus.lookup import TextIndex, prefix_of
+from batchsweep.score.transforms import ArmReader
 
 if TYPE_CHECKING:
     from batchsweep.store import Store
@@ -22,12 +23,16 @@ def model_meta(key: str, layer: int, pooling: str, max_texts: int | None = None)
 
     Args:
         key: the checkpoint's.
-        layer, pooling: of the arm.
+        layer, pooling: of the arm; a transform of the pooling (``mean+center``) is a part of the
+            experiment's name, too.
         max_texts: texts that its tasks were capped at: a part of the experiment's name, so that
             nobody takes such scores for those of whole tasks.
     """
     name, revision = names_for_mteb(key)
-    experiment: dict[str, int | str] = {"layer": layer, "pooling": pooling}
+    stored, _, transform = pooling.partition("+")
+    experiment: dict[str, int | str] = {"layer": layer, "pooling": stored}
+    if transform:
+        experiment["transform"] = transform
     if max_texts is not None:
         experiment["max_texts"] = max_texts
     overwrites = {"name": name, "revision": revision, "experiment_kwargs": experiment}
@@ -47,14 +52,18 @@ class StoreEncoder(AbsEncoder):
     """
 
     def __init__(self, store: Store, key: str, layer: int, pooling: str = "mean") -> None:
-        """``key``: one of ``store.keys()``; ``layer`` and ``pooling``: stored for it.
+        """``key``: one of ``store.keys()``; ``layer`` and ``pooling``: stored for it, the pooling
+        as it is or transformed (``mean+center``) for tasks of the corpus.
 
         Raises:
             StoreError: no corpus, or no such checkpoint.
+            UsageError: no such transform.
         """
         self._index = TextIndex.of(store)
+        self._store = store
+        self._arm = Arm(key, layer, pooling)
+        self._readers: dict[str, ArmReader] = {}
         self._reader = store.reader(key)
-        self._layer, self._pooling = layer, pooling
         self.mteb_model_meta = model_meta(key, layer, pooling)
 
     def encode(
@@ -69,4 +78,7 @@ class StoreEncoder(AbsEncoder):
         texts = [prefix + text for text in inputs.dataset[:]["text"]]
         rows = self._index.rows(texts, task=task_metadata.name)
         different, which = np.unique(rows, return_inverse=True)
-        return self._reader.read(self._pooling, self._layer, different)[which]
+        name = task_metadata.name
+        if name not in self._readers:
+            self._readers[name] = ArmReader.of(self._store, self._reader, self._arm, name)
+        return self._readers[name].read(different)[which]

@@ -22,6 +22,7 @@ from batchsweep.errors import StoreError, StoreMismatch, UsageError
 from batchsweep.numerics import one_compute_thread
 from batchsweep.score.record import ScoreRecord, path_of
 from batchsweep.score.records import read_record
+from batchsweep.score.transforms import ArmReader, origin_of
 from batchsweep.score.vectors import Vectors
 from batchsweep.store import GroupReader, Store
 from batchsweep.tasks.evaluators import Halves, PreparedTask, prepare_halves, prepare_task
@@ -108,7 +109,7 @@ class Scorer:
         arm = Arm(arm.key, arm.layer, arm.pooling or reader.poolings[0])
         folder = "scores" if halves is None else f"subsets/{halves.texts}-{halves.seed}"
         path = path_of(arm, task, folder)
-        origin = self._origin(reader, task, halves)
+        origin = self._origin(reader, task, halves) | origin_of(str(arm.pooling))
         if self._keep:
             record = read_record(self.store, path)
             if record is not None and record.origin == origin:
@@ -121,7 +122,7 @@ class Scorer:
         with self._one_thread(), warnings.catch_warnings():
             # MTEB's protocol ends a fit after so many steps: nothing that a user could act on.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            vectors = Vectors(reader, arm, kept)
+            vectors = Vectors(ArmReader.of(self.store, reader, arm, task), kept)
             scores = [part.evaluate(vectors) for part in parts]
         seconds = time.perf_counter() - start
         document = self._document(reader, arm, parts, scores, seconds) | {"origin": origin}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from batchsweep.arm import Arm
-from batchsweep.store import GroupReader
+from batchsweep.score.transforms import ArmReader
 from batchsweep.tasks.evaluators import Request
 from batchsweep.tasks.evaluators.base import Float32, Kept, Rows
 
@@ -13,12 +12,10 @@ from batchsweep.tasks.evaluators.base import Float32, Kept, Rows
 class Vectors:
     """Gives a prepared task the vectors of one arm: reads only the rows that are asked for."""
 
-    def __init__(self, reader: GroupReader, arm: Arm, kept: Kept) -> None:
-        """``arm``: its pooling named."""
-        assert arm.pooling is not None
-        self._reader, self._layer, self._pooling = reader, arm.layer, arm.pooling
+    def __init__(self, reader: ArmReader, kept: Kept) -> None:
+        self._reader = reader
         self._places = kept.places
-        self._kept = reader.read(arm.pooling, arm.layer, kept.rows)
+        self._kept = reader.read(kept.rows)
 
     def different(self, request: Request) -> Float32:
         return self.some(request, slice(None))
@@ -33,7 +30,7 @@ class Vectors:
         if not own.any():
             return self._kept[kept]
         vectors = np.empty((len(kept), self._reader.hidden), np.float32)
-        vectors[own] = self._reader.read(self._pooling, self._layer, rows[own])
+        vectors[own] = self._reader.read(rows[own])
         vectors[~own] = self._kept[kept[~own]]
         return vectors
 

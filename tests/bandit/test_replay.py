@@ -135,6 +135,18 @@ def test_arms_of_several_poolings_are_spelled_as_everywhere(tmp_path):
     assert [str(Arm.parse(arm)) for arm in arms] == list(arms)
 
 
+def test_arms_of_a_transform_are_surfaces_of_their_own(tmp_path):
+    store = create_store(str(tmp_path / "store.zarr"))
+    for pooling in ("mean", "mean+center"):
+        record = {"model": "m", "revision": "step1", "step": 1, "layer": 2, "pooling": pooling}
+        record |= {"task": "T", "main_score": 0.5, "seconds": 1.0}
+        store.write_json(f"scores/m/step1/2-{pooling}/T.json", record)
+    problem = read_scores(tmp_path / "store.zarr").problem
+    assert problem.arms == ("m/step1#2", "m/step1#2#mean+center")
+    # The usual guess is an arm as stored.
+    assert problem.default_arm() == 0
+
+
 def test_metrics_become_features(frame, tmp_path):
     metrics = pd.DataFrame(
         [("main", k, "lidar", "raw", float(k)) for k in range(5)],

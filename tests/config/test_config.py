@@ -155,6 +155,7 @@ def test_digest_moves_with_what_decides_the_bytes_and_only_with_that():
         "embedding: {device: cpu}\n",
         "store: {path: elsewhere}\n",
         "embedding: {pooling: [mean]}\n",
+        "embedding: {transforms: [stored, center]}\n",
     ]
     other = [
         "embedding: {pooling: last}\n",

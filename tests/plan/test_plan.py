@@ -100,6 +100,16 @@ def test_poolings_are_arms_of_their_own():
     assert len(arms) == 576 and arms[1] == "EleutherAI--pythia-14m/step1000#1#last"
 
 
+def test_transforms_are_arms_of_their_own_and_change_no_plan():
+    wanted = config(embedding={"transforms": ["stored", "center"]})
+    plan = make_plan(wanted, nominal(wanted))
+    assert plan.to_json() == make_plan(config(), nominal(config())).to_json()
+    arms = plan.arms(wanted.embedding.transforms)
+    key = "EleutherAI--pythia-14m/step1000"
+    assert len(arms) == 576 and arms[:2] == [f"{key}#1", f"{key}#1#mean+center"]
+    assert list(plan.arms_per_model(wanted.embedding.transforms).values()) == [96, 96, 384]
+
+
 @pytest.mark.parametrize(
     ("layers", "expected"),
     [

@@ -104,10 +104,12 @@ class Problem:
     def default_arm(self) -> int:
         """The arm one would guess without scoring any: last checkpoint, 70 % depth.
 
-        Of several models the one with most layers (the last listed of equals) is taken.
+        Of several models the one with most layers (the last listed of equals) is taken, in its
+        first pooling.
         """
         sizes = {m: len(np.unique(self.depth[self.of_model(m)])) for m in self.models}
         model = max(reversed(self.models), key=lambda m: sizes[m])
+        model = next(m for m in self.models if m.partition("#")[0] == model.partition("#")[0])
         mine = np.flatnonzero(self.of_model(model) & self.is_last())
         return int(mine[np.argmin(np.abs(self.depth[mine] - USUAL_DEPTH))])
 

@@ -113,35 +113,6 @@ class Problem:
         mine = np.flatnonzero(self.of_model(model) & self.is_last())
         return int(mine[np.argmin(np.abs(self.depth[mine] - USUAL_DEPTH))])
 
-    def reference_arms(self, n: int) -> Ints:
-        """About ``n`` layers of the baseline checkpoint, spread over models and depth.
-
-        The arm at 70 % depth comes first in every model, the last layer second, so that a cut list
-        is still useful.
-        """
-        per_model = max(1, round(n / len(self.models)))
-        chosen: list[list[int]] = []
-        assert self.baseline is not None
-        for model in self.models:
-            mine = np.flatnonzero(self.of_model(model) & self.baseline)
-            if not len(mine):
-                continue
-            depths = self.depth[mine]
-            low, high = float(depths.min()), float(depths.max())
-            wanted = [USUAL_DEPTH, high]
-            # The rest evenly from the bottom up; what is taken already is skipped.
-            wanted += list(low + (high - low) * np.arange(0, 1, 1 / max(per_model - 1, 1)))
-            picks: list[int] = []
-            for depth in wanted:
-                free = [int(i) for i in mine if int(i) not in picks]
-                if len(picks) >= per_model or not free:
-                    break
-                picks.append(min(free, key=lambda i: (abs(self.depth[i] - depth), -i)))
-            chosen.append(picks)
-        longest = max(len(p) for p in chosen)
-        order = [p[i] for i in range(longest) for p in chosen if i < len(p)]
-        return np.array(order, dtype=np.int64)
-
 
 @dataclass(frozen=True)
 class Pull:

@@ -250,10 +250,3 @@ def test_problem_refuses_what_does_not_fit():
         dataclasses.replace(good, arms=())
     with pytest.raises(UsageError, match="baseline"):
         dataclasses.replace(good, baseline=np.zeros(20, dtype=bool))
-
-
-def test_reference_arms_are_spread_over_depth_and_models():
-    problem = problem_of(steps=2, layers=10, models=2)
-    names = [problem.arms[i] for i in problem.reference_arms(6)]
-    assert names[:4] == ["m0/step10#7", "m1/step10#7", "m0/step10#10", "m1/step10#10"]
-    assert set(names[4:]) == {"m0/step10#1", "m1/step10#1"}

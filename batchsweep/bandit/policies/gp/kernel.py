@@ -5,9 +5,11 @@ In units of a task's own spread, the reward of arm ``a`` on task ``t`` is
     offset_t + loading_t * (shared(a) + residual_t * own_t(a))
 
 ``shared`` is one surface for all tasks (tasks rank arms much alike), ``own_t`` is a smaller surface
-of the task's own plus a term per cell. The shared surface is a sum over the things that a layer of
-a checkpoint may owe its quality to: training step, depth, both together, the layer as such (at
-any step), the checkpoint as such (at any layer), the label-free metrics, and the arm itself.
+of the task's own, a response of its own to the shared surface as it was believed at the last fit
+(so that what isn't known of a loading counts in what is stated), and a term per cell. The shared
+surface is a sum over the things that a layer of a checkpoint may owe its quality to: training step,
+depth, both together, the layer as such (at any step), the checkpoint as such (at any layer), the
+label-free metrics, and the arm itself.
 Kernels are Matern-5/2 (Rasmussen & Williams, "Gaussian Processes for Machine Learning", 2006,
 eq. 4.17); one surface with a task covariance is the intrinsic model of coregionalisation (Bonilla,
 Chai & Williams, "Multi-task Gaussian Process Prediction", NeurIPS 2007).
@@ -44,6 +46,9 @@ NAMES = tuple(MEDIANS)
 LOG_SD = {**dict.fromkeys(MEDIANS, 0.7), "own_cell": 0.3}
 #: Standard deviation of the log of a task's loading and residual.
 TASK_LOG_SD = 0.5
+#: Of a task's response to the shared surface, beyond its loading: the loading that fits the cells
+#: near the top, where most of them are, needn't hold for all of a task's rise through training.
+RESPONSE_SD = 0.5
 #: Correlation of the smooth surfaces of two models.
 BETWEEN_MODELS = 0.6
 #: Standard deviation of a model's own level, and of a task's offset.
@@ -109,6 +114,8 @@ class Kernel:
             else np.zeros((len(step), 0))
         )
         self._square: Floats = (self.metrics**2).sum(axis=1)
+        #: [arm] shared surface as believed, around the cells that were observed.
+        self.profile: Floats = self.mean.copy()
 
     def set(self, hyper: Hyper) -> None:
         """Compute the tables for these hyperparameters."""
@@ -150,16 +157,17 @@ class Kernel:
         if self.metrics.shape[1]:
             shared += var["metrics"] * self._metric_kernel(i, j)
         own = related * (var["own_depth"] * kdepth + var["own_both"] * both)
+        own += RESPONSE_SD**2 * np.outer(self.profile[i], self.profile[j])
         return shared, own
 
-    def diagonal(self) -> tuple[Floats, float]:
-        """[arm] variance of the shared surface; variance of an own surface (the same for all)."""
+    def diagonal(self) -> tuple[Floats, Floats]:
+        """[arm] variance of the shared surface, and of an own surface, both without cells' terms."""
         var = self.var
         shared = (self.slope**2).sum(axis=1) + MODEL_SD**2
         shared += sum(var[n] for n in ("step", "depth", "both", "layer", "checkpoint", "arm"))
         if self.metrics.shape[1]:
             shared += var["metrics"] * (3 * (self.metrics**2).sum(axis=1) + 1)
-        return shared, var["own_depth"] + var["own_both"]
+        return shared, var["own_depth"] + var["own_both"] + RESPONSE_SD**2 * self.profile**2
 
     def pieces(self, i: Ints) -> Pieces:
         """All that the likelihood of observations at arms ``i`` needs, without amplitudes."""
@@ -174,6 +182,7 @@ class Kernel:
             checkpoint,
             arm,
             fixed,
+            RESPONSE_SD**2 * np.outer(self.profile[i], self.profile[i]),
             metric,
             self._step_gap[rows],
             self._depth_gap[columns],
@@ -189,6 +198,7 @@ class Pieces:
     checkpoint: Floats
     arm: Floats
     fixed: Floats
+    own_fixed: Floats
     metric: Floats | None
     step_gap: Floats
     depth_gap: Floats
@@ -219,7 +229,7 @@ class Pieces:
             "own_both": 2 * var["own_both"] * both,
             "own_cell": 2 * var["own_cell"] * self.arm,
         }
-        own = 0.5 * (own_by["own_depth"] + own_by["own_both"] + own_by["own_cell"])
+        own = self.own_fixed + 0.5 * sum(own_by.values())
         both_by_step, both_by_depth = depth * dstep, step * ddepth
         by_depth = self.related * ddepth
         by["step_length"] = var["step"] * self.related * dstep + var["both"] * both_by_step

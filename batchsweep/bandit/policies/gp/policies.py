@@ -18,9 +18,8 @@ from batchsweep.bandit.policies.base import (
 )
 from batchsweep.bandit.policies.gp.posterior import Posterior
 
-#: Layers of the baseline checkpoint, and cells per task, in the opening.
-OPENING_LAYERS = 6
-OPENING_ROUNDS = 3
+#: Cells per task on arms drawn by chance in the opening.
+OPENING_ROUNDS = 2
 #: Largest part of the budget that the opening may take.
 OPENING_SHARE = 0.3
 #: The first fit of the hyperparameters, and how much the number of observed cells grows till the
@@ -79,28 +78,20 @@ class _GPPolicy(Policy):
     # -- opening -------------------------------------------------------------------------------
 
     def _open(self) -> list[tuple[int, int]]:
-        """The first cells, last first: every task on a few layers of the baseline checkpoint.
+        """The first cells, last first: every task on the default arm, then on arms by chance.
 
-        Tasks take turns at the layers, so that the profile over depth and the scale of every
-        task come from few pulls; the default arm comes first. Where every arm is a model of its
-        own, nothing tells of an arm but its own cells: one task on all of them, then another.
+        The default arm is what others are compared with on each task. Of all others a random
+        sample is honest: it shows how far scores lie from where the prior looks for the best, and
+        what each task makes of that, wherever it is.
         """
         arms, tasks = self.problem.shape
-        layers = [int(a) for a in self.problem.reference_arms(OPENING_LAYERS)]
-        layers = [self._default, *(a for a in layers if a != self._default)]
         order = self.rng.permutation(tasks).tolist()
-        cells: list[tuple[int, int]] = []
-        # By the second round costs are known, which the opening doesn't look at.
-        rounds = OPENING_ROUNDS if self.budget is not None else 1
-        if len(self.problem.models) == arms:
-            cells = [(arm, task) for task in order[:rounds] for arm in layers]
-        else:
-            for r in range(rounds):
-                for k, task in enumerate(order):
-                    step = k % len(layers) if r else 0
-                    cell = (layers[(step + r) % len(layers)], task)
-                    if cell not in cells:
-                        cells.append(cell)
+        drawn = self.rng.permutation(arms).tolist()
+        cells = [(self._default, task) for task in order]
+        # Costs aren't known yet: as little as can be where they are billed.
+        if self.budget is not None:
+            cells += [(drawn[k % arms], t) for k, t in enumerate(OPENING_ROUNDS * order)]
+        cells = list(dict.fromkeys(cells))
         budget = arms * tasks if self.budget is None else self.budget
         return cells[: max(1, int(OPENING_SHARE * budget))][::-1]
 
@@ -150,9 +141,11 @@ class _GPPolicy(Policy):
     def _choose(self) -> tuple[int, int, str] | None:
         while self._opening:
             arm, task = self._opening.pop()
+            if self._shut[arm, task] and len(free := np.flatnonzero(~self.taken[:, task])):
+                arm = int(self.rng.choice(free))
             if not self.taken[arm, task]:
                 self._pend(arm, task)
-                return arm, task, "opening: a layer of the baseline checkpoint"
+                return arm, task, "opening: the default arm, and others by chance"
         self._refresh()
         contrast, reason = self._contrast()
         arm, task = self._cell_for(contrast)
@@ -173,7 +166,7 @@ class _GPPolicy(Policy):
         gain = posterior.gains(contrast, near) ** 2
         rough = posterior.load**2 * (posterior.var[near] / posterior.total**2)[:, None]
         rough = rough + posterior.own**2 * (
-            posterior.own_diagonal + posterior.kernel.var["own_cell"]
+            posterior.own_diagonal[near][:, None] + posterior.kernel.var["own_cell"]
         )
         worth = gain / rough / self._cost()
         worth[self.taken[near]] = -1.0

@@ -218,7 +218,7 @@ class Posterior:
         k[same] += self.own[t] ** 2 * self._own_rows[row][arm[same]] + self.offset[t] ** 2
         k[same & (arm == a)] += self.own[t] ** 2 * self._cell
         diagonal = self.load[t] ** 2 * self.shared_diagonal[a] + self.offset[t] ** 2 + JITTER
-        diagonal += self.own[t] ** 2 * (self.own_diagonal + self._cell)
+        diagonal += self.own[t] ** 2 * (self.own_diagonal[a] + self._cell)
         diagonal += (self._noise[i] / self.spread[t]) ** 2
         solved = solve_triangular(self._chol[:i, :i], k, lower=True, check_finite=False)
         last = np.sqrt(max(diagonal - solved @ solved, JITTER))
@@ -310,7 +310,7 @@ class Posterior:
     def cell_variance(self, arm: Ints, task: Ints) -> Floats:
         """[cell] posterior variance of cells, noise-free, in squared units of the task's spread."""
         prior = self.load[task] ** 2 * self.shared_diagonal[arm] + self.offset[task] ** 2
-        prior = prior + self.own[task] ** 2 * (self.own_diagonal + self._cell)
+        prior = prior + self.own[task] ** 2 * (self.own_diagonal[arm] + self._cell)
         n = self.n
         if not n:
             return np.asarray(prior)
@@ -348,6 +348,8 @@ class Posterior:
 
     def fit(self, centre: Floats, spread: Floats) -> None:
         """Fit the hyperparameters to the observed cells, and go on with them and these units."""
+        shared = self.mean / self.total
+        self.kernel.profile = shared - shared[self.cells()[0]].mean()
         fit = self.prepare_fit(centre, spread)
         fit.run()
         self.hyper, self.centre, self.spread = fit.hyper, centre, spread

@@ -397,7 +397,7 @@ def test_the_opening_takes_other_arms_for_those_that_cannot_be_scored_yet():
     there = np.zeros(problem.shape, dtype=bool)
     there[problem.step == 1] = True
     policy.restrict(there)
-    made = play(policy, surface(problem), 30)
+    made = play(policy, surface(problem), 20)
     assert len({a for a, _, _ in made}) > 6
     assert all(there[a, t] and reason.startswith("opening") for a, t, reason in made)
 

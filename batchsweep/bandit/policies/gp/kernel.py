@@ -161,7 +161,7 @@ class Kernel:
         return shared, own
 
     def diagonal(self) -> tuple[Floats, Floats]:
-        """[arm] variance of the shared surface, and of an own surface, both without cells' terms."""
+        """[arm] variance of the shared surface, and of an own one without its cells' term."""
         var = self.var
         shared = (self.slope**2).sum(axis=1) + MODEL_SD**2
         shared += sum(var[n] for n in ("step", "depth", "both", "layer", "checkpoint", "arm"))

@@ -39,6 +39,10 @@ class StoreError(BatchsweepError):
     exit_code = 4
 
 
+class NoStore(StoreError):
+    """There is none yet."""
+
+
 class StoreMismatch(StoreError):
     """The store was made for something else; the message names what differs."""
 

@@ -17,7 +17,7 @@ def command(
         str | None,
         typer.Option(
             metavar="N|all",
-            help="first wait until N indexes are sealed, or none is left to wait for",
+            help="first wait until N indexes are sealed, or none is left to come",
         ),
     ] = None,
 ) -> None:
@@ -34,7 +34,7 @@ def command(
 
     sweep = load(config)
     if wait is not None:
-        status.wait(sweep.store_url, wait)
+        status.wait(sweep, wait)
     store = open_store(sweep.store_url)
     rows = status.index_statuses(store, load_plan(store))
     if json_output:

@@ -24,6 +24,7 @@ from batchsweep.errors import (
     Terminated,
     TryAgain,
     Unavailable,
+    UsageError,
 )
 from batchsweep.extract.blocks import Work, sample_metrics, seal_blocks
 from batchsweep.extract.figures import Figures
@@ -33,7 +34,7 @@ from batchsweep.plan.timings import Timing, add_timing
 from batchsweep.progress import duration
 from batchsweep.signals import StopRequest
 from batchsweep.store import Corpus, GroupSpec, Store
-from batchsweep.store.notes import outcome_path
+from batchsweep.store.notes import Ending, forget_refusals, write_note
 from batchsweep.store.pairs import TaskBlocks
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def extract(
         figures: counted up while it works, for those who watch.
 
     Raises:
-        UsageError: a task that the corpus doesn't have.
+        UsageError: a task that the corpus doesn't have; no such device; a token that is wrong.
         Terminated: ``stop`` was asked; everything sealed is good.
         TryAgain: another process has this index, or the Hub failed in passing.
         Unavailable: with ``strict``, the checkpoint is gone or has no weights.
@@ -115,6 +116,7 @@ def extract(
         StoreError: the group there is of another sweep; a value that the dtype can't hold; a full
             disk.
     """
+    forget_refusals(store, entry.key)
     try:
         return _extract(store, config, entry, tasks, stop, label, figures or Figures(entry.key))
     except Unavailable as error:
@@ -123,6 +125,11 @@ def extract(
             raise
         logger.warning("skipped: %s", error)
         return Extracted(entry.key, "skipped", 0, 0, 0, 0.0)
+    except UsageError as error:
+        # For this all indexes stop: whoever waits for them should hear of it.
+        with suppress(StoreError, OSError):
+            _note(store, entry, tasks, "refused", error)
+        raise
     except (IndexFailed, StoreError) as error:
         # A disk that is full can't take the note either: the error itself is what counts.
         with suppress(StoreError, OSError):
@@ -134,19 +141,18 @@ def _note(
     store: Store,
     entry: PlanEntry,
     tasks: Collection[str] | None,
-    state: str,
+    ending: Ending,
     error: Exception,
 ) -> None:
-    store.write_json(
-        outcome_path(entry.key),
-        {
-            "state": state,
-            "index": entry.index,
-            "model": entry.checkpoint.model,
-            "revision": entry.checkpoint.revision,
-            "tasks": None if tasks is None else sorted(set(tasks)),
-            "message": str(error),
-        },
+    write_note(
+        store,
+        entry.key,
+        ending,
+        str(error),
+        tasks=tasks,
+        index=entry.index,
+        model=entry.checkpoint.model,
+        revision=entry.checkpoint.revision,
     )
 
 
@@ -169,6 +175,9 @@ def _extract(
     if _done(store, key, spec, wanted, config):
         logger.info("%s: already sealed, nothing to do", key)
         return Extracted(key, "already sealed", 0, 0, 0, time.monotonic() - start)
+    from batchsweep.forward.loading import check_device
+
+    check_device(config.embedding.device)  # Before a group says that it was made there.
     with store.writer(key, spec) as writer:
         blocks = sorted(wanted - writer.sealed)
         if writer.sealed:

@@ -8,17 +8,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from batchsweep.errors import StoreError, TryAgain, UsageError
-from batchsweep.plan.plan import Plan, load_plan
+from batchsweep.config import Config
+from batchsweep.errors import (
+    IndexFailed,
+    NoStore,
+    StoreError,
+    StoreMismatch,
+    TryAgain,
+    UsageError,
+)
+from batchsweep.plan.plan import Plan, frozen_plan
 from batchsweep.store import Store, open_store
-from batchsweep.store.notes import outcome_path
+from batchsweep.store.notes import note_path, noted, read_note
 from batchsweep.store.pairs import ready_tasks
 
 logger = logging.getLogger(__name__)
 
 State = Literal["sealed", "open", "waiting", "skipped", "failed"]
-#: Seconds between two looks of ``wait``.
-_POLL = 10.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class IndexStatus:
     ready: tuple[str, ...] = ()
     """Tasks whose rows are all sealed: the pairs that can be scored."""
     note: str = ""
+    refused: bool = False
+    """The last run of it ended as wrong usage (exit code 2): no index can go on as it is."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "aliases": list(self.aliases), "ready": list(self.ready)}
@@ -53,25 +61,29 @@ def index_statuses(store: Store, plan: Plan, *, pairs: bool = True) -> list[Inde
             too much for somebody who looks every few seconds.
     """
     groups = {group.key: group for group in store.status()}
-    noted = set(store.list_json("outcomes"))
-    gave_up = [key for key in groups if outcome_path(key) in noted and not groups[key].complete]
+    notes = noted(store)
+    gave_up = [key for key in groups if note_path(key) in notes and not groups[key].complete]
     ready = ready_tasks(store, None if pairs else gave_up)
     rows = []
     for entry in plan.entries:
         group = groups.get(entry.key)
         state: State = "waiting"
-        note = ""
+        note, refused = "", False
         if group is not None and group.complete:
             state = "sealed"
         elif group is not None:
             state = "open"
         mine = ready.get(entry.key, ())
-        if state != "sealed" and outcome_path(entry.key) in noted:
-            outcome = store.read_json(outcome_path(entry.key)) or {}
+        if state != "sealed" and note_path(entry.key) in notes:
+            outcome = read_note(store, note_path(entry.key))
             # What was asked for may have been made since.
-            asked = outcome.get("tasks")
-            if asked is None or not set(asked) <= set(mine):
-                state, note = outcome.get("state", "failed"), outcome.get("message", "")
+            asked = () if outcome is None else outcome.tasks
+            if outcome is not None and (asked is None or not set(asked) <= set(mine)):
+                note = outcome.message
+                if outcome.ending == "refused":
+                    refused = True
+                else:
+                    state = outcome.ending
         rows.append(
             IndexStatus(
                 index=entry.index,
@@ -83,6 +95,7 @@ def index_statuses(store: Store, plan: Plan, *, pairs: bool = True) -> list[Inde
                 blocks=group.blocks if group is not None else 0,
                 ready=mine,
                 note=note,
+                refused=refused,
             )
         )
     rows += [
@@ -115,33 +128,76 @@ def pairs_ready(rows: Sequence[IndexStatus], tasks: int) -> str:
     return f"{ready:,} of {pairs:,} pairs ready"
 
 
-def wait(url: str, wanted: str) -> None:
+def wait(config: Config, wanted: str, *, poll: float = 10.0) -> None:
     """Return once ``wanted`` (a number, or ``all``) indexes are sealed, or none is left to come.
 
+    Args:
+        config: as ``prepare`` and ``extract`` have it.
+        wanted: a number, or ``all``.
+        poll: seconds between two looks.
+
     Raises:
-        UsageError: ``wanted`` is neither.
+        UsageError: ``wanted`` is neither; or an index ended as wrong usage, which stops them all.
+        IndexFailed: none is left to come, and none is sealed.
+        StoreError: the store or the plan is damaged, or the config isn't the plan's any more, at
+            two looks.
     """
     if wanted != "all" and not (wanted.isascii() and wanted.isdigit()):
         raise UsageError(f"--wait {wanted}: give a number of indexes, or 'all'")
-    said = ""
+    said = fault = ""
     while True:
         try:
-            store = open_store(url)
-            rows = [
-                r
-                for r in index_statuses(store, load_plan(store), pairs=False)
-                if r.index is not None
-            ]
-        except (StoreError, UsageError, TryAgain) as error:
-            # Not prepared yet.
-            rows, now = [], str(error)
-        else:
-            now = counts(rows)
-            sealed = sum(row.state == "sealed" for row in rows)
-            to_come = sum(row.state in ("open", "waiting") for row in rows)
-            if not to_come or (wanted != "all" and sealed >= int(wanted)):
-                return
+            now = _to_wait_for(config, wanted)
+        except (NoStore, TryAgain) as error:
+            now = str(error)  # Not prepared yet, or out of reach in passing.
+        except StoreError as error:
+            # What is being made or mended this moment is whole at the next look.
+            if str(error) == fault:
+                raise
+            now = fault = str(error)
+        if not now:
+            return
         if now != said:
             logger.info("waiting for %s sealed indexes: %s", wanted, now)
             said = now
-        time.sleep(_POLL)
+        time.sleep(poll)
+
+
+def _to_wait_for(config: Config, wanted: str) -> str:
+    """How far the indexes are; empty where there is nothing more to wait for."""
+    store = open_store(config.store_url)
+    try:
+        plan = frozen_plan(store, config, scoring=True)
+    except UsageError as error:
+        return str(error)  # No plan yet.
+    rows = [row for row in index_statuses(store, plan, pairs=False) if row.index is not None]
+    sealed = sum(row.state == "sealed" for row in rows)
+    to_come = sum(row.state in ("open", "waiting") for row in rows)
+    if wanted != "all" and sealed >= int(wanted):
+        return ""
+    ended = [row for row in rows if row.note and row.state != "sealed"]
+    if not to_come and not sealed:
+        raise IndexFailed(
+            f"{store.url}: no index is sealed and none is left to come ({counts(rows)}); "
+            f"{_why(ended[0])}"
+        )
+    if not to_come:
+        for row in ended:
+            logger.warning("%s: %s", row.state, _why(row))
+        return ""
+    if refused := [row for row in ended if row.refused]:
+        raise UsageError(
+            f"{store.url}: {counts(rows)}, and no index can go on: {_why(refused[0])}; put it "
+            "right, then run 'batchsweep extract' again"
+        )
+    try:
+        frozen_plan(store, config)
+    except StoreMismatch:
+        raise  # Whoever extracts is refused for the same reason.
+    except UsageError as error:
+        return f"{counts(rows)}; {error}"
+    return counts(rows)
+
+
+def _why(row: IndexStatus) -> str:
+    return f"index {row.index} ({row.model}@{row.revision}): {row.note}"

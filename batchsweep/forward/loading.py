@@ -53,7 +53,7 @@ def load_checkpoint(
         UsageError: the device isn't there.
     """
     name = f"{model}@{revision}"
-    torch_device = _device(device)
+    torch_device = check_device(device)
     folder = fetch(model, revision, trust_remote_code=trust_remote_code)
     weights = _weight_files([p.name for p in folder.iterdir()])
     _name_left_out_modules(name, folder)
@@ -308,7 +308,12 @@ def _download(model: str, revision: str, *, trust_remote_code: bool) -> Path:
         raise TryAgain(f"{name}: the Hub failed: {_first_line(error)}; try again") from error
 
 
-def _device(device: str) -> torch.device:
+def check_device(device: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        UsageError: PyTorch has none of that name here.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -15,6 +15,7 @@ from batchsweep.plan.differences import differences
 from batchsweep.plan.plan import Plan, freeze, make_plan, merged
 from batchsweep.plan.preview import refuse_if_too_large
 from batchsweep.store import Store, create_store
+from batchsweep.store.notes import forget_refusals
 from batchsweep.tasks.resolve import check_data, resolve, tasks_of
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,9 @@ def prepare(
             )
     if exhaustive:
         refuse_if_too_large(config, plan)  # Now that the texts are counted.
-    return store, freeze(plan, store, config), summary
+    plan = freeze(plan, store, config)
+    forget_refusals(store, *(entry.key for entry in plan.entries))
+    return store, plan, summary
 
 
 def _check_rewards(config: Config, plan: Plan, types: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from batchsweep.errors import StoreCorrupt, StoreError
+from batchsweep.errors import NoStore, StoreCorrupt, StoreError
 from batchsweep.store import documents
 from batchsweep.store.corpus import Corpus, CorpusWriter
 from batchsweep.store.format import Format, spec_of
@@ -228,7 +228,8 @@ def open_store(url: str | Path, *, repair_root: bool = False, format: str = "zar
         format: of a root that is written again where nothing else shows which it was.
 
     Raises:
-        StoreError: there is none, or a newer batchsweep made it.
+        NoStore: there is none.
+        StoreError: a newer batchsweep made it.
         StoreCorrupt: the root is damaged.
     """
     blobs = open_blobs(str(url))
@@ -239,7 +240,7 @@ def open_store(url: str | Path, *, repair_root: bool = False, format: str = "zar
         if there is not None and _is_damaged(there):
             there.create()
     if there is None:
-        raise StoreError(f"{blobs.url}: no store there; 'batchsweep prepare' makes one")
+        raise NoStore(f"{blobs.url}: no store there; 'batchsweep prepare' makes one")
     return _checked(there)
 
 

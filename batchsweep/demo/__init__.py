@@ -16,7 +16,6 @@ What is in the folder::
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -34,6 +33,7 @@ from pathlib import Path
 
 from batchsweep.errors import BatchsweepError, TryAgain, UsageError
 from batchsweep.progress import duration
+from batchsweep.store.places.local import take_lock
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def _folder(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(lock, str(out))
         except BlockingIOError:
             raise TryAgain(f"another demo runs in {out}; wait for it, or use --out") from None
         digest = _digest()

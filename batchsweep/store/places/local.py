@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from batchsweep.errors import StoreCorrupt, StoreError, StoreFull, TryAgain
 
@@ -35,6 +35,8 @@ R = TypeVar("R")
 ABANDONED_AFTER = 3600.0
 # Of a blob that is read whole: a document, a chunk of the corpus, a coordinate.
 _MAX_BYTES = 1 << 30
+# What flock answers where there is none: NFS without its lock service, Lustre and FUSE as mounted.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Blobs(Protocol):
@@ -329,7 +331,7 @@ class LocalBlobs:
             raise store_error(error, self.url, f"leases/{path.name}") from None
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                take_lock(file, self.url, wait=wait)
             except BlockingIOError:
                 file.seek(0)
                 raise TryAgain(f"{self.url}: {busy(name, file.read())}") from None
@@ -360,6 +362,32 @@ class LocalBlobs:
         for child in reversed(missing):
             child.mkdir(exist_ok=True)
             _sync(child.parent)
+
+
+def take_lock(file: IO[Any], where: str, *, wait: bool = False) -> None:
+    """Be the only process that has this open file locked, until it is closed.
+
+    Args:
+        file: open for writing.
+        where: the folder that it guards, for messages.
+        wait: wait for the process that has it.
+
+    Raises:
+        BlockingIOError: another process has it.
+        StoreError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise store_error(error, where, "a lock") from None
+        raise StoreError(
+            f"{where}: this file system has no locks (flock: {error.strerror}), so that two "
+            "processes could write one thing: mount it with them (Lustre: -o flock, NFS: "
+            "vers=4), or use a local disk or s3://, gs://, az://, which need none"
+        ) from None
 
 
 def holder() -> str:

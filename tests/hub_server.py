@@ -91,6 +91,8 @@ class HubServer:
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         """``METHOD /path?query`` of every request, in order of arrival."""
+        self.resumed: list[int] = []
+        """Of every request for the rest of a large file, the byte that it begins at."""
         self.most_at_once = 0
         self._open = 0
         self._lock = threading.Lock()
@@ -316,6 +318,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if asked:
+            self.server_hub.resumed.append(int(asked[1]))
             start, end = int(asked[1]), int(asked[2] or len(content) - 1)
             headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
             self._send(206, content[start : end + 1], headers)

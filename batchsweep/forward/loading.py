@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from batchsweep.checkpoints.slow_server import refuse_trickles
 from batchsweep.checkpoints.weight_files import _weight_files
 from batchsweep.errors import IndexFailed, TryAgain, Unavailable, UsageError
 from batchsweep.forward import gpt_neox
@@ -271,6 +272,7 @@ def _download(model: str, revision: str, *, trust_remote_code: bool) -> Path:
             f"{name}: HF_HUB_OFFLINE is set and the weights are not in the cache "
             f"{constants.HF_HUB_CACHE}; unset it, or mount a cache that has them (HF_HOME)"
         )
+    refuse_trickles()
     try:
         files = HfApi().list_repo_files(model, revision=revision)
         wanted = _weight_files(files)

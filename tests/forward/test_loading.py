@@ -7,11 +7,13 @@ import os
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from architectures import ARCHITECTURES, random_model
 from hub_server import Fault, HubServer, Repo, repo_from_directory
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from batchsweep.errors import IndexFailed, TryAgain, Unavailable, UsageError
@@ -283,6 +285,26 @@ def test_no_network_is_a_case_for_trying_again(monkeypatch, tmp_path, no_waiting
     # The server is gone now.
     with pytest.raises(TryAgain, match="try again"):
         fetch(NAME, "step1")
+
+
+def test_a_server_that_trickles_is_asked_again_for_the_rest_and_then_given_up(
+    served, suite, monkeypatch
+):
+    monkeypatch.setattr("batchsweep.checkpoints.slow_server.WINDOW", 0.1)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 4)
+    # The client's pauses; the server's own stay.
+    monkeypatch.setattr("huggingface_hub.file_download.time", SimpleNamespace(sleep=lambda _: None))
+    commit = served.repos[NAME].commit("step1")
+    served.faults.append(Fault("drip", "GET /cdn/.*model.safetensors", seconds=0.01))
+    weights = (suite / "step1/model.safetensors").read_bytes()
+    assert (fetch(NAME, commit) / "model.safetensors").read_bytes() == weights
+    (begun,) = served.resumed
+    assert 0 < begun < 100
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 20)
+    served.faults.append(Fault("drip", "GET /cdn/.*model.safetensors", seconds=0.01, times=99))
+    with pytest.raises(TryAgain, match=r"failed: ReadTimeout: only \d+ bytes in 0\.\d s; try"):
+        fetch(NAME, commit)
 
 
 def test_a_gated_repo_says_what_to_do(served):

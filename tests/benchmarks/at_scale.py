@@ -7,9 +7,11 @@ Each GPU takes the next index: a start, a download, then compute or writing, whi
 Downloads share the link to the Hub and writes share the volume, equally among those that use it.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
+
+import measured
 
 from batchsweep.plan.estimate import DOWNLOAD_RATE, START_SECONDS, WRITE_RATE
 
@@ -50,13 +52,34 @@ def makespan(entries, gpus, volume, hub=HUB):
 
 
 def main():
-    entries = json.loads(Path(sys.argv[1]).read_text())["costs"]["entries"]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--json", type=Path, default=measured.FOLDER / "at_scale.json")
+    args = parser.parse_args()
+    entries = json.loads(args.plan.read_text())["costs"]["entries"]
+    rows = []
     print("volume".ljust(10), *(f"{gpus:>4} GPUs" for gpus in GPUS))
     for volume in VOLUMES:
         hours = [makespan(entries, gpus, volume) / 3600 for gpus in GPUS]
         busy = [h * g for h, g in zip(hours, GPUS, strict=True)]
+        rows.append(
+            {"gigabytes": volume / 1e9}
+            | {f"seconds_{g}": 3600 * h for g, h in zip(GPUS, hours, strict=True)}
+            | {f"hours_{g}": b for g, b in zip(GPUS, busy, strict=True)}
+        )
         print(f"{volume / 1e9:.0f} GB/s".ljust(10), *(f"{h * 60:5.0f} min" for h in hours))
         print("  GPU hours".ljust(10), *(f"{b:7.1f}" for b in busy))
+    columns = [
+        measured.column("volume sustains", "{gigabytes:.0f} GB/s"),
+        *(
+            measured.column(
+                f"{g} GPU{'s' if g > 1 else ''} (GPU hours)",
+                f"{{seconds_{g}:duration}} ({{hours_{g}:.1f}})",
+            )
+            for g in GPUS
+        ),
+    ]
+    measured.write(args.json, {"indexes": len(entries), "columns": columns, "rows": rows})
 
 
 if __name__ == "__main__":

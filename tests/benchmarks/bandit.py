@@ -18,6 +18,7 @@ import argparse
 import time
 from pathlib import Path
 
+import measured
 import numpy as np
 import pandas as pd
 import targets
@@ -91,6 +92,7 @@ def compare(args) -> None:
     title = f"{curves['surface'].nunique()} kinds of surfaces, {args.seeds} seeds each"
     figure = curves.assign(seed=curves["seed"] + offset)
     say("all", figure, (50, 100, 200, 400))
+    measured.write(args.out / "compare.json", {"seeds": args.seeds, **compared(figure)})
     regret_figure.figure(figure, args.out / "compare.png", title=title)
     for name, mine in curves.groupby("surface"):
         regret_figure.figure(
@@ -108,10 +110,28 @@ def say(name, curves, pulls) -> None:
     print(wide.loc[table[table.pulls == pulls[-1]].policy].to_string(), flush=True)
 
 
+def compared(curves) -> dict[str, list]:
+    """The docs' table: a line per policy, all surfaces together."""
+    pulls = (100, 200, 400)
+    summary = replay.summary(curves, pulls)
+    rows = []
+    for policy in summary[summary.pulls == pulls[-1]].policy:
+        mine = summary[summary.policy == policy].set_index("pulls")
+        row = {f"regret_{k}": 100 * mine.regret[k] for k in pulls}
+        rows.append({"policy": policy, "within": mine.within[pulls[-1]], **row})
+    columns = [
+        measured.column("Policy", "`{policy}`"),
+        *(measured.column(f"{k}", f"{{regret_{k}:.3f}}") for k in pulls),
+        measured.column(f"within 0.5 % at {pulls[-1]}", "{within:.0%}"),
+    ]
+    return {"columns": columns, "rows": rows}
+
+
 # -- costs -----------------------------------------------------------------------------------------
 
 
 def metrics(args) -> None:
+    rows = []
     for family in FAMILIES:
         regret = {}
         for given in (True, False):
@@ -121,19 +141,23 @@ def metrics(args) -> None:
         for k in (100, 150, 200):
             gap = regret[True][k].to_numpy() - regret[False][k].to_numpy()
             error = 1.96 * gap.std() / np.sqrt(len(gap))
+            rows.append({"family": family, "pulls": k, "gap": gap.mean(), "error": error})
             print(
                 f"{family}, {k} pulls: metrics change the regret by {gap.mean():+.3f} points "
                 f"(+-{error:.3f})",
                 flush=True,
             )
 
+    measured.write(args.out / "metrics.json", {"rows": rows})
+
 
 def decisions(args) -> None:
-    for arms, noise in ((288, 0.0), (1080, 0.0), (1080, 0.01), (5544, 0.0)):
-        _decisions(arms, noise)
+    sizes = ((288, 0.0), (1080, 0.0), (1080, 0.01), (5544, 0.0))
+    rows = [_decisions(arms, noise) for arms, noise in sizes]
+    measured.write(args.out / "decisions.json", {"rows": rows})
 
 
-def _decisions(arms, noise, pulls=400) -> None:
+def _decisions(arms, noise, pulls=400) -> dict[str, float]:
     table = make("mid", arms, HELD_OUT, noise=noise)
     problem = table.problem
     policy = make_policy("toptwo_gp", problem, seed=0, budget=pulls)
@@ -153,6 +177,8 @@ def _decisions(arms, noise, pulls=400) -> None:
         f"95 % {np.quantile(spent, 0.95):.1f}, longest (a refit) {max(spent):.0f} ms",
         flush=True,
     )
+    times = {"mean_ms": np.mean(spent), "median_ms": np.median(spent), "longest_ms": max(spent)}
+    return {"arms": arms, "noise": noise, "decisions": pulls, **times}
 
 
 def main() -> None:

@@ -6,10 +6,7 @@ import gc
 import re
 import resource
 import subprocess
-import sys
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,8 +108,7 @@ def output_of(*command: str) -> str | None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What figures are worth nothing without."""
-    here = str(Path(__file__).parent)
+    """What figures of a card are worth nothing without."""
     query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
         "card": name_of(device),
@@ -120,8 +116,5 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "python": sys.version.split()[0],
         "threads": torch.get_num_threads(),
-        "commit": output_of("git", "-C", here, "rev-parse", "HEAD"),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -18,6 +18,7 @@ import dataclasses
 import time
 from pathlib import Path
 
+import measured
 import numpy as np
 import pandas as pd
 from surfaces import FAMILIES, make
@@ -38,6 +39,15 @@ SIZES = (
 )  # fmt: skip
 #: Problem -> (parts of forward work and of checkpoints that may be paid for, width, pulls).
 BUDGETS = {1: (0.05, 0.15, 8, 1200), 2: (0.15, 0.5, 2, 1000), 3: (0.15, None, 4, 600)}
+
+COLUMNS = [
+    measured.column("Problem", "{problem}"),
+    measured.column("within 0.5 %", "{within} of {of}"),
+    measured.column("regret in points: mean, worst", "{mean:.3f}, {worst:.3f}"),
+    measured.column("forward work (at most)", "{forward:.1%} ({most:.1%})"),
+    measured.column("checkpoints", "{checkpoints:.0%}"),
+    measured.column("pairs", "{pairs:.0%}"),
+]
 
 
 def tables(problem: int, args: argparse.Namespace):
@@ -113,6 +123,18 @@ def main() -> None:
         f"{ends.pairs.mean():.1%}"
     )
     against(curves)
+    row = {
+        "problem": args.only,
+        "within": int(ends.within.sum()),
+        "of": len(ends),
+        "mean": 100 * ends.regret.mean(),
+        "worst": 100 * ends.regret.max(),
+        "forward": ends.forward.mean(),
+        "most": ends.forward.max(),
+        "checkpoints": ends.checkpoints.mean(),
+        "pairs": ends.pairs.mean(),
+    }
+    measured.write(args.out / f"{_name(args)}.json", {"columns": COLUMNS, "rows": [row]})
 
 
 def against(curves: pd.DataFrame) -> None:
@@ -134,9 +156,13 @@ def against(curves: pd.DataFrame) -> None:
             )
 
 
+def _name(args: argparse.Namespace) -> str:
+    return f"extraction-{args.only}" + (f"-{args.noise:g}" if args.noise else "")
+
+
 def save(curves: pd.DataFrame, args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    name = f"extraction-{args.only}" + (f"-{args.noise:g}" if args.noise else "")
+    name = _name(args)
     curves.to_csv(args.out / f"{name}.csv", index=False)
     # One figure: the same seed on another surface is another run.
     offset = curves["what"].astype("category").cat.codes.astype(int) * 100_000

@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import measured
 import numpy as np
 import torch
 from pythia import random_pythia
@@ -149,7 +150,7 @@ def sized(loaded: LoadedCheckpoint, seconds: float) -> list[np.ndarray]:
     return make_texts(int(np.clip(rate * seconds, 64, 4096)))
 
 
-def measure(shape: str, seconds: float, folder: str) -> None:
+def measure(shape: str, seconds: float, folder: str) -> dict[str, object]:
     loaded = random_model(shape)
     texts = sized(loaded, seconds / (ROUNDS * (1 + len(BARE_BATCH_TOKENS))))
     own: list[Cost] = []
@@ -196,6 +197,15 @@ def measure(shape: str, seconds: float, folder: str) -> None:
         f"{shape}: layer by layer {passes:.0f} x the passes, {work:.0f} x the multiply-adds, "
         f"{old / new:.0f} x the CPU time ({len(few)} texts)"
     )
+    return {
+        "shape": shape,
+        "tokens_per_second": rate,
+        "of_bare": floor_wall / wall,
+        "of_bare_by_processor": floor_cpu / cpu,
+        "padding": 1 - lengths.sum() / padded,
+        "metrics_share": share,
+        "layer_by_layer": {"passes": passes, "multiply_adds": work, "processor": old / new},
+    }
 
 
 def peak(blocks: int) -> None:
@@ -211,6 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shapes", nargs="*", default=list(SHAPES), help=", ".join(SHAPES))
     parser.add_argument("--seconds", type=float, default=60, help="time for each shape, roughly")
+    parser.add_argument("--json", type=Path, default=measured.FOLDER / "forward.json")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
@@ -218,10 +229,12 @@ def main() -> None:
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as folder:
-        for shape in arguments.shapes:
-            measure(shape, arguments.seconds, folder)
+        rows = [measure(shape, arguments.seconds, folder) for shape in arguments.shapes]
     command = [sys.executable, str(Path(__file__)), "--peak"]
     one, four = (int(subprocess.check_output([*command, str(n)])) for n in (1, 4))
+    versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    peaks = {"peak_mib_1_block": one, "peak_mib_4_blocks": four}
+    measured.write(arguments.json, {**versions, **peaks, "rows": rows})
     print(f"peak memory, 14m: {one} MiB for one block, {four} MiB for four")
 
 

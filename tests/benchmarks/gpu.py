@@ -22,7 +22,6 @@ JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import measured
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -280,8 +280,7 @@ def main() -> None:
                         clock.left_out.append(f"{what}: {type(error).__name__}: {error}")
                 show(cell)
                 result["cells"].append(as_json(cell))
-                given.json.parent.mkdir(parents=True, exist_ok=True)
-                given.json.write_text(json.dumps(result, indent=1) + "\n")
+                measured.write(given.json, result)
     for what in clock.left_out:
         print(f"left out: {what}")
     print(f"written: {given.json}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import measured
 import numpy as np
 
 from batchsweep.config import load
@@ -53,6 +54,7 @@ def main() -> None:
         "as they come": np.arange(len(lengths)),
         "ordered": ordered(list(rows.values()), lengths),
     }
+    found = []
     print(f"{len(lengths):,} texts, {len(rows)} tasks; beyond a pair's own tokens:")
     for name, order in orders.items():
         place = np.empty_like(order)
@@ -67,12 +69,22 @@ def main() -> None:
             batches = sum(
                 len(make_batches(lengths[order[a : a + block]], 16384)) for a in starts[some]
             )
+            found.append(
+                {
+                    "order": name,
+                    "block_texts": block,
+                    "more": dict(zip(rows, more.tolist(), strict=True)),
+                    "of_all_work": (taken - own).sum() / own.sum(),
+                    "tokens_a_batch": tokens[some].sum() / batches,
+                }
+            )
             print(
                 f"{name:12} blocks of {block:4}: mean {more.mean():6.1%}, median "
                 f"{np.median(more):5.1%}, most {more.max():7.1%}, over 10 %: {sum(more > 0.1):2} "
                 f"tasks; of all work {(taken - own).sum() / own.sum():5.1%}; "
                 f"{tokens[some].sum() / batches:5.0f} tokens a batch"
             )
+    measured.write(measured.FOLDER / "pairs.json", {"rows": found})
 
 
 if __name__ == "__main__":

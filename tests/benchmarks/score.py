@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 import multiprocessing
 import os
 import resource
@@ -32,6 +31,7 @@ os.environ["TQDM_DISABLE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import datasets
+import measured
 import mteb
 import numpy as np
 import pyarrow as pa
@@ -44,7 +44,7 @@ from batchsweep.config import CorpusConfig, EmbeddingConfig
 from batchsweep.corpus.write import write_corpus
 from batchsweep.score.scorer import Scorer
 from batchsweep.store import GroupSpec, create_store
-from batchsweep.tasks.evaluators import large
+from batchsweep.tasks.evaluators import large_reranking
 from batchsweep.tasks.resolve import LAYER_BY_LAYER_32, resolve
 
 KEY = "synthetic--model/main"
@@ -374,7 +374,7 @@ def score_mind_small(hidden: int, folder: Path) -> None:
         def _load_dataset_split(self, name: str, num_proc: Any) -> Dataset:
             return found["qrels" if name == "default" else name]
 
-    large.RetrievalDatasetLoader = Loader
+    large_reranking.RetrievalDatasetLoader = Loader
     vectors = Vectors(hidden)
     store = make_store(folder / "store.zarr", [task], vectors, hidden)
     scorer = Scorer(store, [task], keep=False)
@@ -397,7 +397,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=None)
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--folder", type=Path, default=None, help="where the store goes")
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--json", type=Path, default=measured.FOLDER / "score.json")
     parser.add_argument("--mindsmall", action="store_true", help="only MindSmallReranking, ours")
     parser.add_argument("--impressions", type=int, default=73_152, help="of MindSmallReranking")
     args = parser.parse_args()
@@ -424,8 +424,7 @@ def main() -> None:
         f"{max(row['difference'] for row in rows):.1e}; first arm "
         f"{sum(row['first'] for row in rows):.1f} s; peak {peak():.1f} GB"
     )
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+    measured.write(args.json, {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -3,21 +3,21 @@
     python tests/benchmarks/small_things.py FOLDER [--arms 5544] [--scores 20000] [--pulls 200000]
 
 Makes a store of that size in FOLDER (once), then measures each thing in a process of its own:
-processor seconds (user and system), and the process's peak memory, imports included. Prints a JSON
-line each.
+processor seconds (user and system), and the process's peak memory, imports included.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+
+import measured
 
 LAYERS, TASKS, TEXTS = 24, 32, 64
 
@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--pulls", type=int, default=200_000)
     parser.add_argument("--only", choices=MEASURED)
     parser.add_argument("--skip", nargs="*", default=[])
+    parser.add_argument("--json", type=Path, default=measured.FOLDER / "small_things.json")
     args = parser.parse_args()
     if args.only:
         MEASURED[args.only](args.folder)
@@ -192,12 +193,14 @@ def main() -> None:
         make(args.folder, args.arms, args.scores)
     if "restart" not in args.skip and not (args.folder / "long.zarr").exists():
         fill(args.folder, args.pulls)
-    machine = {"machine": platform.machine(), "python": platform.python_version()}
-    for name in MEASURED:
+    rows = []
+    # The first scores make the table beside the records.
+    for name in [*MEASURED, "scores"]:
         if name not in args.skip:
-            print(json.dumps(measure(name, args.folder) | machine), flush=True)
-    if "scores" not in args.skip:  # The first made the table beside the records.
-        print(json.dumps(measure("scores", args.folder) | {"what": "scores, again"}), flush=True)
+            rows.append(measure(name, args.folder))
+            print(json.dumps(rows[-1]), flush=True)
+    sizes = {"arms": args.arms, "scores": args.scores, "pulls": args.pulls}
+    measured.write(args.json, {**sizes, "rows": rows})
 
 
 if __name__ == "__main__":

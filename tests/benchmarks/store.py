@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import measured
 import numpy as np
 import torch  # noqa: F401
 
@@ -31,6 +32,8 @@ from batchsweep.store import GroupSpec, Store, create_store, open_store
 
 KEY = "EleutherAI--pythia-410m/step1000"
 PIECE = 8 << 20
+#: What is measured, in the order of the lines that are printed.
+FOUND: list[dict[str, object]] = []
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -68,6 +71,7 @@ def drop_cache(root: Path) -> None:
 def line(what: str, raw: list[float], ours: list[float], size: int) -> None:
     ratio = statistics.median(a / b for a, b in zip(raw, ours, strict=True))
     rates = [size / statistics.median(t) / 1e6 for t in (raw, ours)]
+    FOUND.append({"what": what, "raw": rates[0], "store": rates[1], "ratio": ratio})
     print(
         f"{what:48} raw {rates[0]:5.0f} MB/s  store {rates[1]:5.0f} MB/s  ratio {ratio:.2f}, "
         f"of the fastest {min(raw) / min(ours):.2f}"
@@ -143,6 +147,7 @@ def reads(folder: Path, of: GroupSpec, format: str, states: np.ndarray, rounds: 
     drop_cache(folder / "store")
     took = seconds(lambda: reader.read("mean", of.layers[1], rows))
     share = (_read_bytes() - before) / size
+    FOUND.append({"what": f"{format}: rows of a task", "seconds": took, "read": share})
     print(
         f"{format}: one task's {len(rows)} rows of one arm in {took * 1e3:.0f} ms, "
         f"reading {share:.1%} of the embeddings"
@@ -190,10 +195,9 @@ def many_checkpoints(folder: Path, format: str, complete: bool) -> None:
     groups = open_store(folder / "many").status()
     assert len(groups) == 462 and all(g.sealed == 20 for g in groups), groups[0]
     state = "complete" if complete else "in progress"
-    print(
-        f"{format}: 462 checkpoints, {state}: open and list {took_open:.2f} s, "
-        f"status {took_status:.2f} s"
-    )
+    what = f"{format}: 462 checkpoints, {state}"
+    FOUND.append({"what": what, "open": took_open, "status": took_status})
+    print(f"{what}: open and list {took_open:.2f} s, status {took_status:.2f} s")
     shutil.rmtree(folder / "many")
 
 
@@ -204,6 +208,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, default=measured.FOLDER / "store.json")
     args = parser.parse_args()
     of = GroupSpec(
         layers=tuple(range(1, args.layers + 1)),
@@ -217,6 +222,7 @@ def main() -> None:
         for format in ("zarr", "hdf5"):
             for complete in (True, False):
                 many_checkpoints(Path(name), format, complete)
+    measured.write(args.json, {"rates": "MB/s", "rows": FOUND})
 
 
 if __name__ == "__main__":

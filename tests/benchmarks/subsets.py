@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import datasets
+import measured
 import torch
 from score import KEY, Texts, Vectors, fill, make_store
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--folder", type=Path, default=None, help="where the store goes")
+    parser.add_argument("--json", type=Path, default=measured.FOLDER / "subsets.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
@@ -47,7 +49,7 @@ def main() -> None:
     tasks, texts, vectors = resolve(names), Texts(), Vectors(args.hidden)
     for task in tasks:
         fill(task, texts)
-    wholes = pulls = 0.0
+    rows = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         store = make_store(Path(folder) / "store.zarr", tasks, vectors, args.hidden)
         scorer = Scorer(store, tasks, keep=False)
@@ -55,12 +57,16 @@ def main() -> None:
             _, whole = seconds(scorer, name, None)
             first, pull = seconds(scorer, name, Halves(args.texts, 0))
             asked = sum(map(len, scorer._whole(name).requests))
-            wholes, pulls = wholes + whole, pulls + pull
+            rows.append(
+                {"task": name, "texts": asked, "whole": whole, "pull": pull, "first": first}
+            )
             print(
                 f"{name:40} {asked:8} texts   whole {whole:8.3f} s   pull {pull:7.3f} s   "
                 f"{whole / pull:6.1f}x   (the first {first:.1f} s)",
                 flush=True,
             )
+    wholes, pulls = (sum(row[side] for row in rows) for side in ("whole", "pull"))
+    measured.write(args.json, {"texts_per_pull": args.texts, "rows": rows})
     print(f"all: whole {wholes:.1f} s, pull {pulls:.1f} s, {wholes / pulls:.1f}x")
 
 

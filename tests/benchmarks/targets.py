@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import re
-import subprocess
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import measured
 import numpy as np
 import pandas as pd
 from problems import cases
@@ -194,46 +192,48 @@ def stops(rows: pd.DataFrame, policy: str) -> list[dict[str, Any]]:
 
 def run(args: argparse.Namespace) -> None:
     rows = run_all(args)
-    summary: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {platform.processor() or platform.system()}",
-        "commit": _commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seeds": [HELD_OUT + args.first, HELD_OUT + args.first + args.seeds],
-        "policies": {},
-    }
     for policy in args.policies.split(","):
         found, stated = against(rows, policy), calibration(rows, policy)
         early = stops(rows, policy)
-        summary["policies"][policy] = {
-            "against": found.to_dict("records"),
-            "calibration": json.loads(stated.to_json(orient="records")),
-            "stops": early,
-        }
-        (args.out / f"{policy}.md").write_text(markdown(rows, found), encoding="utf-8")
+        columns, lines = table(rows, found)
+        measured.write(
+            args.out / f"{policy}.json",
+            {
+                "seeds": [HELD_OUT + args.first, HELD_OUT + args.first + args.seeds],
+                "columns": columns,
+                "rows": lines,
+                "calibration": stated.to_dict("records"),
+                "stops": early,
+            },
+        )
         print(f"\n## {policy}")
         say_against(found)
         say_calibration(stated)
         for line in early:
             print("stopped early:", line)
-    (args.out / "targets.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
-def markdown(rows: pd.DataFrame, found: pd.DataFrame) -> str:
+def table(
+    rows: pd.DataFrame, found: pd.DataFrame
+) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
     """A line per case: regret of the policy and of the best other; bold where that is better."""
-    parts = sorted(found["part"].unique())
-    lines = ["| Problem | Seeds | " + " | ".join(f"{100 * p:g} %" for p in parts) + " |"]
-    lines += ["| --- " * (2 + len(parts)) + "|"]
+    parts = {part: f"{100 * part:g}" for part in sorted(found["part"].unique())}
+    columns = [measured.column("Problem", "{case}"), measured.column("Seeds", "{seeds}")]
+    for p in parts.values():
+        shown = f"{{regret_{p}:.2f}} / {{best_other_{p}:.2f}} {{which_{p}}}"
+        columns.append(measured.column(f"{p} %", shown, bold=f"behind_{p}"))
+    lines = []
     for name, group in found.groupby("case", sort=False):
-        seeds = rows[rows["case"] == name]["seed"].nunique()
-        cells = []
-        for _, row in group.sort_values("part").iterrows():
-            better = row["excess"] > 0.1
-            mark = "**" if better else ""
-            cells.append(
-                f"{mark}{row['regret']:.2f}{mark} / {row['best_other']:.2f} {row['which']}"
-            )
-        lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        line: dict[str, Any] = {
+            "case": name,
+            "seeds": rows[rows["case"] == name]["seed"].nunique(),
+        }
+        for row in group.to_dict("records"):
+            p = parts[row["part"]]
+            line |= {f"{what}_{p}": row[what] for what in ("regret", "best_other", "which")}
+            line[f"behind_{p}"] = row["excess"] > 0.1
+        lines.append(line)
+    return columns, lines
 
 
 def say_against(found: pd.DataFrame) -> None:
@@ -260,15 +260,6 @@ def say_calibration(stated: pd.DataFrame) -> None:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f}%"
-
-
-def _commit() -> str:
-    def git(*words: str) -> str:
-        found = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
-        return found.stdout.strip()
-
-    changed = " with changes" if git("status", "--porcelain", "-uno") else ""
-    return git("rev-parse", "--short", "HEAD") + changed
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from architectures import ARCHITECTURES
+from benchmarks import measured
 from simulated import play, problem_of, surface
 from store_data import KEY, TASKS, block, spec, states, write_corpus, write_group
 
@@ -46,6 +49,59 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     named = [ROOT / name for name in NAMED.findall(text)]
     linked = [page.parent / target for target in LINK.findall(text)]
     assert [str(path) for path in [*named, *linked] if not path.exists()] == []
+
+
+def hooks() -> Any:
+    """What mkdocs calls."""
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_no_table_of_figures_is_typed_by_hand(page: Path) -> None:
+    lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    assert [line for line in lines if re.search(r"(?<!-)\b\d+\.\d|\d %|\d GiB", line)] == []
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("docs/figures/*.json")), ids=lambda f: f.stem)
+def test_figures_say_where_they_are_from(file: Path) -> None:
+    figures = json.loads(file.read_text())
+    assert {"machine", "commit", "date", "command"} <= figures.keys()
+    lines = hooks().table(file).splitlines()
+    assert (
+        len(lines) == 4 + len(figures["rows"])
+        and len({line.count("|") for line in lines[:-2]}) == 1
+    )
+    assert figures["commit"] in lines[-1] and figures["date"][:10] in lines[-1]
+
+
+def test_what_a_benchmark_writes_is_a_table_of_the_docs(tmp_path: Path) -> None:
+    columns = [
+        measured.column("what", "{what}"),
+        measured.column("share", "{share:.1%}", bold="worse"),
+        measured.column("time", "{seconds:duration}"),
+    ]
+    rows = [
+        {
+            "what": "ours",
+            "share": np.float32(0.25),
+            "seconds": np.int64(200),
+            "worse": np.bool_(True),
+        },
+        {"what": "theirs", "share": 1, "seconds": 7.2, "worse": False, "undefined": float("nan")},
+    ]
+    file = tmp_path / "figures" / "some.json"
+    measured.write(file, {"columns": columns, "rows": rows})
+    assert hooks().table(file).splitlines()[2:4] == [
+        "| ours | **25.0%** | 3 min 20 s |",
+        "| theirs | 100.0% | 7 s |",
+    ]
+    written = json.loads(file.read_text())
+    assert written["rows"][1]["undefined"] is None
+    assert datetime.fromisoformat(written["date"]).tzinfo is not None
 
 
 def commands() -> dict[str, set[str]]:

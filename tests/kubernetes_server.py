@@ -20,7 +20,11 @@ KINDS = {
     "pods": ("v1", "Pod", ["po"]),
     "events": ("v1", "Event", ["ev"]),
     "jobs": ("batch/v1", "Job", []),
+    "serviceaccounts": ("v1", "ServiceAccount", ["sa"]),
+    "roles": ("rbac.authorization.k8s.io/v1", "Role", []),
+    "rolebindings": ("rbac.authorization.k8s.io/v1", "RoleBinding", []),
 }
+GROUPS = ("batch", "rbac.authorization.k8s.io")
 VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 IMMUTABLE = ("completions", "completionMode", "template", "podFailurePolicy", "selector")
 
@@ -74,6 +78,10 @@ class Cluster:
                 }
             )
         )
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self._port}"
 
     def get(self, kind, name, namespace="default"):
         return self.objects[kind, namespace, name]
@@ -197,10 +205,10 @@ def _discovery(parts):
     if parts == ["api"]:
         return {"kind": "APIVersions", "versions": ["v1"]}
     if parts == ["apis"]:
-        version = {"groupVersion": "batch/v1", "version": "v1"}
-        batch = {"name": "batch", "versions": [version], "preferredVersion": version}
-        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [batch]}
-    if parts in (["api", "v1"], ["apis", "batch", "v1"]):
+        versions = {g: {"groupVersion": f"{g}/v1", "version": "v1"} for g in GROUPS}
+        groups = [{"name": g, "versions": [v], "preferredVersion": v} for g, v in versions.items()]
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+    if parts == ["api", "v1"] or (parts[0] == "apis" and parts[1:] in [[g, "v1"] for g in GROUPS]):
         version = "/".join(parts[1:])
         return {
             "kind": "APIResourceList",
@@ -216,7 +224,7 @@ def _discovery(parts):
             ],
         }
     if parts == ["openapi", "v3"]:
-        groups = ("api/v1", "apis/batch/v1")
+        groups = ("api/v1", *(f"apis/{group}/v1" for group in GROUPS))
         return {"paths": {g: {"serverRelativeURL": f"/openapi/v3/{g}?hash=1"} for g in groups}}
     if parts[:2] == ["openapi", "v3"]:
         return _openapi("/".join(parts[2:]))

@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +63,13 @@ class Kubectl:
             UsageError: there is no kubectl, it knows no cluster, or that refused the request.
             TryAgain: the cluster didn't answer, for as long as ``patience``.
         """
+        return self._patiently(lambda: self._once(arguments, stdin))
+
+    def _patiently(self, request: Callable[[], str]) -> str:
         until = time.monotonic() + self.patience
         while True:
             try:
-                return self._once(arguments, stdin)
+                return request()
             except TryAgain as error:
                 if time.monotonic() >= until:
                     raise

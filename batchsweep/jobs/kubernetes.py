@@ -89,20 +89,34 @@ def render(
     Raises:
         UsageError: the store would not be on the volume.
     """
+    check_store(store_url, cluster)
+    objects = [
+        config_map(sweep, config_file, config_text, cluster),
+        claim_object(sweep, "runs", cluster.storage, cluster.storage_class),
+        claim_object(sweep, "cache", cluster.cache, cluster.storage_class),
+        prepare_job(sweep, config_file, cluster),
+        extract_job(sweep, config_file, indexes, whole=whole, cluster=cluster),
+        bandit_job(sweep, config_file, cluster),
+    ]
+    return finished(objects, sweep, store_url, cluster)
+
+
+def check_store(store_url: str, cluster: Cluster) -> None:
+    """Whether the store would be on a volume.
+
+    Raises:
+        UsageError: it wouldn't.
+    """
     inside = posixpath.join(cluster.workdir, store_url)
     if "://" not in store_url and not inside.startswith("/runs/"):
         raise UsageError(
             f"store.path '{store_url}' would be {inside} in the cluster, which isn't on a volume: "
             "it must be below runs/, or a URL such as s3://bucket/store.zarr"
         )
-    objects = [
-        _config_map(sweep, config_file, config_text, cluster),
-        _claim(sweep, "runs", cluster.storage, cluster.storage_class),
-        _claim(sweep, "cache", cluster.cache, cluster.storage_class),
-        prepare_job(sweep, config_file, cluster),
-        extract_job(sweep, config_file, indexes, whole=whole, cluster=cluster),
-        bandit_job(sweep, config_file, cluster),
-    ]
+
+
+def finished(objects: list[Object], sweep: str, store_url: str, cluster: Cluster) -> list[Object]:
+    """With the user's labels and patches, and without a volume for a store at a URL."""
     if "://" in store_url:
         _without_runs_claim(objects, f"{sweep}-runs")
     for item in objects:
@@ -136,8 +150,8 @@ def _without_runs_claim(objects: list[Object], name: str) -> None:
 
 def prepare_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
     """Corpus and frozen plan, once, on a CPU."""
-    container = _container("prepare", ["prepare", *_config(config_file)], cluster)
-    return _job(
+    container = container_object("prepare", ["prepare", *config_arguments(config_file)], cluster)
+    return job_object(
         f"{sweep}-prepare",
         sweep,
         "prepare",
@@ -146,7 +160,7 @@ def prepare_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
             "podFailurePolicy": pod_failure_policy(indexed=False),
             "podReplacementPolicy": "Failed",
         },
-        _pod(sweep, "prepare", [container], cluster),
+        pod_template(sweep, "prepare", [container], cluster),
     )
 
 
@@ -158,31 +172,10 @@ def extract_job(
     It is made suspended and released once the plan is frozen: an init container that waits would
     hold the pod's GPU, because a pod is scheduled by its largest request.
     """
-    arguments = ["extract", *_config(config_file), "--grace", str(GRACE)]
-    if not whole:
-        arguments += ["--indexes", format_indexes(indexes)]
-    if cluster.metrics_port is not None:
-        arguments += ["--metrics-port", str(cluster.metrics_port)]
-    container = _container("extract", arguments, cluster)
-    pod = _pod(sweep, "extract", [container], cluster)
-    pod["spec"]["terminationGracePeriodSeconds"] = GRACE + GRACE_MARGIN
-    if cluster.metrics_port is not None:
-        container["ports"] = [{"name": "metrics", "containerPort": cluster.metrics_port}]
-        pod["metadata"]["annotations"] = {
-            "prometheus.io/scrape": "true",
-            "prometheus.io/port": str(cluster.metrics_port),
-        }
-    if cluster.gpu is not None:
-        container["resources"]["limits"][cluster.gpu] = 1
-        pod["spec"]["tolerations"] = [
-            {"key": cluster.gpu, "operator": "Exists", "effect": "NoSchedule"},
-            *pod["spec"].get("tolerations", []),
-        ]
-        if cluster.gpu_type is not None:
-            chosen = pod["spec"].get("nodeSelector", {})
-            pod["spec"]["nodeSelector"] = {f"{cluster.gpu}.product": cluster.gpu_type, **chosen}
+    more = [] if whole else ["--indexes", format_indexes(indexes)]
+    pod = extract_pod(sweep, "extract", config_file, more, cluster)
     name = extract_name(sweep, indexes, whole=whole)
-    job = _job(
+    job = job_object(
         name,
         sweep,
         "extract",
@@ -199,12 +192,46 @@ def extract_job(
         pod,
     )
     job["metadata"]["annotations"] = {INDEXES_ANNOTATION: format_indexes(indexes)}
+    queued(job, cluster)
+    return job
+
+
+def queued(job: Object, cluster: Cluster) -> None:
+    """What Kueue reads."""
     if cluster.queue is not None:
         job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = cluster.queue
         if job["spec"]["parallelism"] > 1:
             # Indexes wait for one another in nothing: it may start with fewer GPUs than asked for.
-            job["metadata"]["annotations"]["kueue.x-k8s.io/job-min-parallelism"] = "1"
-    return job
+            annotations = job["metadata"].setdefault("annotations", {})
+            annotations["kueue.x-k8s.io/job-min-parallelism"] = "1"
+
+
+def extract_pod(
+    sweep: str, component: str, config_file: str, more: Sequence[str], cluster: Cluster
+) -> Object:
+    """A pod with a GPU that extracts one checkpoint."""
+    arguments = ["extract", *config_arguments(config_file), "--grace", str(GRACE), *more]
+    if cluster.metrics_port is not None:
+        arguments += ["--metrics-port", str(cluster.metrics_port)]
+    container = container_object("extract", arguments, cluster)
+    pod = pod_template(sweep, component, [container], cluster)
+    pod["spec"]["terminationGracePeriodSeconds"] = GRACE + GRACE_MARGIN
+    if cluster.metrics_port is not None:
+        container["ports"] = [{"name": "metrics", "containerPort": cluster.metrics_port}]
+        pod["metadata"]["annotations"] = {
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": str(cluster.metrics_port),
+        }
+    if cluster.gpu is not None:
+        container["resources"]["limits"][cluster.gpu] = 1
+        pod["spec"]["tolerations"] = [
+            {"key": cluster.gpu, "operator": "Exists", "effect": "NoSchedule"},
+            *pod["spec"].get("tolerations", []),
+        ]
+        if cluster.gpu_type is not None:
+            chosen = pod["spec"].get("nodeSelector", {})
+            pod["spec"]["nodeSelector"] = {f"{cluster.gpu}.product": cluster.gpu_type, **chosen}
+    return pod
 
 
 def bandit_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
@@ -215,11 +242,13 @@ def bandit_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
     """
     limits = [n for n in (cluster.bandit_after, cluster.affordable) if n is not None]
     after = str(min(limits)) if limits else "all"
-    wait = _container("wait", ["status", *_config(config_file), "--wait", after], cluster)
-    container = _container("bandit", ["bandit", *_config(config_file)], cluster)
-    pod = _pod(sweep, "bandit", [container], cluster)
+    wait = container_object(
+        "wait", ["status", *config_arguments(config_file), "--wait", after], cluster
+    )
+    container = container_object("bandit", ["bandit", *config_arguments(config_file)], cluster)
+    pod = pod_template(sweep, "bandit", [container], cluster)
     pod["spec"]["initContainers"] = [wait]
-    return _job(
+    return job_object(
         f"{sweep}-bandit",
         sweep,
         "bandit",
@@ -232,7 +261,8 @@ def bandit_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
     )
 
 
-def _labels(sweep: str, component: str) -> dict[str, str]:
+def labels(sweep: str, component: str) -> dict[str, str]:
+    """The labels of a sweep's objects."""
     return {
         "app.kubernetes.io/name": "batchsweep",
         "app.kubernetes.io/instance": sweep,
@@ -240,24 +270,26 @@ def _labels(sweep: str, component: str) -> dict[str, str]:
     }
 
 
-def _config(config_file: str) -> list[str]:
+def config_arguments(config_file: str) -> list[str]:
+    """What every command gets."""
     return ["--config", f"/configs/{config_file}", "--log-format", "json"]
 
 
-def _config_map(sweep: str, config_file: str, config_text: str, cluster: Cluster) -> Object:
+def config_map(sweep: str, config_file: str, config_text: str, cluster: Cluster) -> Object:
+    """The config, and the options that it was submitted with."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
             "name": f"{sweep}-config",
-            "labels": _labels(sweep, "config"),
+            "labels": labels(sweep, "config"),
             "annotations": {OPTIONS_ANNOTATION: cluster.remembered()},
         },
         "data": {config_file: config_text},
     }
 
 
-def _claim(sweep: str, what: str, size: str, storage_class: str | None) -> Object:
+def claim_object(sweep: str, what: str, size: str, storage_class: str | None) -> Object:
     """A volume that all pods write to at the same time."""
     spec: Object = {
         "accessModes": ["ReadWriteMany"],
@@ -268,24 +300,25 @@ def _claim(sweep: str, what: str, size: str, storage_class: str | None) -> Objec
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": f"{sweep}-{what}", "labels": _labels(sweep, what)},
+        "metadata": {"name": f"{sweep}-{what}", "labels": labels(sweep, what)},
         "spec": spec,
     }
 
 
-def _job(name: str, sweep: str, component: str, spec: Object, pod: Object) -> Object:
+def job_object(name: str, sweep: str, component: str, spec: Object, pod: Object) -> Object:
+    """A Job, kept for a week."""
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": name, "labels": _labels(sweep, component)},
+        "metadata": {"name": name, "labels": labels(sweep, component)},
         "spec": {**spec, "ttlSecondsAfterFinished": TTL_SECONDS, "template": pod},
     }
 
 
-def _pod(sweep: str, component: str, containers: list[Object], cluster: Cluster) -> Object:
+def pod_template(sweep: str, component: str, containers: list[Object], cluster: Cluster) -> Object:
     """A pod of the restricted Pod Security standard, with the sweep's volumes."""
     pod: Object = {
-        "metadata": {"labels": _labels(sweep, component)},
+        "metadata": {"labels": labels(sweep, component)},
         "spec": {
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
@@ -318,7 +351,8 @@ def _pod(sweep: str, component: str, containers: list[Object], cluster: Cluster)
     return pod
 
 
-def _container(name: str, arguments: list[str], cluster: Cluster) -> Object:
+def container_object(name: str, arguments: list[str], cluster: Cluster) -> Object:
+    """A container of the image, with the sweep's volumes and secrets."""
     if name == "wait":
         cpu, memory = "100m", "1Gi"
     else:

@@ -144,7 +144,7 @@ def submit(
             f"'{commands.launch('--status')}', or delete it first: "
             f"'{commands.kubectl('delete', 'job', busy[0].name)}'"
         )
-    kubectl.apply(_without_claims(objects, kubectl.claims(watch.sweep), resized))
+    kubectl.apply(without_claims(objects, kubectl.claims(watch.sweep), resized))
     if new:
         _replace(kubectl, jobs, prepare)
     if new or prepare["metadata"]["name"] in jobs:
@@ -159,7 +159,7 @@ def submit(
         _replace(kubectl, jobs, bandit)
 
 
-def _without_claims(
+def without_claims(
     objects: Sequence[Object], there: Sequence[Object], resized: Collection[str]
 ) -> list[Object]:
     """What is no Job, without the volume claims that stay as they are."""

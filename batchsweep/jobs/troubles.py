@@ -13,7 +13,7 @@ Kind = Literal["image", "container", "claim", "node", "quota", "refused", "memor
 COMPONENT_LABEL = "app.kubernetes.io/component"
 JOB_LABEL = "batch.kubernetes.io/job-name"
 #: In the order in which their Jobs start.
-COMPONENTS = ("prepare", "extract", "bandit")
+COMPONENTS = ("prepare", "search", "wave", "extract", "bandit")
 
 _REMEDIES: dict[Kind, str] = {
     "image": "push the image to where the nodes find it and name it with --image (private: "

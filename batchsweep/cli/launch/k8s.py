@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from batchsweep.cli.options import ConfigFile, Indexes, only_one
+from batchsweep.errors import UsageError
 
 
 def command(
@@ -19,6 +20,17 @@ def command(
     status: Annotated[
         bool, typer.Option("--status", help="show what the cluster and store say")
     ] = False,
+    search: Annotated[
+        bool, typer.Option("--search", help="only what the search asks for, as 'run' does")
+    ] = False,
+    driver: Annotated[
+        bool,
+        typer.Option("--driver", help="the search runs in the cluster too, and may make Jobs"),
+    ] = False,
+    wave_job: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="what the search's own pod runs", hidden=True),
+    ] = None,
     image: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="default: batchsweep:VERSION, of this version"),
@@ -104,12 +116,22 @@ def command(
     The cluster remembers the options: a later call needs only the config
     (and the namespace), and what is given anew replaces what was.
 
+    With --search, each wave that the search asks for is an Indexed Job. The
+    search runs here, with the store at a URL, or as a Job of the cluster
+    (--driver) that needs nobody, with the right to make Jobs.
+
     example:
       batchsweep launch k8s --config configs/mteb_layersweep.yaml > sweep.yaml
       batchsweep launch k8s --config configs/mteb_layersweep.yaml --apply
       batchsweep launch k8s --config configs/mteb_layersweep.yaml --status
+      batchsweep launch k8s --config configs/mteb_layersweep.yaml --search --driver --apply
     """
-    only_one(apply=apply, status=status)
+    only_one(apply=apply, status=status, wave_job=wave_job)
+    only_one(search=search, indexes=indexes)
+    only_one(search=search, bandit_after=bandit_after)
+    only_one(search=search, max_cost=max_cost)
+    if (driver or wave_job is not None) and not search:
+        raise UsageError("--driver runs a search in the cluster: give --search with it")
     from batchsweep.jobs import cluster, cluster_launch
     from batchsweep.jobs.launch import at_once
 
@@ -144,7 +166,31 @@ def command(
     given = {name: value for name, value in options.items() if value not in (None, [], {})}
     if gpu is not None:
         given["gpu"] = None if gpu == "none" else gpu
-    if apply:
+    if search:
+        _search(config, given, wave_job=wave_job, driver=driver, apply=apply)
+    elif apply:
         print(cluster_launch.apply(config, given, indexes=indexes, tell=print))
     else:
         print(cluster_launch.print_objects(config, given, indexes=indexes).rstrip("\n"))
+
+
+def _search(
+    config: Path, given: dict[str, Any], *, wave_job: Path | None, driver: bool, apply: bool
+) -> None:
+    """What ``--search`` does: here, there, in its own pod, or on paper."""
+    from batchsweep.cli.run import show
+    from batchsweep.jobs import cluster_search
+
+    if wave_job is not None:
+        show(config, *cluster_search.drive(config, wave_job))
+    elif driver and apply:
+        print(cluster_search.search_there(config, given, tell=print))
+    elif driver:
+        print(cluster_search.print_objects(config, given).rstrip("\n"))
+    elif apply:
+        show(config, *cluster_search.search_from_here(config, given, tell=print))
+    else:
+        raise UsageError(
+            "--search has nothing to print: its Jobs come wave by wave; give --apply, or --driver "
+            "for the objects of a search that runs in the cluster"
+        )

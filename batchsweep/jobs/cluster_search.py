@@ -1,0 +1,208 @@
+"""``launch k8s --search``: a search whose waves are Indexed Jobs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from batchsweep.bandit.outcome import Outcome
+from batchsweep.bandit.waves import Wave
+from batchsweep.config import Config, load
+from batchsweep.errors import IndexFailed, UsageError
+from batchsweep.jobs import kubernetes_search
+from batchsweep.jobs.advice import advice, summary
+from batchsweep.jobs.cluster import Cluster, remembered_options
+from batchsweep.jobs.in_cluster import InCluster
+from batchsweep.jobs.kubectl import OUTAGE_SECONDS, Commands, Kubectl
+from batchsweep.jobs.kubernetes import Object, sweep_name, to_yaml
+from batchsweep.jobs.search import Elsewhere, run_sweep
+from batchsweep.jobs.snapshot import JobView, Snapshot, snapshot
+from batchsweep.jobs.submit import Watch, without_claims
+from batchsweep.plan.plan import Plan
+from batchsweep.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+class WaveJobs:
+    """Has waves extracted, each by an Indexed Job.
+
+    Args:
+        watch: the cluster and the sweep.
+        template: of the Jobs.
+    """
+
+    def __init__(self, watch: Watch, template: Object) -> None:
+        self._watch, self._template = watch, template
+
+    def extract(self, wave: Wave, left: Mapping[int, tuple[str, ...]]) -> None:
+        """Submit a wave's Job, or follow the one that is there, to its end.
+
+        What of it failed is missing in the store then: the search goes on with the rest.
+
+        Raises:
+            UsageError: the Job can't succeed as it is.
+            IndexFailed: its pods can't start.
+        """
+        assert wave.document is not None
+        jobs = {job.name: job for job in snapshot(self._watch.kubectl, self._watch.sweep).jobs}
+        attempt = 1
+        while True:
+            job = kubernetes_search.wave_job(
+                self._template, wave.document, attempt, len(wave.visits)
+            )
+            name = job["metadata"]["name"]
+            there = jobs.get(name)
+            if there is None:
+                self._watch.kubectl.apply([job])
+                logger.info("submitted Job %s: %d checkpoints", name, len(wave.visits))
+                break
+            if not there.ended:
+                logger.info("Job %s is there; following it", name)
+                break
+            attempt += 1  # Cut short, and what it brought was not all.
+        self._wait(name)
+
+    def _wait(self, name: str) -> None:
+        def mine(now: Snapshot) -> JobView | None:
+            return next((job for job in now.jobs if job.name == name), None)
+
+        def over(now: Snapshot) -> bool:
+            job = mine(now)
+            return job is None or job.ended
+
+        job = mine(self._watch.until(over))
+        if job is None:
+            raise UsageError(f"Job {name} was deleted; the same command submits it again")
+        if job.state == "failed":
+            if "FailJob" in job.reason:
+                raise UsageError(
+                    f"Job {name} failed: {job.reason}; see "
+                    f"'{self._watch.commands.kubectl('logs', f'job/{name}', '--tail=-1')}'"
+                )
+            logger.warning("Job %s: %s; the search goes on with what is there", name, job.reason)
+
+
+def print_objects(config_file: Path, given: Mapping[str, Any]) -> str:
+    """The objects of a search that runs in the cluster, to be read or applied by hand."""
+    config = load(config_file)
+    objects, _ = _render(config, config_file, Cluster.of({}, given), driver=True)
+    return to_yaml(objects)
+
+
+def drive(config_file: Path, template_file: Path) -> tuple[Store, Plan, str, Outcome]:
+    """The search, in its own pod: it may make Jobs and nothing else."""
+    config = load(config_file)
+    try:
+        template: Object = json.loads(template_file.read_text(encoding="utf-8"))
+        workers = int(template["spec"]["parallelism"])
+        container = template["spec"]["template"]["spec"]["containers"][0]
+        asked = container["resources"]["limits"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UsageError(f"--wave-job {template_file} is no Job's template: {error}") from None
+    watch = Watch(
+        InCluster(), sweep_name(config.name), Commands(str(config_file), None), tell=print
+    )
+    jobs = WaveJobs(watch, template)
+    gpu = bool(asked.keys() - {"cpu", "memory"})
+    return run_sweep(config_file, elsewhere=Elsewhere(jobs.extract, gpu=gpu, workers=workers))
+
+
+def search_from_here(
+    config_file: Path, given: Mapping[str, Any], *, tell: Callable[[str], None]
+) -> tuple[Store, Plan, str, Outcome]:
+    """Prepare and search here, extract there; the store is in reach of both.
+
+    Raises:
+        UsageError: the store is on a volume of the cluster's.
+    """
+    config = load(config_file)
+    if "://" not in config.store_url:
+        raise UsageError(
+            f"store.path '{config.store_url}' is on a volume that only the cluster sees: let the "
+            "search run there too (--driver), or take a store at a URL such as s3://bucket/x.zarr"
+        )
+    watch, cluster, template = _applied(config, config_file, given, driver=False, tell=tell)
+    jobs = WaveJobs(watch, template)
+    elsewhere = Elsewhere(jobs.extract, gpu=cluster.gpu is not None, workers=cluster.parallelism)
+    return run_sweep(config_file, elsewhere=elsewhere)
+
+
+def search_there(
+    config_file: Path, given: Mapping[str, Any], *, tell: Callable[[str], None]
+) -> str:
+    """Submit the search as a Job that submits its waves, and follow it; Ctrl-C leaves it running.
+
+    Called again, it follows the one that runs, or submits one that goes on from there.
+
+    Raises:
+        IndexFailed: it failed; what to do about it has been told.
+    """
+    config = load(config_file)
+    watch, _, _ = _applied(config, config_file, given, driver=True, tell=tell)
+    name = f"{watch.sweep}-search"
+
+    def over(now: Snapshot) -> bool:
+        return any(job.name == name and job.ended for job in now.jobs)
+
+    end = watch.until(over)
+    job = next(job for job in end.jobs if job.name == name)
+    logs = watch.commands.kubectl("logs", f"job/{name}")
+    if job.state == "failed":
+        tell(advice(end, watch.sweep, watch.commands))
+        raise IndexFailed(f"Job {name} failed: {job.reason}; see '{logs}'")
+    return f"{summary(end)}\nthe answer: {logs}"
+
+
+def _applied(
+    config: Config,
+    config_file: Path,
+    given: Mapping[str, Any],
+    *,
+    driver: bool,
+    tell: Callable[[str], None],
+) -> tuple[Watch, Cluster, Object]:
+    """The sweep with its objects in the cluster; options that aren't given are as before."""
+    sweep = sweep_name(config.name)
+    namespace = given.get("namespace")
+    kubectl = Kubectl(namespace, patience=OUTAGE_SECONDS)
+    cluster = Cluster.of(remembered_options(kubectl.items("configmaps", sweep)), given)
+    objects, template = _render(config, config_file, cluster, driver=driver)
+    shown: list[str] = []
+
+    def show(now: Snapshot) -> None:
+        text = summary(now)
+        if shown[-1:] != [text]:
+            shown.append(text)
+            logger.info("%s", text)
+
+    commands = Commands(str(config_file), namespace)
+    watch = Watch(kubectl, sweep, commands, tell=tell, show=show)
+    resized = {what for what, size in (("runs", "storage"), ("cache", "cache")) if size in given}
+    kubectl.apply(without_claims(objects, kubectl.claims(sweep), resized))
+    jobs = {job.name: job for job in snapshot(kubectl, sweep).jobs}
+    for item in objects:
+        if item["kind"] == "Job":
+            there = jobs.get(item["metadata"]["name"])
+            if there is not None and not there.ended:
+                continue
+            if there is not None:
+                kubectl.delete_job(there.name)
+            kubectl.apply([item])
+    return watch, cluster, template
+
+
+def _render(
+    config: Config, config_file: Path, cluster: Cluster, *, driver: bool
+) -> tuple[list[Object], Object]:
+    return kubernetes_search.render(
+        sweep=sweep_name(config.name),
+        config_file=config_file.name,
+        config_text=config_file.read_text(encoding="utf-8"),
+        store_url=config.store_url,
+        cluster=cluster,
+        driver=driver,
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -13,7 +15,7 @@ from batchsweep.errors import StoreCorrupt, StoreError
 from batchsweep.score.record import Score
 
 Record = dict[str, Any]
-Kind = Literal["reference", "search", "check"]
+Kind = Literal["reference", "search", "check", "imported"]
 
 #: Digits of a spec digest that a pull keeps.
 GROUP_DIGITS = 16
@@ -33,7 +35,8 @@ class Observation:
     """A pull with what it scored, as the ledger keeps it.
 
     Attributes:
-        kind: why it was made: as a reference for z rewards, by the search, by the final check.
+        kind: why it was made: as a reference for z rewards, by the search, by the final check; or
+            ``imported``: it was there before, and cost nothing.
         arm, task, reason: as in :class:`~batchsweep.bandit.policies.Pull`.
         score: main score as it counts: 0 where undefined.
         seconds: what it cost.
@@ -151,6 +154,12 @@ def header_of(records: Iterable[Record]) -> Record | None:
 def observations(records: Iterable[Record]) -> Iterator[Observation]:
     """The pulls of a ledger, in its order."""
     return (Observation.from_json(record) for record in records if record["kind"] != "header")
+
+
+def digest_of(imported: Iterable[Observation]) -> str:
+    """Names what was imported, wherever it came from: a search with other scores is another one."""
+    cells = sorted((one.arm, one.task, one.score) for one in imported)
+    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]
 
 
 def read_header(store: JsonStore, run: str) -> Record | None:

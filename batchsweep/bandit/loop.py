@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,15 @@ from threadpoolctl import threadpool_limits
 
 from batchsweep.bandit.budget import Budget
 from batchsweep.bandit.final_check import after_full_check, by_aggregate, with_main_task
-from batchsweep.bandit.ledger import Kind, Ledger, MemoryLedger, Observation, Record, StoreLedger
+from batchsweep.bandit.ledger import (
+    Kind,
+    Ledger,
+    MemoryLedger,
+    Observation,
+    Record,
+    StoreLedger,
+    digest_of,
+)
 from batchsweep.bandit.outcome import VERSION, Outcome, Stopped
 from batchsweep.bandit.policies import Answer, Policy, Problem, Pull, make_policy
 from batchsweep.bandit.pull_noise import SplitHalvesNoise
@@ -45,10 +53,16 @@ FINALISTS = 2
 
 
 def run_digest(
-    problem: Problem, config: BanditConfig, rewards: RewardsConfig, *, waves: bool = False
+    problem: Problem,
+    config: BanditConfig,
+    rewards: RewardsConfig,
+    *,
+    waves: bool = False,
+    imported: Sequence[Observation] = (),
 ) -> str:
     """sha256 (hex) of what decides the pulls: two runs with one digest are the same run."""
-    text = json.dumps(_header(problem, config, rewards, waves=waves), sort_keys=True)
+    header = _header(problem, config, rewards, waves=waves, imported=imported)
+    text = json.dumps(header, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -75,6 +89,7 @@ def run(
     options: dict[str, Any] | None = None,
     full_fn: ScoreFn | None = None,
     waves: Waves | None = None,
+    imported: Sequence[Observation] = (),
     on_observe: Callable[[Policy, int, float], None] | None = None,
     quiet: bool = False,
 ) -> Outcome:
@@ -91,6 +106,7 @@ def run(
         options: options of the policy.
         full_fn: scores a cell in full, where ``score_fn`` scores subsets: for the final check.
         waves: has pairs extracted as the search asks for them; default: all arms can be scored.
+        imported: pulls that are there already: observed before any other, and not billed.
         on_observe: called as (policy, pulls, seconds) each time the policy has heard all it was to.
 
     Raises:
@@ -103,10 +119,12 @@ def run(
     # One BLAS thread: the same sums, to the last bit, whatever the machine's setting; matrices of
     # this size are no quicker on several, and many times slower where others want the cores too.
     with one_compute_thread(), threadpool_limits(limits=1):
-        header = _header(problem, config, rewards, waves=waves is not None) | {
+        header = _header(problem, config, rewards, waves=waves is not None, imported=imported) | {
             "options": options or {}
         }
-        made = Pulls(ledger or MemoryLedger(), header, score_fn, full_fn or score_fn, executor)
+        made = Pulls(
+            ledger or MemoryLedger(), header, score_fn, full_fn or score_fn, executor, imported
+        )
         policy = make_policy(
             config.policy,
             problem,
@@ -115,7 +133,7 @@ def run(
             budget=None if budget.pulls is None else min(budget.pulls, cells),
             **(options or {}),
         )
-        loop = _Loop(problem, config, rewards, made, policy, budget, waves)
+        loop = _Loop(problem, config, rewards, made, policy, budget, waves, imported)
         if on_observe is not None:
             loop.on_observe = on_observe
         if quiet:
@@ -145,10 +163,12 @@ class _Loop:
         policy: Policy,
         budget: Budget,
         waves: Waves | None,
+        imported: Sequence[Observation],
     ) -> None:
         self.problem, self.config, self.rewards = problem, config, rewards
         self.made, self.policy, self.budget = made, policy, budget
         self.waves = waves
+        self.imported = imported
         #: Called with (policy, pulls, seconds) each time the policy has heard all it was to.
         self.on_observe: Callable[[Policy, int, float], None] = _ignore
         #: Called with the number of pulls each time some were made.
@@ -165,6 +185,10 @@ class _Loop:
     def run(self) -> Outcome:
         if self.rewards.scale == "z" and self.policy.pulls:
             self._reference()
+        # What defines the rewards was observed with them.
+        known = {(one.arm, one.task) for one in self.observed}
+        if rest := [one for one in self.imported if (one.arm, one.task) not in known]:
+            self._observe(rest)
         stopped = self._search()
         if self._divided:
             self._check_in_full()
@@ -224,8 +248,11 @@ class _Loop:
                 "which could not all be extracted; give a larger bandit.budget, or rewards: "
                 "{scale: raw}"
             )
-        if self.budget.pulls is not None and len(cells) > self.budget.pulls:
-            raise self._too_dear(len(cells), len(arms), f"{self.budget.pulls} pulls")
+        there = {(one.arm, one.task) for one in self.imported}
+        cells.sort(key=lambda cell: (cell.arm, cell.task) not in there)
+        unpaid = sum((cell.arm, cell.task) not in there for cell in cells)
+        if self.budget.pulls is not None and unpaid > self.budget.pulls:
+            raise self._too_dear(unpaid, len(arms), f"{self.budget.pulls} pulls")
         observed: list[Observation] = []
         for batch in _batches(cells, self.config.workers):
             if not self.budget.room(len(batch)):
@@ -369,11 +396,12 @@ class _Loop:
     # -- scoring and observing -----------------------------------------------------------------
 
     def _make(self, pulls: list[Pull], kind: Kind, *, full: bool = False) -> list[Observation]:
-        """The pulls with their scores, in their order, billed."""
+        """The pulls with their scores, in their order, billed unless they were imported."""
         made = self.made.make(pulls, kind, full=full)
-        for one in made:
+        billed = [one for one in made if one.kind != "imported"]
+        for one in billed:
             self.budget.bill(one.seconds)
-        self.on_pulls(len(made))
+        self.on_pulls(len(billed))
         return made
 
     def _observe(self, made: list[Observation]) -> None:
@@ -411,7 +439,12 @@ def _ignore(*_: object) -> None:
 
 
 def _header(
-    problem: Problem, config: BanditConfig, rewards: RewardsConfig, *, waves: bool
+    problem: Problem,
+    config: BanditConfig,
+    rewards: RewardsConfig,
+    *,
+    waves: bool,
+    imported: Sequence[Observation],
 ) -> Record:
     def digest(names: tuple[str, ...]) -> str:
         return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
@@ -422,6 +455,7 @@ def _header(
         "arms": digest(problem.arms),
         "tasks": list(problem.tasks),
         **({"waves": True} if waves else {}),
+        **({"imported": digest_of(imported)} if imported else {}),
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchsweep.arm import Arm, transformed
+from batchsweep.bandit.ledger import Observation
 from batchsweep.bandit.loop import run_digest
 from batchsweep.bandit.policies import Problem
 from batchsweep.config import Config
@@ -21,13 +22,20 @@ from batchsweep.tasks.resolve import resolve, tasks_of
 logger = logging.getLogger(__name__)
 
 
-def search_name(problem: Problem, config: Config, *, waves: bool = False) -> str:
+def search_name(
+    problem: Problem,
+    config: Config,
+    *,
+    waves: bool = False,
+    imported: Sequence[Observation] = (),
+) -> str:
     """The folder below ``bandit/`` of the search that this config means on these arms.
 
     Args:
         waves: whether it has pairs extracted as it needs them.
+        imported: pulls that were there before it.
     """
-    digest = run_digest(problem, config.bandit, config.rewards, waves=waves)
+    digest = run_digest(problem, config.bandit, config.rewards, waves=waves, imported=imported)
     return f"{config.bandit.policy}-{digest[:12]}"
 
 

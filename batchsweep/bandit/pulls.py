@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
 
 from batchsweep.bandit.ledger import Kind, Ledger, Observation, Record, header_of, observations
@@ -27,6 +27,7 @@ class Pulls:
         score_fn: scores a cell.
         full_fn: the same on a whole task, where ``score_fn`` scores subsets.
         executor: where the pulls of a batch run; None: here, one by one.
+        imported: pulls that are there already; a ledger that lacks them gets them first.
 
     Raises:
         StoreMismatch: the ledger belongs to another run; names what differs.
@@ -39,6 +40,7 @@ class Pulls:
         score_fn: ScoreFn,
         full_fn: ScoreFn,
         executor: Executor | None,
+        imported: Sequence[Observation] = (),
     ) -> None:
         self._ledger, self._executor = ledger, executor
         self._score_fn, self._full_fn = score_fn, full_fn
@@ -57,8 +59,13 @@ class Pulls:
                 )
         #: By cell, and whether it was scored in full after a search on subsets.
         self._known = {(o.arm, o.task, o.full): o for o in observations(records)}
-        if self._known:
-            logger.info("going on from %d pulls in the ledger", len(self._known))
+        made = sum(one.kind != "imported" for one in self._known.values())
+        if made:
+            logger.info("going on from %d pulls in the ledger", made)
+        for one in imported:
+            if (one.arm, one.task, one.full) not in self._known:
+                self._ledger.append(one.to_json())
+                self._known[one.arm, one.task, one.full] = one
 
     def make(self, pulls: list[Pull], kind: Kind, *, full: bool = False) -> list[Observation]:
         """The pulls with their scores, in their order; each is in the ledger by then."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 from batchsweep.arm import Arm
 from batchsweep.bandit.chooser import Chooser
 from batchsweep.bandit.costs import PairBudget, PairCosts
-from batchsweep.bandit.ledger import Ledger, StoreLedger, observations
+from batchsweep.bandit.imported import imported
+from batchsweep.bandit.ledger import Ledger, Observation, StoreLedger, observations
 from batchsweep.bandit.loop import run
 from batchsweep.bandit.outcome import Outcome
 from batchsweep.bandit.policies import POLICIES, Problem
@@ -35,20 +37,25 @@ from batchsweep.tasks.resolve import check_data, resolve
 logger = logging.getLogger(__name__)
 
 
-def search(store: Store, config: Config) -> tuple[str, Outcome]:
+def search(store: Store, config: Config, results: Path | None = None) -> tuple[str, Outcome]:
     """Spend the budget, or go on with the search that was cut short; its name and outcome.
 
     The answer is in the store as ``bandit/<name>/answer.json``, each pull below
     ``bandit/<name>/pulls/`` and in full below ``scores/``.
 
+    Args:
+        results: a folder of mteb's results, whose scores are pulls that cost nothing.
+
     Raises:
+        UsageError: none of the results is of this search.
         TryAgain: nothing is sealed yet, another process runs this search, or a task's data are not
             to be had.
         StoreMismatch: the config is not the one that the plan was frozen from.
     """
     plan = frozen_plan(store, config, scoring=True)
     problem = problem_of(store, plan, config)
-    name = search_name(problem, config)
+    there = () if results is None else imported(results, plan, problem, config)
+    name = search_name(problem, config, imported=there)
     if POLICIES[config.bandit.policy].pulls:
         check_data([t for t in resolve(config.tasks) if t.metadata.name in problem.tasks])
     workers = config.bandit.workers
@@ -56,7 +63,7 @@ def search(store: Store, config: Config) -> tuple[str, Outcome]:
         store.lease(f"bandit/{name}"),
         score_processes(workers) if workers > 1 else nullcontext() as executor,
     ):
-        return name, _run(store, config, problem, name, executor)
+        return name, _run(store, config, problem, name, executor, imported=there)
 
 
 def search_and_extract(
@@ -115,6 +122,7 @@ def _run(
     name: str,
     executor: Executor | None,
     waves: Waves | None = None,
+    imported: Sequence[Observation] = (),
 ) -> Outcome:
     """Search, or go on, with what the store has of this search; its answer is kept there."""
     ledger = StoreLedger(store, name)
@@ -129,6 +137,7 @@ def _run(
         ledger=ledger,
         executor=executor,
         waves=waves,
+        imported=imported,
         # Waves say themselves how far they are.
         quiet=waves is not None,
     )

@@ -62,6 +62,8 @@ def summary(outcome: Outcome, plan: Plan) -> str:
         f"{outcome.budget.spent_seconds:.1f} s of scoring; stopped: {outcome.stopped}, "
         f"{100 * outcome.budget.left:.0f} % of the budget left"
     )
+    if imported := sum(one.kind == "imported" for one in outcome.observations):
+        lines.append(f"{imported} more cells were imported and cost nothing")
     if outcome.texts_per_pull is not None:
         lines.append(_subsets(outcome.texts_per_pull, outcome.noise))
     lines.append(answer.basis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,11 +30,19 @@ def command(
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="pulls in parallel, likewise")
     ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="mteb's results: pulls that are paid already"),
+    ] = None,
 ) -> None:
     """Search the store for the best arm under the config's budget.
 
     Each pull is in the store before it counts: killed and run again, the
     search goes on where it was and ends with the same answer.
+
+    --results: scores of layers of these checkpoints that are there already, in
+    mteb's layout with experiments ('batchsweep export' writes it). They cost
+    nothing of the budget; files that don't fit are counted, and why.
 
     example:
       batchsweep bandit --config configs/quick.yaml
@@ -60,6 +69,6 @@ def command(
         ) from None
     sweep = sweep.model_copy(update={"bandit": changed})
     store = open_store(sweep.store_url)
-    name, outcome = search(store, sweep)
+    name, outcome = search(store, sweep, results)
     print(summary(outcome, load_plan(store)))
     print(f"in {store.url}: bandit/{name}/answer.json")

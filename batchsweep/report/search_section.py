@@ -10,6 +10,7 @@ from batchsweep.report.view import View
 
 #: What pulls of a kind are for.
 _WORDS = {
+    "imported": "there before, from results of mteb; they cost nothing",
     "reference": "baseline layers, which the rewards are scaled by",
     "search": "the search",
     "check": "final check of the top arms",
@@ -25,7 +26,7 @@ def search_section(view: View) -> dict[str, Any] | None:
     return {
         "policy": str(search.header.get("policy", "?")),
         "seed": str(search.header.get("seed", "?")),
-        "pulls": len(search.pulls),
+        "pulls": sum(pull.kind != "imported" for pull in search.pulls),
         "budget": answer.get("budget_pulls"),
         "exhaustive": answer["exhaustive_pulls"],
         "kinds": [(k, kinds.count(k), words) for k, words in _WORDS.items() if k in kinds],

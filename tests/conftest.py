@@ -25,11 +25,21 @@ SLOW = (
     "cli/test_imports.py",
     "demo/",
     "export/",
+    "jobs/test_cluster_sweep.py",
     "jobs/test_launch.py",
     "pipeline/",
     "score/test_scorer.py",
     "store/test_integrity.py",
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--real-cluster",
+        metavar="IMAGE",
+        help="run the sweeps of tests/jobs/test_cluster_sweep.py in KUBECONFIG's cluster, which "
+        "can pull this image of batchsweep",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,14 +3,30 @@
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import h5py
+
+
+class Process:
+    """One command's process."""
+
+    def __init__(self) -> None:
+        self.pid: Future[int] = Future()
+        self.exit: Future[int] = Future()
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if not self.exit.done():
+                os.kill(self.pid.result(), number)
 
 
 class Commands:
@@ -18,6 +34,8 @@ class Commands:
 
     def __init__(self, folder: Path) -> None:
         self._output = folder / "output"
+        self._processes: list[Process] = []
+        self._lock = threading.Lock()
         self._server = subprocess.Popen(
             [sys.executable, str(Path(__file__).parent / "fork_server.py")],
             stdin=subprocess.PIPE,
@@ -27,19 +45,37 @@ class Commands:
         )
         assert self._server.stdout is not None
         assert self._server.stdout.readline() == "ready\n"
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._server.stdout is not None
+        for line in self._server.stdout:
+            said = json.loads(line)
+            process = self._processes[said["id"]]
+            if "pid" in said:
+                process.pid.set_result(said["pid"])
+            else:
+                process.exit.set_result(said["exit"])
+
+    def start(self, arguments: Sequence[str], output: Path, **more: Any) -> Process:
+        """Start a command; ``more`` is what else the server of forks takes."""
+        assert self._server.stdin is not None
+        process = Process()
+        with self._lock:
+            request = {"id": len(self._processes), "arguments": list(arguments), **more}
+            self._processes.append(process)
+            self._server.stdin.write(json.dumps({**request, "output": str(output)}) + "\n")
+            self._server.stdin.flush()
+        return process
 
     def run(self, config: Path, *arguments: str, kill_after: float | None = None) -> int:
         """The exit status; -9 if the process was killed, that many seconds after its start."""
-        assert self._server.stdin is not None and self._server.stdout is not None
-        line = json.dumps([str(self._output), *arguments, "--config", str(config)])
-        self._server.stdin.write(line + "\n")
-        self._server.stdin.flush()
-        pid = int(self._server.stdout.readline())
-        if kill_after is not None:
-            select.select([self._server.stdout], [], [], kill_after)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return int(self._server.stdout.readline())
+        process = self.start([*arguments, "--config", str(config)], self._output)
+        process.pid.result()
+        with contextlib.suppress(TimeoutError):
+            return process.exit.result(kill_after)
+        process.signal(signal.SIGKILL)
+        return process.exit.result()
 
     def succeed(self, config: Path, *arguments: str) -> float:
         """Run to the end; how long it took."""
@@ -52,6 +88,8 @@ class Commands:
         return self._output.read_text()
 
     def close(self) -> None:
+        for process in self._processes:
+            process.signal(signal.SIGKILL)
         assert self._server.stdin is not None
         self._server.stdin.close()
         self._server.wait(60)

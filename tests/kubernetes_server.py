@@ -1,13 +1,17 @@
 """A small Kubernetes API server for tests: keeps objects, so that the real kubectl talks to it.
 
-It knows the kinds of a sweep and does what ``kubectl get, apply, patch, delete`` ask for; what is
-immutable in a Job is refused. ``react`` is the cluster behind it, called with every Job that was
-made or changed. https://kubernetes.io/docs/reference/using-api/api-concepts/
+It knows the kinds of a sweep and does what ``kubectl get, wait, apply, patch, delete, logs`` ask
+for, watches, graceful deletion and evictions included; what is immutable in a Job is refused. The
+cluster behind it: ``react``, called with every Job that was made or changed, and ``nodes``, which
+runs pods (:mod:`simulated_cluster`; without it a pod is an object and no more).
+https://kubernetes.io/docs/reference/using-api/api-concepts/
 """
 
+import copy
 import json
 import threading
 import uuid
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -47,7 +51,12 @@ class Cluster:
         self.objects = {}  # (plural, namespace, name) -> object
         self.requests = []
         self.react = react
-        self._lock = threading.RLock()
+        self.nodes = None
+        self.lock = threading.RLock()
+        #: How many requests are answered with 503 before the next is answered.
+        self.away = 0
+        self._changed = threading.Condition(self.lock)
+        self._events = []  # (key, what a watch gets), in order
         self._version = 0
         self._server = None
         self._port = 0
@@ -58,8 +67,11 @@ class Cluster:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self):
-        self._server.shutdown()
-        self._server.server_close()
+        server, self._server = self._server, None
+        server.shutdown()
+        server.server_close()
+        with self.lock:
+            self._changed.notify_all()
 
     def kubeconfig(self, path, namespace="default"):
         """Write a file for ``KUBECONFIG``."""
@@ -86,9 +98,77 @@ class Cluster:
     def get(self, kind, name, namespace="default"):
         return self.objects[kind, namespace, name]
 
+    def owned(self, owner):
+        """The pods of a Job."""
+        uid = owner["metadata"]["uid"]
+        return [
+            o
+            for k, o in sorted(self.objects.items())
+            if k[0] == "pods" and any(r["uid"] == uid for r in _owners(o))
+        ]
+
+    def create(self, plural, namespace, body):
+        """Keep a new object; a Job gets its selector."""
+        key = (plural, namespace, body["metadata"]["name"])
+        if key in self.objects:
+            raise Refused(409, "AlreadyExists", f'{plural} "{key[2]}" already exists')
+        metadata = {
+            **body["metadata"],
+            "namespace": namespace,
+            "uid": str(uuid.uuid4()),
+            "creationTimestamp": now(),
+        }
+        item = {**copy.deepcopy(body), "metadata": metadata}
+        if plural == "jobs":
+            labels = {"batch.kubernetes.io/controller-uid": metadata["uid"]}
+            item["spec"].setdefault("selector", {"matchLabels": labels})
+        if plural == "pods":
+            item.setdefault("status", {"phase": "Pending"})
+        self.keep(key, item, "ADDED")
+        if plural == "pods" and self.nodes is not None:
+            self.nodes.run(item)
+        return item
+
+    def delete(self, key, grace=None, *, foreground=False):
+        """Delete an object: a pod that runs is stopped first, a Job takes its pods with it."""
+        item = self.objects[key]
+        metadata = item["metadata"]
+        if key[0] == "pods" and self.nodes is not None and self.nodes.runs(item):
+            if grace is None:
+                grace = item["spec"].get("terminationGracePeriodSeconds", 30)
+            metadata.setdefault("deletionTimestamp", now())
+            metadata["deletionGracePeriodSeconds"] = grace
+            self.keep(key, item)
+            self.nodes.stop(item, grace)
+            return
+        if key[0] == "jobs":
+            metadata["deletionTimestamp"] = now()
+            for pod in self.owned(item):
+                self.delete(("pods", key[1], pod["metadata"]["name"]))
+            if foreground and self.owned(item):
+                self.keep(key, item)
+                return
+        self.remove(key)
+
+    def remove(self, key):
+        """Forget an object, and a Job that waited for its last pod to go."""
+        item = self.objects.pop(key, None)
+        if item is None:
+            return
+        self._tell(key, item, "DELETED")
+        for owner in _owners(item):
+            above = ("jobs", key[1], owner["name"])
+            job = self.objects.get(above)
+            ends = job is not None and "deletionTimestamp" in job["metadata"]
+            if ends and not self.owned(job):
+                self.remove(above)
+
     def answer(self, method, path, query, body, content_type):
         parts = [part for part in path.split("/") if part]
-        with self._lock:
+        with self.lock:
+            if self.away:
+                self.away -= 1
+                raise Refused(503, "ServiceUnavailable", "the server is currently unable")
             if parts[2:3] == ["namespaces"] and len(parts) == 4:
                 return {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": parts[3]}}
             if "namespaces" in parts:
@@ -100,17 +180,8 @@ class Cluster:
 
     def _of_kind(self, method, plural, namespace, name, query, body):
         version, kind, _ = KINDS[plural]
-        if method == "POST":
-            key = (plural, namespace, body["metadata"]["name"])
-            if key in self.objects:
-                raise Refused(409, "AlreadyExists", f'{plural} "{key[2]}" already exists')
-            metadata = {
-                **body["metadata"],
-                "namespace": namespace,
-                "uid": str(uuid.uuid4()),
-                "creationTimestamp": "2026-01-01T00:00:00Z",
-            }
-            return self._keep(key, {**body, "metadata": metadata})
+        if method == "POST" and not name:
+            return self.create(plural, namespace, body)
         if not name:
             found = [
                 o
@@ -127,8 +198,18 @@ class Cluster:
         if key not in self.objects:
             raise Refused(404, "NotFound", f'{plural} "{name[0]}" not found')
         there = self.objects[key]
+        if name[1:] == ["eviction"]:
+            conditions = there.setdefault("status", {}).setdefault("conditions", [])
+            reason = {"reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting"}
+            conditions.append({"type": "DisruptionTarget", "status": "True", **reason})
+            self.delete(key)
+            return {"kind": "Status", "apiVersion": "v1", "status": "Success"}
+        if name[1:] == ["log"]:
+            return self.nodes.log(there, query.get("container"))
         if method == "DELETE":
-            del self.objects[key]
+            asked = body or {}
+            foreground = asked.get("propagationPolicy") == "Foreground"
+            self.delete(key, asked.get("gracePeriodSeconds"), foreground=foreground)
             details = {"name": name[0], "kind": plural, "uid": there["metadata"]["uid"]}
             return {"kind": "Status", "apiVersion": "v1", "status": "Success", "details": details}
         if method == "PATCH":
@@ -137,16 +218,42 @@ class Cluster:
             changed = [f for f in fields if new["spec"].get(f) != there["spec"].get(f)]
             if changed:
                 raise Refused(422, "Invalid", f"spec.{changed[0]}: field is immutable")
-            return self._keep(key, new)
+            return self.keep(key, new)
         return there
 
-    def _keep(self, key, item):
+    def keep(self, key, item, event="MODIFIED"):
+        """Have this object now; those who watch are told."""
+        with self.lock:
+            self.objects[key] = item
+            if key[0] == "jobs":
+                self.react(item)
+            self._tell(key, item, event)
+            return item
+
+    def _tell(self, key, item, event):
         self._version += 1
         item["metadata"]["resourceVersion"] = str(self._version)
-        self.objects[key] = item
-        if key[0] == "jobs":
-            self.react(item)
-        return item
+        self._events.append((key, {"type": event, "object": copy.deepcopy(item)}))
+        self._changed.notify_all()
+
+    def watched(self, path, query):
+        """Events of a kind from a version on, until the server goes away."""
+        parts = path.split("/")
+        at = parts.index("namespaces")
+        kind = (parts[at + 2], parts[at + 1])
+        position = 0
+        since = int(query.get("resourceVersion") or 0)
+        server = self._server
+        while self._server is server:
+            with self.lock:
+                new = self._events[position:]
+                position = len(self._events)
+                if not new:
+                    self._changed.wait(1.0)
+            for key, event in new:
+                later = int(event["object"]["metadata"]["resourceVersion"]) > since
+                if later and key[:2] == kind and _fits(event["object"], query):
+                    yield event
 
     def _handler(self):
         cluster = self
@@ -158,6 +265,9 @@ class Cluster:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 url = urlsplit(self.path)
                 query = {k: v[0] for k, v in parse_qs(url.query).items()}
+                if query.get("watch") in ("1", "true"):
+                    self.watch(url.path, query)
+                    return
                 code = 200
                 try:
                     value = cluster.answer(
@@ -169,12 +279,26 @@ class Cluster:
                     )
                 except Refused as refused:
                     value, code = refused.status, refused.status["code"]
-                said = json.dumps(value).encode()
+                text = isinstance(value, str)
+                said = value.encode() if text else json.dumps(value).encode()
                 self.send_response(code)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", "text/plain" if text else "application/json")
                 self.send_header("Content-Length", str(len(said)))
                 self.end_headers()
                 self.wfile.write(said)
+
+            def watch(self, path, query):
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.close_connection = True
+                try:
+                    for event in cluster.watched(path, query):
+                        self.wfile.write(json.dumps(event).encode() + b"\n")
+                        self.wfile.flush()
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True
 
             do_GET = do_POST = do_PATCH = do_DELETE = answer
 
@@ -184,11 +308,20 @@ class Cluster:
         return Handler
 
 
+def now():
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _owners(item):
+    return item["metadata"].get("ownerReferences", [])
+
+
 def _fits(item, query):
     labels = item["metadata"].get("labels", {})
     asked = [part.split("=") for part in query.get("labelSelector", "").split(",") if part]
     fields = [part.split("=") for part in query.get("fieldSelector", "").split(",") if part]
-    return all(labels.get(k) == v for k, v in asked) and all(item.get(k) == v for k, v in fields)
+    found = {**item, "metadata.name": item["metadata"]["name"]}
+    return all(labels.get(k) == v for k, v in asked) and all(found.get(k) == v for k, v in fields)
 
 
 def _without_directives(value):

@@ -43,7 +43,12 @@ def advice(now: Snapshot, sweep: str, commands: Commands) -> str:
         pods = f"{JOB_LABEL}={job.name},{INDEX_LABEL}={job.position(failed[0])}"
         logs = commands.kubectl("logs", "-l", f"{selector(sweep)},{pods}", "--tail=-1")
         lines.append(f"logs: {logs}")
-        lines.append(f"again: {commands.launch('--indexes', format_indexes(failed), '--apply')}")
+    if now.left:
+        # Its Job failed as a whole: exit 2, or too many failed indexes.
+        lines.append(f"{len(now.left)} indexes were given up: {format_indexes(now.left)}")
+    if failed or now.left:
+        again = format_indexes([*failed, *now.left])
+        lines.append(f"again: {commands.launch('--indexes', again, '--apply')}")
     return "\n".join(lines)
 
 

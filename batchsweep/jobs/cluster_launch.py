@@ -146,8 +146,9 @@ def apply(
             resized={what for what, size in _CLAIMS.items() if size in given},
         )
     end = follow(watch)
-    if end.failed:
+    if end.failed or end.left:
         tell(advice(end, sweep, commands))
+    if end.failed:
         listed = format_indexes(end.failed)
         raise IndexFailed(f"{len(end.failed)} indexes failed: {listed}; what to do is printed")
     if end.broken:

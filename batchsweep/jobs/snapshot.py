@@ -97,9 +97,20 @@ class Snapshot:
     @property
     def failed(self) -> frozenset[int]:
         """Indexes that failed, succeeded in no Job, and that no Job still tries."""
-        extracts = self.of("extract")
-        tried = {i for job in extracts if not job.ended for i in set(job.indexes) - job.failed}
-        return frozenset(i for job in extracts for i in job.failed) - self.succeeded - tried
+        failed = frozenset(i for job in self.of("extract") for i in job.failed)
+        return failed - self.succeeded - self._tried
+
+    @property
+    def left(self) -> frozenset[int]:
+        """Indexes of Jobs that ended before these did, and that no Job still tries."""
+        ended = frozenset(i for job in self.of("extract") if job.ended for i in job.indexes)
+        return ended - self.succeeded - self.failed - self._tried
+
+    @property
+    def _tried(self) -> frozenset[int]:
+        """Indexes that a Job has before it."""
+        extracts = [job for job in self.of("extract") if not job.ended]
+        return frozenset(i for job in extracts for i in set(job.indexes) - job.failed)
 
     @property
     def broken(self) -> list[JobView]:

@@ -1,8 +1,6 @@
 """A sweep through the real kubectl, against an API server of the tests' own."""
 
-import os
 import shutil
-import signal
 import subprocess
 import threading
 from pathlib import Path
@@ -114,19 +112,6 @@ def test_a_server_that_goes_away_in_the_middle_is_waited_for(config, cluster, co
     assert ends
     assert cluster.get("jobs", "sweep-extract", "team")["spec"]["suspend"] is False
     assert ("jobs", "team", "sweep-bandit") in cluster.objects
-
-
-def test_a_closed_terminal_does_not_keep_extract_from_being_released(config, cluster, controller):
-    def react(job):
-        if job["metadata"]["name"] == "sweep-prepare":
-            os.kill(os.getpid(), signal.SIGHUP)
-        controller(job)
-
-    cluster.react = react
-    before = signal.getsignal(signal.SIGHUP)
-    assert main(["launch", "k8s", "--config", config, "--apply"]) == 0
-    assert cluster.get("jobs", "sweep-extract", "team")["spec"]["suspend"] is False
-    assert signal.getsignal(signal.SIGHUP) == before
 
 
 def test_kubectl_takes_what_is_printed(config, cluster, capsys):

@@ -164,6 +164,8 @@ def command(
         "patches": cluster.read_patches(patch) if patch is not None else None,
     }
     given = {name: value for name, value in options.items() if value not in (None, [], {})}
+    if patch is not None:
+        given["patches"] = options["patches"]  # An empty file takes back what is remembered.
     if gpu is not None:
         given["gpu"] = None if gpu == "none" else gpu
     if search:

@@ -116,6 +116,8 @@ class Kernel:
         self._square: Floats = (self.metrics**2).sum(axis=1)
         #: [arm] shared surface as believed, around the cells that were observed.
         self.profile: Floats = self.mean.copy()
+        #: [arm] additional variance of its own term: of arms that their neighbours tell nothing of.
+        self.stranger: Floats = np.zeros(len(step))
 
     def set(self, hyper: Hyper) -> None:
         """Compute the tables for these hyperparameters."""
@@ -153,7 +155,8 @@ class Kernel:
         shared = related * (var["step"] * kstep + var["depth"] * kdepth + var["both"] * both)
         shared += self.slope[i] @ self.slope[j].T
         shared += MODEL_SD**2 * model
-        shared += var["layer"] * layer + var["checkpoint"] * checkpoint + var["arm"] * arm
+        shared += var["layer"] * layer + var["checkpoint"] * checkpoint
+        shared += (var["arm"] + self.stranger[i])[:, None] * arm
         if self.metrics.shape[1]:
             shared += var["metrics"] * self._metric_kernel(i, j)
         own = related * (var["own_depth"] * kdepth + var["own_both"] * both)
@@ -165,6 +168,7 @@ class Kernel:
         var = self.var
         shared = (self.slope**2).sum(axis=1) + MODEL_SD**2
         shared += sum(var[n] for n in ("step", "depth", "both", "layer", "checkpoint", "arm"))
+        shared += self.stranger
         if self.metrics.shape[1]:
             shared += var["metrics"] * (3 * (self.metrics**2).sum(axis=1) + 1)
         return shared, var["own_depth"] + var["own_both"] + RESPONSE_SD**2 * self.profile**2
@@ -174,6 +178,7 @@ class Kernel:
         model, layer, checkpoint, arm = self._masks(i, i)
         related = BETWEEN_MODELS + (1 - BETWEEN_MODELS) * model
         fixed = self.slope[i] @ self.slope[i].T + MODEL_SD**2 * model
+        fixed += self.stranger[i][:, None] * arm
         metric = self._metric_kernel(i, i) if self.metrics.shape[1] else None
         rows, columns = np.ix_(self._step[i], self._step[i]), np.ix_(self._depth[i], self._depth[i])
         return Pieces(

@@ -37,18 +37,18 @@ NEAR_CELLS = 16
 #: Cells per task before an early stop: young fits are too sure of themselves.
 LEAST_ROUNDS = 6
 #: Hyperparameters are fitted, not known, so that posterior variances come out too small: they are
-#: multiplied by the mean squared surprise of the latest cells, DOUBT to begin with, which counts as
-#: much as DOUBT_CELLS of them. A surprise is a cell's distance from its prediction of the moment
-#: before, in stated standard deviations (Dawid's prequential view, JRSS A 147, 1984). Each cell's
-#: weight falls by DOUBT_MEMORY with every later one, so that a fit long gone has no say, and no
-#: surprise counts more than the largest: one spike says nothing of all other cells.
+#: multiplied by the mean squared surprise of the latest cells and of DOUBT_CELLS that count DOUBT
+#: each, however many cells there are. A surprise is a cell's distance from its prediction of the
+#: moment before, in stated standard deviations (Dawid's prequential view, JRSS A 147, 1984). Each
+#: cell's weight falls by DOUBT_MEMORY with every later one, so that a fit long gone has no say, and
+#: no surprise counts more than the largest: one spike says nothing of all other cells.
 DOUBT = 4.0
 DOUBT_CELLS = 20
 DOUBT_MEMORY = 0.97
 LARGEST_SURPRISE = 4.0
-#: Probability that the best arm is one that the model is wrong about, while nothing is scored: it
-#: falls with the part of the cells that is. Chosen on surfaces, checked on tables.
-MISFIT = 0.05
+#: Probability that the best arm is one that nothing tells of, while no arm was looked at: it falls
+#: with the part of the arms that was. Chosen on surfaces, checked on tables.
+MISFIT = 0.1
 #: The answer leaves the default arm once another one's posterior mean is higher by this many
 #: standard deviations of their difference: a guess from published experience isn't given up on a
 #: hunch. Until then one pull in so many is spent on just that difference.
@@ -72,7 +72,7 @@ class _GPPolicy(Policy):
         self._log_cost = np.zeros(tasks)
         self._cost_count = np.zeros(tasks)
         self._noise = np.zeros(tasks)  # of the last pull: the best guess for the next
-        self._surprise, self._surprises = DOUBT_CELLS * DOUBT, float(DOUBT_CELLS)
+        self._surprise, self._surprises = 0.0, 0.0
         self._opening = self._open()
 
     # -- opening -------------------------------------------------------------------------------
@@ -82,14 +82,17 @@ class _GPPolicy(Policy):
 
         The default arm is what others are compared with on each task. Of all others a random
         sample is honest: it shows how far scores lie from where the prior looks for the best, and
-        what each task makes of that, wherever it is.
+        what each task makes of that, wherever it is. Where every arm is a model of its own, nothing
+        tells of an arm but its own cells: one task on all of them, then another.
         """
         arms, tasks = self.problem.shape
         order = self.rng.permutation(tasks).tolist()
         drawn = self.rng.permutation(arms).tolist()
         cells = [(self._default, task) for task in order]
         # Costs aren't known yet: as little as can be where they are billed.
-        if self.budget is not None:
+        if len(self.problem.models) == arms:
+            cells = [(arm, t) for t in order for arm in (self._default, *drawn)]
+        elif self.budget is not None:
             cells += [(drawn[k % arms], t) for k, t in enumerate(OPENING_ROUNDS * order)]
         cells = list(dict.fromkeys(cells))
         budget = arms * tasks if self.budget is None else self.budget
@@ -217,7 +220,8 @@ class _GPPolicy(Policy):
         return front if gap >= GUARD * sd else self._default
 
     def _doubt(self) -> float:
-        return max(1.0, self._surprise / self._surprises)
+        squares = DOUBT_CELLS * DOUBT + self._surprise
+        return max(1.0, squares / (DOUBT_CELLS + self._surprises))
 
     def _front(self) -> int:
         return int(np.argmax(self.posterior.mean))
@@ -277,7 +281,7 @@ class _GPPolicy(Policy):
         leader = self.leader()
         finalists, draws = self._draws(leader)
         p_best = np.bincount(draws.argmax(axis=1), minlength=len(finalists)) / len(draws)
-        misfit = MISFIT * float(np.isnan(self.observed).mean())
+        misfit = MISFIT * float(np.isnan(self.observed).all(axis=1).mean())
         p_best = (1 - misfit) * p_best + misfit / len(self.problem.arms)
         # The model's front first, if the answer is still the default arm.
         front = finalists == self._front()

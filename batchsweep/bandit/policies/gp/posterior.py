@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg.lapack import dpotri
 
 from batchsweep.bandit.policies.base import Bools, Floats, Ints, Problem
 from batchsweep.bandit.policies.gp.fit import Fit
@@ -20,6 +21,10 @@ from batchsweep.bandit.policies.gp.kernel import OFFSET_SD, Hyper, Kernel
 JITTER = 1e-5
 #: Observations that the hyperparameters are fitted to at most, evenly from the first to the last.
 FIT_CELLS = 280
+#: Standard deviations that an arm's level is off by if its neighbours tell nothing of it, and how
+#: many such arms there may be.
+STRANGE = 4.0
+MOST_STRANGE = 8
 #: Arms whose covariances with the observations are computed at a time.
 PIECE = 512
 
@@ -357,4 +362,37 @@ class Posterior:
         known = np.isin(np.arange(self._tasks), self._task[: self.n][self._observed[: self.n]])
         differ = float(centre[known].std()) if known.any() else 0.0
         self.offset = np.where(known, OFFSET_SD, np.maximum(OFFSET_SD, differ / spread))
+        self.kernel.stranger[:] = 0.0
         self.rebuild()
+        if (strangers := self._strangers()).any():
+            self.kernel.stranger = strangers
+            self.rebuild()
+
+    def _strangers(self) -> Floats:
+        """[arm] variance to be added to an arm's own term, where its cells contradict all others.
+
+        An arm's cells are predicted from those of all others; if their common level is off by more
+        than STRANGE standard deviations, the arm is given the variance that makes that likeliest
+        (a variance-shift outlier: Cook, Holschuh & Weisberg, "A Note on an Alternative Outlier
+        Model", JRSS B 44, 1982), the strangest first, so that it isn't held against its neighbours.
+        """
+        n, found = self.n, np.zeros(self._arms)
+        arm = self._arm[:n]
+        inverse, _ = dpotri(self._chol[:n, :n], lower=1)
+        inverse = np.tril(inverse) + np.tril(inverse, -1).T
+        weight = inverse @ self._resid[:n]
+        seen = np.unique(arm)
+        cells = np.where(arm[None, :] == seen[:, None], self.load[self._task[:n]], 0.0)
+        for _ in range(MOST_STRANGE):
+            told = ((cells @ inverse) * cells).sum(axis=1)
+            strange = (cells @ weight) ** 2 / told
+            k = int(np.argmax(strange))
+            if strange[k] <= STRANGE**2:
+                break
+            variance = (strange[k] - 1) / told[k]
+            found[seen[k]] += variance
+            column = inverse @ cells[k]
+            shrink = variance / (1 + variance * told[k])
+            weight = weight - column * (shrink * (cells[k] @ weight))
+            inverse = inverse - shrink * np.outer(column, column)
+        return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,12 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 from hypothesis import settings
+
+# One thread for each test process, as for all that it starts: what BLAS and OpenMP do here is so
+# small that threads mostly wait for each other, which takes up to thirty times the processor time.
+# numpy reads it when it is imported, which nothing above does.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
 
 # The same examples in every run: a red run is one that anybody can repeat.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

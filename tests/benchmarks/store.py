@@ -203,7 +203,7 @@ def many_checkpoints(folder: Path, format: str, complete: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="on the disk to measure (default: here)")
+    parser.add_argument("--folder", type=Path, default="build", help="on the disk to measure")
     parser.add_argument("--texts", type=int, default=16384)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--hidden", type=int, default=1024)
@@ -216,7 +216,8 @@ def main() -> None:
         texts=args.texts,
         hidden=args.hidden,
     )
-    with tempfile.TemporaryDirectory(dir=args.folder or Path.cwd()) as name:
+    args.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
         for format in ("zarr", "hdf5"):
             throughput(Path(name), of, format, args.rounds)
         for format in ("zarr", "hdf5"):

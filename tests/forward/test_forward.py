@@ -21,6 +21,12 @@ TEXTS = [np.random.default_rng(i).integers(3, VOCABULARY, n) for i, n in enumera
 ROUNDING = {"rtol": 1e-5, "atol": 2e-5}
 
 
+@pytest.fixture(autouse=True)
+def two_at_once(monkeypatch):
+    """Batches are computed at once, as on a user's machine."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+
+
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def folder(request, tmp_path_factory):
     """A checkpoint's directory."""

@@ -93,6 +93,8 @@ class HubServer:
         """``METHOD /path?query`` of every request, in order of arrival."""
         self.resumed: list[int] = []
         """Of every request for the rest of a large file, the byte that it begins at."""
+        self.jobs: list[dict] = []
+        """Of Hugging Face Jobs that were submitted, what was asked for."""
         self.most_at_once = 0
         self._open = 0
         self._lock = threading.Lock()
@@ -188,6 +190,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_POST(self) -> None:
+        self.posted = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.do_GET()
+
     def _answer(self, request: str) -> None:
         fault = self.server_hub.fault(request)
         self.cut = fault is not None and fault.kind == "cut"
@@ -206,6 +212,8 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         # A slash inside a revision comes quoted, so that a revision is one part of the path.
         for pattern, answer in (
+            (r"/api/whoami-v2", self._whoami),
+            (r"/api/jobs/(?P<owner>[^/]+)", self._job),
             (r"/api/datasets/(?P<path>.+)/auth-check", self._data_set),
             (r"/api/models/(?P<repo>.+?)/refs", self._refs),
             (r"/api/models/(?P<repo>.+?)/revision/(?P<revision>[^/]+)", self._info),
@@ -220,6 +228,16 @@ class _Handler(BaseHTTPRequestHandler):
                 answer(parse_qs(url.query), **found)
                 return
         self._error(404, "EntryNotFound", url.path)
+
+    def _whoami(self, query: dict) -> None:
+        self._json({"name": "me", "type": "user", "auth": {}})
+
+    def _job(self, query: dict, owner: str) -> None:
+        job = json.loads(self.posted)
+        self.server_hub.jobs.append(job)
+        me = {"id": "1", "name": owner, "type": "user"}
+        number = str(len(self.server_hub.jobs))
+        self._json({**job, "id": number, "status": {"stage": "RUNNING"}, "owner": me})
 
     def _data_set(self, query: dict, path: str) -> None:
         code = self.server_hub.datasets.get(path, "RepoNotFound")

@@ -37,7 +37,7 @@ def add(app: typer.Typer, function: Function) -> None:
     """Make the function a command of ``app``, with the options that all commands have."""
     text, _, example = (inspect.getdoc(function) or "").partition("\n\nexample:\n")
     app.command(
-        function.__module__.rpartition(".")[2],
+        function.__module__.rpartition(".")[2].replace("_", "-"),
         help=verbatim(text),
         short_help=_first_line(text),
         epilog=verbatim(f"example:\n{example}"),

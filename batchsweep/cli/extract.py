@@ -70,9 +70,9 @@ def command(
     """Write the pooled states of all layers of one checkpoint.
 
     Without --index or --all, the index is what Kubernetes
-    (JOB_COMPLETION_INDEX) or Slurm (SLURM_ARRAY_TASK_ID) put into the
-    environment. Run again, it goes on where it was; what is sealed is left
-    alone.
+    (JOB_COMPLETION_INDEX), Slurm (SLURM_ARRAY_TASK_ID) or SkyPilot
+    (SKYPILOT_JOB_RANK) put into the environment. Run again, it goes on where
+    it was; what is sealed is left alone.
 
     example:
       batchsweep extract --config configs/quick.yaml --index 3

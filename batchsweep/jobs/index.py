@@ -10,11 +10,12 @@ from batchsweep.errors import UsageError
 INDEX_VARIABLES = {
     "JOB_COMPLETION_INDEX": "a Kubernetes Indexed Job",
     "SLURM_ARRAY_TASK_ID": "a Slurm job array",
+    "SKYPILOT_JOB_RANK": "SkyPilot's managed jobs",
 }
 
 
 def index_from_environment(environ: Mapping[str, str]) -> int:
-    """The index that Kubernetes or Slurm gave to this process.
+    """The index that Kubernetes, Slurm or SkyPilot gave to this process.
 
     Raises:
         UsageError: when no variable is set, one is not a whole number, or two disagree.

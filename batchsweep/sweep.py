@@ -29,7 +29,7 @@ from batchsweep.score.dataset import (
     plan_of,
     with_metrics,
 )
-from batchsweep.score.transforms import ArmReader, parts_of
+from batchsweep.score.transforms import ArmReader, has_statistics
 from batchsweep.store import Corpus, GroupReader, Store, open_store
 from batchsweep.store.pairs import ready_tasks
 
@@ -147,7 +147,7 @@ class Sweep:
         """
         found = self._arm(arm)
         assert found.pooling is not None
-        if task is None and parts_of(found.pooling)[1] is not None:
+        if task is None and has_statistics(found.pooling):
             raise UsageError(
                 f"arm '{arm}': a transform takes its statistics from a task's texts; name the task"
             )

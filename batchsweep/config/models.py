@@ -23,7 +23,7 @@ from batchsweep.bandit.policy_names import PolicyName
 
 LayerOutput = Literal["final_norm", "raw", "hidden_states"]
 Pooling = Literal["mean", "last", "first", "max", "weighted_mean"]
-Transform = Literal["stored", "center", "all_but_the_top"]
+Transform = Literal["stored", "unit", "center", "all_but_the_top"]
 TaskType = Literal[
     "sts",
     "pair_classification",
@@ -175,8 +175,9 @@ class EmbeddingConfig(Section):
         AfterValidator(_distinct),
         Field(min_length=1),
     ] = ("stored",)
-    """Further arms that cost no forward pass: vectors as ``stored``, with the mean of the task's
-    texts removed (``center``), or with its main components too (``all_but_the_top``). Worked out
+    """Further arms that cost no forward pass: vectors as ``stored``, of length 1 (``unit``), with
+    the mean of the task's texts removed (``center``), or with its main components too
+    (``all_but_the_top``). Worked out
     when vectors are read: it can be changed at any time, also after extraction."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the model computes in. ``auto``: as published on a GPU, float32 on a CPU."""

@@ -23,7 +23,7 @@ from batchsweep.errors import IndexFailed, StoreError, StoreMismatch, UsageError
 from batchsweep.export.card import model_card
 from batchsweep.extract.weights import check_weights
 from batchsweep.plan.plan import PlanEntry, frozen_plan
-from batchsweep.score.transforms import ArmReader, Transform, parts_of
+from batchsweep.score.transforms import ArmReader, Transform, Unit, has_statistics, parts_of
 from batchsweep.store import Store
 from batchsweep.store.pairs import ready_tasks
 
@@ -73,8 +73,8 @@ def export_model(
     """Write an arm as a model in the layout of sentence-transformers.
 
     The folder has the checkpoint cut to the arm's layer in float32, its final norm, its tokenizer,
-    the pooling, the prefix as prompts, and a model card with the provenance. A transform is a dense
-    layer behind the pooling.
+    the pooling, the prefix as prompts, and a model card with the provenance. A transform is a
+    module behind the pooling.
 
     Args:
         store: holds the arm's vectors, which the model's are compared with.
@@ -95,7 +95,7 @@ def export_model(
     entry, arm = _known(store, config, arm)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder}: is there already; delete it, or choose another folder")
-    if (parts_of(str(arm.pooling))[1] is None) != (texts_of is None):
+    if has_statistics(str(arm.pooling)) != (texts_of is not None):
         raise UsageError(_which_texts(arm))
     rows = _rows(store, arm)
     model_config = config.model_of(entry.checkpoint.model)
@@ -162,8 +162,8 @@ def _rows(store: Store, arm: Arm) -> npt.NDArray[np.int64]:
 
 
 def _which_texts(arm: Arm) -> str:
-    if parts_of(str(arm.pooling))[1] is None:
-        return f"{arm}: --texts-of is for an arm with a transform; this one's vectors are as stored"
+    if not has_statistics(str(arm.pooling)):
+        return f"{arm}: --texts-of is for a transform with statistics; this arm has none"
     return (
         f"{arm}: a transform takes its statistics from the texts of each task that is scored, and "
         "a model has one of each: say of which task with --texts-of TASK, or export the arm as "
@@ -172,7 +172,7 @@ def _which_texts(arm: Arm) -> str:
 
 
 def _write(
-    folder: Path, config: Config, entry: PlanEntry, arm: Arm, transform: Transform | None
+    folder: Path, config: Config, entry: PlanEntry, arm: Arm, transform: Transform | Unit | None
 ) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -205,7 +205,7 @@ def _write(
     )
     prompts, default = _prompts(embedding.prefix)
     model = SentenceTransformer(
-        modules=[transformer, pooling, *([] if transform is None else [_dense(transform)])],
+        modules=[transformer, pooling, *_behind(transform)],
         device="cpu",
         prompts=prompts,
         default_prompt_name=default,
@@ -213,23 +213,28 @@ def _write(
     model.save(str(folder), create_model_card=False)
 
 
-def _dense(transform: Transform) -> torch.nn.Module:
-    """The transform as a layer: W = 1 - sum of u_k u_k^T, and b = -W mean."""
+def _behind(transform: Transform | Unit | None) -> list[torch.nn.Module]:
+    """The transform as modules: a dense one has W = 1 - sum of u_k u_k^T, and b = -W mean."""
     import torch
-    from sentence_transformers.sentence_transformer.modules import Dense
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
+    if transform is None:
+        return []
+    if isinstance(transform, Unit):
+        return [Normalize()]
     hidden = len(transform.mean)
     components = transform.components.astype(np.float64)
     weight = np.eye(hidden) - components.T @ components
     bias = -weight @ transform.mean
-    dense: torch.nn.Module = Dense(
-        hidden,
-        hidden,
-        activation_function=torch.nn.Identity(),
-        init_weight=torch.tensor(weight, dtype=torch.float32),
-        init_bias=torch.tensor(bias, dtype=torch.float32),
-    )
-    return dense
+    return [
+        Dense(
+            hidden,
+            hidden,
+            activation_function=torch.nn.Identity(),
+            init_weight=torch.tensor(weight, dtype=torch.float32),
+            init_bias=torch.tensor(bias, dtype=torch.float32),
+        )
+    ]
 
 
 def _cut(loaded: LoadedCheckpoint, layer: int, layer_output: str) -> None:
@@ -289,8 +294,10 @@ def _compare(
     own = _encoded(model, texts, config.embedding.prefix)
     # A text without tokens is the model's end-of-text token here; tokenizers can't say that.
     some = np.array([bool(text.strip()) for text in texts], bool)
-    # What a transform leaves is as exact as what it began with.
-    scale = np.linalg.norm(reader.read(parts_of(str(arm.pooling))[0], arm.layer, rows), axis=1)
+    scale = np.linalg.norm(stored, axis=1)
+    if has_statistics(str(arm.pooling)):
+        # What is left is as exact as what it began with.
+        scale = np.linalg.norm(reader.read(parts_of(str(arm.pooling))[0], arm.layer, rows), axis=1)
     scale = np.maximum(scale, 1e-12)
     distances = np.linalg.norm(own - stored, axis=1) / scale
     difference = float(distances[some].max(initial=0.0))

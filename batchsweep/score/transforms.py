@@ -1,5 +1,6 @@
-"""Vectors with what they have in common removed, worked out when they are read.
+"""Vectors brought to length 1, or with what they have in common removed, when they are read.
 
+``unit`` is v / |v|: cosine similarities stay, classifiers and clusterings see other distances.
 Texts' embeddings of one layer share a large vector and a few directions, which cosine similarity
 then mostly measures. Mu & Viswanath, "All-but-the-Top: Simple and Effective Postprocessing for Word
 Representations" (ICLR 2018), remove them:
@@ -31,9 +32,18 @@ Float32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 #: The transforms by name; ``config.Transform`` lists the same, and ``stored``.
-TRANSFORMS = ("center", "all_but_the_top")
+TRANSFORMS = ("unit", "center", "all_but_the_top")
 #: Texts that the statistics are taken from, at most, and the seed of the draw.
 SAMPLE, SEED = 4096, 0
+
+
+class Unit:
+    """v -> v / |v|; zero stays zero."""
+
+    def __call__(self, vectors: Float32) -> Float32:
+        """Of vectors [text, hidden]; new ones."""
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +63,7 @@ class Transform:
         """From a set of vectors [text, hidden]; takes 12 bytes a value while it computes.
 
         Args:
-            name: one of :data:`TRANSFORMS`.
+            name: ``center`` or ``all_but_the_top``.
             vectors: half as many texts as there are components to remove, or fewer, have fewer
                 removed: half as many as there are texts.
         """
@@ -99,21 +109,29 @@ def parts_of(pooling: str) -> tuple[str, str | None]:
     return stored, transform or None
 
 
+def has_statistics(pooling: str) -> bool:
+    """Whether it is a pooling with a transform that takes statistics from texts.
+
+    Raises:
+        UsageError: no such transform.
+    """
+    return parts_of(pooling)[1] not in (None, "unit")
+
+
 def _valid(stored: str) -> str:
     return ", ".join([stored, *(f"{stored}+{name}" for name in TRANSFORMS)])
 
 
 def origin_of(pooling: str) -> dict[str, Any]:
     """What decides a transform beside the vectors, for the origin of a score."""
-    _, transform = parts_of(pooling)
-    return {} if transform is None else {"transform": {"texts": SAMPLE, "seed": SEED}}
+    return {"transform": {"texts": SAMPLE, "seed": SEED}} if has_statistics(pooling) else {}
 
 
 class ArmReader:
     """An arm's vectors, as stored or transformed."""
 
     def __init__(self, reader: GroupReader, arm: Arm, task_rows: Rows | None) -> None:
-        """``arm``: its pooling named; ``task_rows``: of a transformed arm, its statistics' rows.
+        """``arm``: its pooling named; ``task_rows``: rows of the statistics, if it has any.
 
         Raises:
             UsageError: no such transform.
@@ -123,8 +141,8 @@ class ArmReader:
         self._reader, self._layer = reader, arm.layer
         self._pooling, name = parts_of(arm.pooling)
         #: Of the statistics; None: vectors are as stored.
-        self.transform: Transform | None = None
-        if name is not None:
+        self.transform: Transform | Unit | None = Unit() if name == "unit" else None
+        if name is not None and name != "unit":
             assert task_rows is not None
             if len(task_rows) > SAMPLE:
                 drawn = np.random.default_rng(SEED).choice(task_rows, SAMPLE, replace=False)
@@ -139,7 +157,7 @@ class ArmReader:
             UsageError: no such transform.
             StoreError: no such pooling, layer, or task.
         """
-        if parts_of(str(arm.pooling))[1] is None:
+        if not has_statistics(str(arm.pooling)):
             return cls(reader, arm, None)
         corpus = store.corpus()
         if corpus is None:

@@ -229,7 +229,7 @@ def test_vectors_that_are_not_the_stores_are_refused_and_nothing_is_written(tmp_
 
 def test_a_transform_is_a_layer_with_the_statistics_of_one_task(tmp_path):
     config = sweep(tmp_path, layers=[2])
-    transforms = ["stored", "center", "all_but_the_top"]
+    transforms = ["stored", "unit", "center", "all_but_the_top"]
     sections = json.loads(config.read_text())
     sections["embedding"]["transforms"] = transforms
     tiny.write_config(config, **sections)
@@ -239,12 +239,14 @@ def test_a_transform_is_a_layer_with_the_statistics_of_one_task(tmp_path):
     for name in transforms[1:]:
         arm, out = f"model/main#2#mean+{name}", tmp_path / name
         common = ["export", "--config", str(config), "--arm", arm, "--model", str(out)]
-        assert main([*common, "--texts-of", "TinySTS"]) == 0
+        assert main([*common, *([] if name == "unit" else ["--texts-of", "TinySTS"])]) == 0
         result = mteb.evaluate(SentenceTransformer(str(out)), task, cache=None, co2_tracker=False)
         record = scores(f"scores/model/main/2-mean+{name}/TinySTS.json")
         assert result[0].get_score() == pytest.approx(record["main_score"], abs=1e-6)
         card = (out / "README.md").read_text()
-        assert "texts of TinySTS" in card and f"| pooling | `mean+{name}`" in card
+        assert ("texts of TinySTS" in card) == (
+            name != "unit"
+        ) and f"| pooling | `mean+{name}`" in card
 
 
 def test_a_transform_without_its_task_is_refused(tmp_path):
@@ -253,7 +255,7 @@ def test_a_transform_without_its_task_is_refused(tmp_path):
     centred = Arm.parse("model/main#1#mean+center")
     with pytest.raises(UsageError, match="say of which task with --texts-of TASK"):
         export_model(store, config, centred, tmp_path / "x")
-    with pytest.raises(UsageError, match="--texts-of is for an arm with a transform"):
+    with pytest.raises(UsageError, match="--texts-of is for a transform with statistics"):
         export_model(store, config, Arm.parse("model/main#1"), tmp_path / "x", texts_of="TinySTS")
     with pytest.raises(UsageError, match="no transform 'top'"):
         export_model(store, config, Arm.parse("model/main#1#mean+top"), tmp_path / "x")

@@ -27,6 +27,7 @@ from batchsweep import __version__
 from batchsweep.cli import (
     bandit,
     checkpoints,
+    compare,
     convert,
     demo,
     export,
@@ -82,6 +83,7 @@ COMMANDS = (
     status.command,
     bandit.command,
     report.command,
+    compare.command,
     export.command,
     verify.command,
     convert.command,

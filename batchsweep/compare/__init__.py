@@ -1,0 +1,1 @@
+"""What makes two settings score apart: one convention changed at a time."""

@@ -362,8 +362,8 @@ def _main_is_not_last(model: _Asked, groups: Sequence[Sequence[str]]) -> bool:
 
 
 def _by_config(model: _Asked, group: list[str], usable: Mapping[str, Listing]) -> list[list[str]]:
-    """Split revisions of identical weights by what their configs make of them."""
-    if len({usable[revision].config_id for revision in group}) == 1:
+    """Split revisions of identical weights by what their configs and code make of them."""
+    if len({usable[revision].settings for revision in group}) == 1:
         return [group]
     parts: dict[str, list[str]] = {}
     for revision in group:
@@ -372,7 +372,7 @@ def _by_config(model: _Asked, group: list[str], usable: Mapping[str, Listing]) -
         with suppress(ConfigError, Missing):
             config = model.suite.model_config(revision)
             told = {name: value for name, value in config.items() if name not in _CONFIG_NOTES}
-            content = json.dumps(told, sort_keys=True)
+            content = json.dumps(told, sort_keys=True) + usable[revision].code
         parts.setdefault(content, []).append(revision)
     return list(parts.values())
 

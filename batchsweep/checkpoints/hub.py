@@ -34,10 +34,10 @@ _FOLDERS = frozenset(
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 #: What the Hub answers to a token that is wrong, or may not read what is asked for.
 REFUSED = frozenset({401, 403})
-#: Files that an audit needs to know of: weights, shape, tokenizer.
+#: Files that an audit needs to know of: weights, shape, tokenizer, code.
 _WANTED = re.compile(
     r"(model|pytorch_model)[^/]*\.(safetensors|bin)|config\.json|tokenizer[^/]*|vocab\.\w+"
-    r"|merges\.txt|spiece\.model|sentencepiece\.bpe\.model"
+    r"|.*\.py|merges\.txt|spiece\.model|sentencepiece\.bpe\.model"
 )
 
 
@@ -97,9 +97,11 @@ class Hub:
         return None if value is None else str(value["sha"])
 
     def files(self, repo: str, commit: str) -> dict[str, RemoteFile]:
-        """The commit's weight, config and tokenizer files at the top level."""
+        """The commit's weight, config and tokenizer files at the top level, and all its code."""
         cache = self._cache(repo)
-        cached = cache.get(commit)
+        # Under the commit alone, older versions kept a list without Python files.
+        key = f"{commit}/files"
+        cached = cache.get(key)
         if cached is None:
             value = self._json(self._revision_path(repo, commit) + "?blobs=true", repo)
             try:
@@ -110,7 +112,7 @@ class Hub:
                 }
             except (KeyError, TypeError):
                 raise self._strange(repo, commit) from None
-            cache.set(commit, cached)
+            cache.set(key, cached)
         return {name: RemoteFile(digest, size) for name, (digest, size) in cached.items()}
 
     def json_file(self, repo: str, revision: str, name: str) -> dict[str, Any] | None:

@@ -51,6 +51,13 @@ class Listing:
     """Content of ``config.json``; None: there is none."""
     tokenizer: str
     """16 hex digits; the same for checkpoints that share a tokenizer. Empty: no tokenizer."""
+    code: str = ""
+    """sha256 (hex) of the Python files, where they may run; empty where there are none."""
+
+    @property
+    def settings(self) -> str:
+        """What makes a model of the weights: ``config.json``, and the code."""
+        return f"{self.config_id} {self.code}".strip()
 
     @property
     def loaded(self) -> tuple[WeightFile, ...]:
@@ -99,16 +106,22 @@ def open_suite(model: ModelConfig, hub: Hub, digests: JsonCache) -> Suite:
     if PLACEHOLDER in name:
         return SeparateRepos(model, hub, digests)
     if Path(name).is_dir():
-        return LocalSuite(Path(name), digests)
+        return LocalSuite(Path(name), digests, code=model.trust_remote_code)
     if not re.fullmatch(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?", name) or name[0] in "./":
         raise ConfigError(
             f"models: '{name}': no such directory, and not a Hub id (owner/name) either"
         )
-    return HubSuite(name, hub)
+    return HubSuite(name, hub, code=model.trust_remote_code)
 
 
-def listing_of(files: Mapping[str, RemoteFile], commit: str) -> Listing:
-    """Sort the files of a checkpoint; a format with missing shards does not count."""
+def listing_of(files: Mapping[str, RemoteFile], commit: str, *, code: bool = False) -> Listing:
+    """Sort the files of a checkpoint; a format with missing shards does not count.
+
+    Args:
+        files: name -> content, of those that matter.
+        commit: theirs.
+        code: the Python files among them may run, so that they are part of the checkpoint.
+    """
     weights: dict[str, tuple[WeightFile, ...]] = {}
     incomplete = 0
     for suffix, names in weight_names(files).items():
@@ -124,7 +137,13 @@ def listing_of(files: Mapping[str, RemoteFile], commit: str) -> Listing:
         incomplete=0 if weights else incomplete,
         config_id=config.digest if config else None,
         tokenizer=_tokenizer_key(files),
+        code=_code_digest(files) if code else "",
     )
+
+
+def _code_digest(files: Mapping[str, RemoteFile]) -> str:
+    text = "".join(f"{n} {files[n].digest}\n" for n in sorted(files) if n.endswith(".py"))
+    return hashlib.sha256(text.encode()).hexdigest() if text else ""
 
 
 def _tokenizer_key(files: Mapping[str, RemoteFile]) -> str:
@@ -145,8 +164,9 @@ class HubSuite:
 
     local = False
 
-    def __init__(self, repo: str, hub: Hub) -> None:
+    def __init__(self, repo: str, hub: Hub, *, code: bool = False) -> None:
         self.repo = repo
+        self._code = code
         self._hub = hub
         self._refs: dict[str, str] | None = None
 
@@ -157,7 +177,7 @@ class HubSuite:
 
     def listing(self, revision: str) -> Listing:
         commit = self._commit(revision)
-        return listing_of(self._hub.files(self.repo, commit), commit)
+        return listing_of(self._hub.files(self.repo, commit), commit, code=self._code)
 
     def model_config(self, revision: str) -> dict[str, Any]:
         # If nobody has asked for the branches yet, one request is enough to plan a sweep.
@@ -184,8 +204,9 @@ class LocalSuite:
 
     local = True
 
-    def __init__(self, root: Path, digests: JsonCache) -> None:
+    def __init__(self, root: Path, digests: JsonCache, *, code: bool = False) -> None:
         self.root = root
+        self._code = code
         self._digests = digests
 
     def revisions(self) -> Mapping[str, str]:
@@ -205,8 +226,11 @@ class LocalSuite:
             "tokenizer_config.json",
         } - skipped
         files = {n: hashed(folder / n, self._digests) for n in names if n in wanted}
-        listing = listing_of(files, "")
-        content = "".join(f"{f.name} {f.sha256}\n" for f in listing.loaded) + str(listing.config_id)
+        if self._code:
+            code = sorted(p for p in folder.rglob("*.py") if p.is_file())
+            files |= {p.relative_to(folder).as_posix(): hashed(p, self._digests) for p in code}
+        listing = listing_of(files, "", code=self._code)
+        content = "".join(f"{f.name} {f.sha256}\n" for f in listing.loaded) + listing.settings
         commit = hashlib.sha256(content.encode()).hexdigest()[:40]
         return Listing(**{**vars(listing), "commit": commit})
 
@@ -341,11 +365,15 @@ def check_unchanged(suite: Suite, checkpoint: Checkpoint, tokenizer: str) -> Non
             f"{revision}: the weights changed since 'prepare' ({digest[:12]} then, {now[:12]} now)"
             "; put the old ones back, or start another store"
         )
-    # Of a local checkpoint, the commit is made of the weights and the config.
+    # Of a local checkpoint, the commit is made of the weights, the config and the code.
     changed = [
         what
         for what, then, found in (
-            ("config.json", checkpoint.commit, listing.commit),
+            (
+                "config.json" + " or the code" * bool(listing.code),
+                checkpoint.commit,
+                listing.commit,
+            ),
             ("the tokenizer", tokenizer, listing.tokenizer),
         )
         if then != found
@@ -367,13 +395,13 @@ def check_download(folder: Path, checkpoint: Checkpoint, digests: JsonCache) -> 
         IndexFailed: names the file.
     """
     pinned = {file.name: file.sha256 for file in checkpoint.weights}
-    for path in sorted(folder.iterdir()):
-        blob = path.resolve().name
-        if path.name not in pinned and path.is_symlink():
+    for path in sorted({*folder.iterdir(), *folder.rglob("*.py")}):
+        blob, name = path.resolve().name, path.relative_to(folder).as_posix()
+        if name not in pinned and path.is_symlink():
             if re.fullmatch("[0-9a-f]{64}", blob):
-                pinned[path.name] = blob
+                pinned[name] = blob
             elif re.fullmatch("[0-9a-f]{40}", blob):
-                pinned[path.name] = f"git:{blob}"
+                pinned[name] = f"git:{blob}"
     for name, wanted in pinned.items():
         path = folder / name
         if not path.is_file():

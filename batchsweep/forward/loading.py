@@ -102,6 +102,12 @@ def _by_transformers(
     """Whatever ``AutoModel`` can load, if all of its tensors are there and are used."""
     from transformers import AutoConfig, AutoModel
 
+    if trust_remote_code and (elsewhere := _code_elsewhere(folder)):
+        raise IndexFailed(
+            f"{name}: config.json takes its code from {elsewhere}, which the plan doesn't pin; use "
+            "a local copy of the checkpoint with that code beside config.json, and without "
+            f"'{elsewhere}--' in its auto_map"
+        )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         config.use_cache = False
@@ -172,6 +178,16 @@ def _named_elsewhere(folder: Path, weights: Sequence[str], config: object) -> st
         return None
     strangers = sorted(_shards_in(index) - set(weights))
     return f"{strangers[0]!r} in {index.name}" if strangers else None
+
+
+def _code_elsewhere(folder: Path) -> str | None:
+    """The repo that a config's ``auto_map`` takes code from, if it isn't the checkpoint's own."""
+    try:
+        auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8"))["auto_map"]
+        classes = [str(value) for value in auto_map.values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # No such thing; what else is wrong, loading says.
+    return next((c.partition("--")[0].strip("['\"") for c in classes if "--" in c), None)
 
 
 def _index_name(weights: Sequence[str]) -> str:

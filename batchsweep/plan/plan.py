@@ -398,8 +398,8 @@ def grow(there: Plan, new: Plan, *, where: str = "the store") -> Plan:
         then, now = (known.tokenizer, old.commit), (entry.tokenizer, entry.checkpoint.commit)
         if old.local and old.revision == entry.checkpoint.revision and then != now:
             raise StoreMismatch(
-                f"{where}: {old.model}@{old.revision}: config.json or the tokenizer changed since "
-                "the plan was frozen; put the old one back, or use another store.path"
+                f"{where}: {old.model}@{old.revision}: config.json, the tokenizer or the code "
+                "changed since the plan was frozen; put the old one back, or use another store.path"
             )
         added = [n for n in entry.checkpoint.names if n not in old.names]
         entries[known.index] = replace(

@@ -19,7 +19,7 @@ HERE := not containers and not browser and not torture
 SEED ?= $(shell date +%j)
 
 .PHONY: demo test test-fast test-random lint docs test-browser test-containers test-gpu bench-gpu \
-  gpu-packages k8s torture wheel benchmarks clean
+  gpu-packages k8s torture wheel sbom audit benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/batchsweep demo
@@ -82,6 +82,16 @@ wheel: $(VENV)/.installed-test
 	git archive HEAD | tar -x -C build/wheel/source && chmod -R u=rwX,go=rX build/wheel/source
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m pip wheel --quiet --no-deps \
 	  --no-build-isolation --wheel-dir build/wheel build/wheel/source
+
+# What is installed to run batchsweep, as CycloneDX: build/sbom.json.
+sbom: $(VENV)/.installed
+	mkdir -p build
+	PYTHONPATH=.:tests $(BIN)/python tests/sbom.py > build/sbom.json
+
+# The pins of constraints.txt against a folder of saved OSV records; asks no network.
+ADVISORIES ?= build/advisories
+audit: $(VENV)/.installed
+	$(BIN)/python tests/advisories.py $(ADVISORIES)
 
 # Hundreds of kill -9 at random moments, and the demo of several seeds; about 40 minutes.
 torture: $(VENV)/.installed-test

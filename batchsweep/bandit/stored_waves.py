@@ -6,9 +6,10 @@ asked for before, and knows of each what was there when it asked.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ from batchsweep.extract.status import index_statuses
 from batchsweep.plan.plan import Plan
 from batchsweep.store import Store
 from batchsweep.store.pairs import ready_tasks
+from batchsweep.store.validation import parsed
 
 #: Of the documents. A reader refuses a version that it doesn't know.
 VERSION = 1
 FOLDER = "waves"
+_NAME = re.compile(rf"{FOLDER}/\d{{4,}}\.json")
 #: How often, and how many seconds apart, a number is asked for while another search takes one.
 TRIES, PAUSE = 100, 0.1
 
@@ -70,6 +73,12 @@ class StoredWaves:
         for path in _paths(store):
             search_name, wave, there = _read(store, path)
             if search_name == search:
+                strange = {t for v in wave.visits for t in v.tasks} - self._columns.keys()
+                if strange:
+                    raise StoreCorrupt(
+                        f"{store.url}: {path} is not a wave's document (it asks for "
+                        f"{min(strange)!r}, which is no task of its search)"
+                    )
                 self._mine.append((wave, there))
         numbers = [wave.number for wave, _ in self._mine]
         if numbers != list(range(1, len(numbers) + 1)):
@@ -202,7 +211,27 @@ def _number(path: str) -> int:
 
 
 def _paths(store: Store) -> list[str]:
-    return sorted(str(path) for path in store.list_json(FOLDER))
+    paths = sorted(str(path) for path in store.list_json(FOLDER))
+    if stranger := next((path for path in paths if not _NAME.fullmatch(path)), None):
+        raise StoreCorrupt(f"{store.url}: {stranger} has no wave's name, 0001.json; remove it")
+    return paths
+
+
+@dataclass(frozen=True)
+class _Visit:
+    key: str
+    tasks: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Document:
+    version: int
+    search: str
+    number: int
+    expected_regret: float | None
+    there: dict[str, tuple[str, ...]]
+    visits: tuple[_Visit, ...]
 
 
 def _read(store: Store, path: str) -> tuple[str, Wave, dict[str, list[str]]]:
@@ -211,20 +240,15 @@ def _read(store: Store, path: str) -> tuple[str, Wave, dict[str, list[str]]]:
     Raises:
         StoreCorrupt: it isn't what FORMAT.md says.
     """
-    document: Any = store.read_json(path)
+    value: Any = store.read_json(path)
     try:
-        if document["version"] != VERSION:
-            raise ValueError(f"version {document['version']}, and only {VERSION} is known")
-        regret = document["expected_regret"]
-        visits = tuple(
-            Visit(str(v["key"]), tuple(str(t) for t in v["tasks"]), str(v["reason"]))
-            for v in document["visits"]
-        )
-        regret = None if regret is None else float(regret)
-        wave = Wave(int(document["number"]), visits, regret, _number(path))
-        there = {str(k): [str(t) for t in tasks] for k, tasks in document["there"].items()}
+        document = parsed(_Document, value)
+        if document.version != VERSION:
+            raise ValueError(f"version {document.version}, and only {VERSION} is known")
+        visits = tuple(Visit(v.key, v.tasks, v.reason) for v in document.visits)
         if not visits or not all(visit.tasks for visit in visits):
             raise ValueError("a wave without visits, or a visit without tasks")
-        return str(document["search"]), wave, there
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreCorrupt(f"{store.url}: {path} is not a wave's document ({error!s})") from None
+    except ValueError as error:
+        raise StoreCorrupt(f"{store.url}: {path} is not a wave's document ({error})") from None
+    there = {key: list(tasks) for key, tasks in document.there.items()}
+    return document.search, Wave(document.number, visits, document.expected_regret), there

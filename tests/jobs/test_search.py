@@ -225,11 +225,18 @@ def test_a_wave_that_is_not_as_specified_is_refused(sweep) -> None:
         ({"version": 2}, "version 2, and only 1 is known"),
         ({"visits": []}, "without visits"),
         ({"number": "x"}, "not a wave's document"),
+        ({"number": 1.5}, "not a wave's document .number"),
+        ({"there": {"x/y": "ab"}}, "not a wave's document .there"),
+        ({"visits": [{**good["visits"][0], "tasks": ["--debug"]}]}, "'--debug', which is no task"),
         ({"number": 7}, "numbered .*7.* one is missing"),
     ):
         run.store.write_json(first, good | change)
         with pytest.raises(StoreCorrupt, match=says):
             Extractor(path).search()
+    run.store.write_json(first, good)
+    run.store.write_json("waves/mine.json", good)
+    with pytest.raises(StoreCorrupt, match=r"waves/mine\.json has no wave's name"):
+        Extractor(path).search()
 
 
 def test_a_budget_of_bytes_is_a_hard_limit(sweep) -> None:

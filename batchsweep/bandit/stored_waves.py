@@ -122,10 +122,10 @@ class StoredWaves:
         if lost:
             raise CheckpointsLost(", ".join(sorted(lost)))
         now = ready_tasks(self._store)
-        keys = {self._plan.entry(index).key: tasks for index, tasks in left.items()}
-        if not any(set(tasks) & set(now.get(key, ())) for key, tasks in keys.items()):
+        if not any(set(visit.tasks) & set(now.get(visit.key, ())) for visit in wave.visits):
+            keys = ", ".join(self._plan.entry(index).key for index in left)
             raise TryAgain(
-                f"wave {wave.number} brought nothing: none of {', '.join(keys)} could be extracted "
+                f"wave {wave.number} brought nothing: none of {keys} could be extracted "
                 "this time; the workers' logs say why, and the same command goes on from there"
             )
 

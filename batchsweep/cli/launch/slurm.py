@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from batchsweep.cli.options import ConfigFile, Indexes
+from batchsweep.cli.options import ConfigFile, Indexes, only_one
 
 
 def command(
@@ -16,13 +17,55 @@ def command(
     gpu: Annotated[
         Literal["gpu", "none"], typer.Option(help="one GPU an array task, or none")
     ] = "gpu",
+    search: Annotated[
+        bool, typer.Option("--search", help="only what the search asks for, as 'run' does")
+    ] = False,
+    extract_options: Annotated[
+        str, typer.Option(metavar="TEXT", help="with --search: sbatch's options for its waves")
+    ] = "",
+    search_options: Annotated[
+        str, typer.Option(metavar="TEXT", help="with --search: sbatch's options for the search")
+    ] = "",
+    step: Annotated[bool, typer.Option("--step", hidden=True)] = False,
+    tried: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Print an array script for sbatch.
 
+    With --search, the script of a search on a CPU: it submits an array for
+    each wave that it asks for, and itself again for when that has ended.
+
     example:
       batchsweep launch slurm --config configs/quick.yaml > extract.sbatch
+      batchsweep launch slurm --config configs/quick.yaml --search > search.sbatch
     """
+    only_one(search=search, indexes=indexes)
+    if search:
+        _search(config, parallel, gpu == "gpu", extract_options, search_options, step, tried)
+        return
     from batchsweep.jobs.launch import slurm
 
     script = slurm(config, indexes=indexes, parallel=parallel, gpu=gpu == "gpu")
     print(script.rstrip("\n"))
+
+
+def _search(
+    config: Path,
+    parallel: int,
+    gpu: bool,
+    extract_options: str,
+    search_options: str,
+    step: bool,
+    tried: int | None,
+) -> None:
+    """Print the search's script; ``step`` is what the script runs."""
+    from batchsweep.cli.run import show
+    from batchsweep.jobs.slurm_search import SlurmSearch, Submitted
+
+    job = SlurmSearch(config, parallel, gpu, extract_options, search_options)
+    if not step:
+        print(job.script().rstrip("\n"))
+        return
+    try:
+        show(config, *job.step(tried))
+    except Submitted as submitted:
+        print(submitted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,6 +43,10 @@ def command(
         typer.Option(metavar="REGEX", help="finds the step in --model's revision names"),
     ] = None,
     audit: Annotated[bool, typer.Option("--audit", help="ask the Hub instead of listing")] = False,
+    catalogue: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="with --audit: its faults as .md, .csv or .json"),
+    ] = None,
     strict: Strict = False,
 ) -> None:
     """List revisions by a schedule, or audit what the Hub serves under their names.
@@ -49,7 +54,8 @@ def command(
     Schedules of Pythia's revisions, or among --model's own: sparse (8),
     uniform (29, every --interval), log (20), dense (143), all (154). The audit
     reads metadata only: missing revisions, those without weights, and names
-    that serve the same weights.
+    that serve the same weights. --catalogue writes these, and what is reported
+    of the models' suites, with their sources, as a list to publish.
 
     example:
       batchsweep checkpoints --strategy uniform --interval 5000 >> configs/mine.yaml
@@ -57,11 +63,14 @@ def command(
       batchsweep checkpoints --strategy log --points 12
       batchsweep checkpoints --audit --config configs/mteb_layersweep.yaml
       batchsweep checkpoints --audit --model EleutherAI/pythia-2.8b --strategy all
+      batchsweep checkpoints --audit --model EleutherAI/pythia-2.8b --catalogue faults.md
     """
     from batchsweep.checkpoints import audit as auditing
+    from batchsweep.checkpoints.catalogue import SUFFIXES, write_catalogue
     from batchsweep.checkpoints.revisions_file import render_revisions, write_revisions
     from batchsweep.cli.audit_table import audit_table
     from batchsweep.config import Schedule, load
+    from batchsweep.config.suites import published, read_suites
     from batchsweep.plan.preview import config_of, list_revisions
 
     if audit:
@@ -72,8 +81,19 @@ def command(
             sweep = config_of(model, schedule, step_pattern)
         else:
             raise UsageError("--audit needs --config FILE or --model NAME")
-        print(audit_table(auditing.audit(sweep, strict=strict)), end="")
+        if catalogue is not None and catalogue.suffix not in SUFFIXES:
+            raise UsageError(
+                f"--catalogue {catalogue}: the name should end in {', '.join(SUFFIXES)}"
+            )
+        found = auditing.audit(sweep, strict=strict)
+        print(audit_table(found), end="")
+        if catalogue is not None:
+            suites = published() if sweep.suites is None else read_suites(Path(sweep.suites))
+            today = datetime.now(UTC).date().isoformat()
+            print(f"{catalogue}: {write_catalogue(catalogue, found, suites, date=today)} faults")
         return
+    if catalogue is not None:
+        raise UsageError("--catalogue writes what --audit finds; give --audit too")
     names = list_revisions(
         strategy or "sparse", interval, points, model=model, pattern=step_pattern
     )

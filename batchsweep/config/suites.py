@@ -6,6 +6,7 @@ own.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -13,13 +14,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from batchsweep.config.yaml_text import yaml_mapping
 from batchsweep.errors import ConfigError
 
-#: ``seed{1-9}``: one model for each number.
-_RANGE = re.compile(r"\{(\d+)-(\d+)\}")
+#: ``seed{1-9}``: one model for each number, and how many these may be.
+_RANGE = re.compile(r"\{(\d{1,9})-(\d{1,9})\}")
+_MOST = 1000
 
 Line = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\n\r\x00-\x1f]+$")]
 
@@ -54,6 +56,14 @@ class Suite(_Frozen):
     """Finds the step in a revision's name, where batchsweep doesn't by itself."""
     faults: tuple[Fault, ...] = ()
 
+    @field_validator("models")
+    @classmethod
+    def _ranges(cls, models: Mapping[str, str]) -> Mapping[str, str]:
+        for span in map(_RANGE.search, models):
+            if span and not 0 <= int(span[2]) - int(span[1]) < _MOST:
+                raise ValueError(f"{span[0]} should be from the smaller number, to {_MOST} models")
+        return models
+
     def ids(self) -> dict[str, str]:
         """Short name -> Hub id, ranges (``seed{1-9}``) spelled out."""
         found: dict[str, str] = {}
@@ -80,9 +90,11 @@ def read_suites(path: Path) -> dict[str, Suite]:
     Raises:
         ConfigError: the file can't be read, or is no such file; says where.
     """
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"suites: {path}: is no regular file; name a YAML file")
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"suites: {path}: can't be read: {error}") from None
     return {**published(), **_parse(text, str(path))}
 
@@ -133,7 +145,8 @@ def expand(values: dict[str, Any]) -> dict[str, Any]:
     expanded = []
     for model, name in zip(listed, names, strict=True):
         found = None
-        if isinstance(name, str) and not Path(name).exists():
+        # Path.exists raises where a name is too long for a file.
+        if isinstance(name, str) and not os.path.exists(name):  # noqa: PTH110
             found = find(name, suites)
         if found is None:
             expanded.append(model)

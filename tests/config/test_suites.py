@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -118,3 +119,29 @@ def test_frozen_plans_of_before_stay_what_they_are() -> None:
     assert value["revisions"] == {"strategy": "sparse", "interval": None}
     assert "tokens_per_step" not in value["models"][0]
     assert deciding(config_of("[EleutherAI/pythia-14m]", "revisions: {strategy: sparse}")) == value
+
+
+@pytest.mark.parametrize(
+    ("short", "says"),
+    [
+        ("s{1-999999999}", "to 1000 models"),
+        ("s{5-1}", "from the smaller number"),
+        ("s{1-" + "9" * 900 + "}", "no such|has s"),
+    ],
+)
+def test_a_range_without_end_fills_no_memory(tmp_path: Path, short: str, says: str) -> None:
+    (tmp_path / "mine.yaml").write_text(MINE.replace("s{1-2}", short, 1))
+    with pytest.raises(ConfigError, match=says):
+        config_of("[mine/none]", f"suites: {tmp_path / 'mine.yaml'}")
+
+
+def test_suites_that_are_no_file_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
+        with pytest.raises(ConfigError, match="no regular file"):
+            config_of("[mine/none]", f"suites: {path}")
+
+
+def test_a_name_that_no_file_can_have_is_no_file() -> None:
+    with pytest.raises(ConfigError):
+        config_of(f"[pythia/{'x' * 5000}]")

@@ -63,7 +63,8 @@ def write_figures(findings: Findings, folder: Path, *, search: str | None = None
             paths.append(caption)
     except OSError as error:
         raise StoreError(
-            f"{folder}: can't be written: {error.strerror or error}; choose another folder by --out"
+            f"{folder}: can't be written: {error.strerror or error}; mend that, or choose another "
+            "folder by 'batchsweep report --out'"
         ) from None
     return paths
 

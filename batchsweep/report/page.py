@@ -68,7 +68,8 @@ def write(
         _replace(page, lambda path: path.write_text(html, encoding="utf-8"))
     except OSError as error:
         raise StoreError(
-            f"{folder}: can't be written: {error.strerror or error}; choose another folder by --out"
+            f"{folder}: can't be written: {error.strerror or error}; mend that, or choose another "
+            "folder by 'batchsweep report --out'"
         ) from None
     planes = write_figures(findings, folder, search=search) if figures else []
     return [page, csv, parquet, *planes]

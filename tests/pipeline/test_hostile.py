@@ -186,7 +186,7 @@ def test_a_folder_that_can_not_be_written(copied, fails, tmp_path):
     assert main(["bandit", *given]) == 0
     (tmp_path / "mine").write_text("mine")
     says = fails(4, "report", *given, "--out", str(tmp_path / "mine"))
-    assert "mine: can't be written" in says and "--out" in says
+    assert "mine: can't be written" in says and "report --out" in says
     says = fails(2, "demo", "--out", str(tmp_path / "mine" / "demo"))
     assert "a bug" not in says
 

@@ -11,6 +11,8 @@ import pytest
 from killable import Commands, stored
 from tiny import answer_and_pulls, make_suite, make_tasks, write_config
 
+from batchsweep.store.store import open_blobs
+
 #: Of the long campaign, for each format.
 KILLS = int(os.environ.get("TORTURE_KILLS", "300"))
 REVISIONS = ("step0", "main")
@@ -118,3 +120,38 @@ def test_killed_commands_end_with_the_same_bytes_and_answer(
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])
 def test_hundreds_of_kills(format: str, commands: Commands, sections: dict, tmp_path: Path) -> None:
     campaign(commands, tmp_path, sections, format, kills=KILLS)
+
+
+@pytest.mark.torture
+def test_kills_over_s3(sections: dict, s3_url: str, tmp_path: Path) -> None:
+    """No rename, no lock of the kernel's: puts and leases, on a real server that speaks S3."""
+    commands = Commands(tmp_path)  # After the server's variables were set.
+    chance = random.Random(KILLS)
+    configs, took = {}, {}
+    for name in ("undisturbed", "disturbed"):
+        store = {"path": s3_url.replace("store.zarr", name), "block_texts": 16}
+        configs[name] = write_config(tmp_path / f"{name}.yaml", **sections, store=store)
+    try:
+        for command in COMMANDS:
+            took[command] = commands.succeed(configs["undisturbed"], *command)
+        killed = 0
+        while killed < KILLS // 10:
+            for command in COMMANDS:
+                after = chance.uniform(0, 1.1) * took[command]
+                status = commands.run(configs["disturbed"], *command, kill_after=after)
+                assert status in (0, -signal.SIGKILL), commands.output
+                killed += status != 0
+                if status != 0:
+                    break
+        for command in (*COMMANDS, ("verify",)):
+            commands.succeed(configs["disturbed"], *command)
+    finally:
+        commands.close()
+    for name in configs:
+        blobs = open_blobs(s3_url.replace("store.zarr", name))
+        for path in blobs.walk(""):
+            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / path).write_bytes(blobs.read(path) or b"")
+    left, right = tmp_path / "disturbed", tmp_path / "undisturbed"
+    assert stored(left) == stored(right)
+    assert answer_and_pulls(left) == answer_and_pulls(right)

@@ -126,6 +126,7 @@ def _batchsweep(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the value is the process's exit code (see ``errors``)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_what_is_closed()
     set_up_logging()
     # Quiet libraries: their bars and advice are not this tool's output.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -179,6 +180,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"a bug: {type(error).__name__}: {error}; please report it with what --debug prints",
         )
         return 1
+
+
+def _open_what_is_closed() -> None:
+    """Give each standard stream that is closed (``>&-``) the null device.
+
+    The next file that is opened, a store's, would have its number, and get what libraries print.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # Takes the lowest free number: this one.
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _run(tree: TyperGroup, arguments: list[str]) -> int:

@@ -204,6 +204,21 @@ def test_a_reader_that_leaves_is_no_error(copied):
     assert process.wait() == 0
 
 
+def test_with_closed_streams_no_file_of_a_store_gets_what_is_printed(tmp_path):
+    code = (
+        "import os, pathlib, sys\n"
+        "from batchsweep.cli.main import main\n"
+        "codes = [main(['--version']), main(['plan', '--config', 'nowhere.yaml'])]\n"
+        "number = os.open(os.devnull, os.O_RDONLY)\n"
+        "print('nobody reads this'), print('nor this', file=sys.stderr)\n"
+        "pathlib.Path(sys.argv[1]).write_text(f'{codes} {number > 2}')\n"
+    )
+    said = tmp_path / "said"
+    closed = 'exec "$0" -c "$1" "$2" <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", closed, sys.executable, code, said]).returncode == 0
+    assert said.read_text() == "[0, 2] True"
+
+
 def test_a_disk_that_is_full_when_a_lease_is_taken(tmp_path):
     # A limit on the size of files stands for a full disk: the same error from the same call.
     code = (

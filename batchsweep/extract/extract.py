@@ -28,7 +28,7 @@ from batchsweep.errors import (
 )
 from batchsweep.extract.blocks import Work, sample_metrics, seal_blocks
 from batchsweep.extract.figures import Figures
-from batchsweep.numerics import COMPUTE_THREADS
+from batchsweep.numerics import ARITHMETIC, COMPUTE_THREADS
 from batchsweep.plan.plan import PlanEntry
 from batchsweep.plan.timings import Timing, add_timing
 from batchsweep.progress import duration
@@ -76,6 +76,7 @@ def group_spec(config: Config, entry: PlanEntry, corpus: Corpus) -> GroupSpec:
             "tokenizer": entry.tokenizer,
             "compute_dtype": _compute_dtype(config),
             "compute_threads": COMPUTE_THREADS,
+            "arithmetic": ARITHMETIC,
             "metrics": config.metrics.model_dump(mode="json"),
             "versions": _versions(),
         },
@@ -224,10 +225,12 @@ def _done(store: Store, key: str, spec: GroupSpec, wanted: frozenset[int], confi
         return False
     reader = store.reader(key)
     if reader.complete:
-        # Another machine's dtype, or an older version's threads, are no reason to compute a
-        # finished group again; they are one to refuse to go on with an unfinished one.
-        there = {k: reader.provenance.get(k) for k in ("compute_dtype", "compute_threads")}
-        return not reader.spec.differences(replace(spec, provenance={**spec.provenance, **there}))
+        # Another machine's dtype, or an older version's threads and arithmetic, are no reason to
+        # compute a finished group again; they are one to refuse to go on with an unfinished one.
+        how = ("compute_dtype", "compute_threads", "arithmetic")
+        meant = {k: v for k, v in spec.provenance.items() if k not in how}
+        there = {k: reader.provenance[k] for k in how if k in reader.provenance}
+        return not reader.spec.differences(replace(spec, provenance={**meant, **there}))
     if reader.spec.differences(spec) or not wanted <= reader.sealed:
         return False
     if len(reader.sealed) == spec.blocks:

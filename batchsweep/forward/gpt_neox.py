@@ -1,11 +1,13 @@
 """GPT-NeoX, which Pythia is, without transformers: its modelling code takes longer to import than
 a small checkpoint takes to embed, and every index is a process.
 
-The operations are transformers' own, in its order: the same states to the last bit. (One token on
-its own is the exception: how a matrix times a vector rounds depends on where the matrix lies in
-memory, which is here always the start of a cache line.) What is not exactly as it is understood
-here, such as a key of config.json that is not listed or a tensor too many, is left to transformers,
-which also finds the words for what is wrong with it.
+As loaded, the operations are transformers' own, in its order: the same states to the last bit. (One
+token on its own is the exception: how a matrix times a vector rounds depends on where the matrix
+lies in memory, which is here always the start of a cache line.) :meth:`GPTNeoX.fuse` makes of them,
+for float32 on a CPU, fewer and faster ones, which give the same states up to float32's rounding.
+
+What is not exactly as it is understood here, such as a key of config.json that is not listed or a
+tensor too many, is left to transformers, which also finds the words for what is wrong with it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from batchsweep.forward.products import Product
 from batchsweep.forward.tensors import left_out
 
 #: Of config.json: what decides the states.
@@ -191,6 +194,7 @@ class GPTNeoX(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.config = shape
+        self.fused = False
         # Not by its constructor, whose random numbers, on "meta", import the compiler.
         table_VD = torch.empty(shape.vocab_size, shape.hidden_size)
         self.embed_in: nn.Embedding = nn.Embedding.from_pretrained(table_VD)  # type: ignore[no-untyped-call]
@@ -204,6 +208,20 @@ class GPTNeoX(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         """The table of token embeddings."""
         return self.embed_in
+
+    def fuse(self) -> None:
+        """Give its blocks the fewest passes over memory, if it computes in float32 on a CPU.
+
+        For good: the weights are moved into a layout of the processor's.
+        """
+        table_VD = self.embed_in.weight
+        here = table_VD.device.type == "cpu" and table_VD.dtype == torch.float32
+        if not here or (self.config.hidden_size // self.config.num_attention_heads) % 2:
+            return
+        for number, block in enumerate(self.layers):
+            assert isinstance(block, _Block)
+            self.layers[number] = _FusedBlock(block, self.config)
+        self.fused = True
 
     def forward(
         self,
@@ -219,19 +237,25 @@ class GPTNeoX(nn.Module):
         if attention_mask is not None:
             raise NotImplementedError("GPTNeoX takes no attention mask: pad on the right")
         states_BTD = self.embed_in(input_ids)
-        frequencies = self.get_buffer("frequencies")
-        positions_T = torch.arange(input_ids.shape[1], device=input_ids.device)
-        angles = positions_T[None, :, None].float() * frequencies
-        angles = torch.cat((angles, angles), dim=-1)[:, None]
-        cosine, sine = angles.cos().to(states_BTD.dtype), angles.sin().to(states_BTD.dtype)
+        turns = self._turns(input_ids.shape[1], states_BTD)
         between = [states_BTD]
         for block in self.layers:
-            states_BTD = block(states_BTD, cosine, sine)
+            states_BTD = block(states_BTD, *turns)
             if output_hidden_states:
                 between.append(states_BTD)
         normed_BTD = self.final_layer_norm(states_BTD)
         between[-1] = normed_BTD
         return Output(normed_BTD, tuple(between) if output_hidden_states else None)
+
+    def _turns(self, tokens: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """How each position rotates queries and keys, as its blocks take it."""
+        positions_T = torch.arange(tokens, device=like.device)
+        frequencies = self.get_buffer("frequencies")
+        angles = positions_T[None, :, None].float() * frequencies
+        if self.fused:
+            return (_phases(angles[0], self.config),)
+        angles = torch.cat((angles, angles), dim=-1)[:, None]
+        return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
 
 class _Block(nn.Module):
@@ -297,3 +321,67 @@ def _rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> 
     turned, kept = states[..., :width], states[..., width:]
     half = torch.cat((-turned[..., width // 2 :], turned[..., : width // 2]), dim=-1)
     return torch.cat((turned * cosine + half * sine, kept), dim=-1)
+
+
+class _FusedBlock(nn.Module):
+    """A block in float32 on a CPU: four products, and between them as little as can be.
+
+    The rows of the first product's weights are sorted: the queries of all heads, their keys, their
+    values. In each query and key, a pair of dimensions that is rotated together lies together, as
+    a complex number: all of them are turned by one multiplication in place. (The order of a head's
+    dimensions is nothing to attention if queries and keys have the same.)
+    """
+
+    def __init__(self, block: _Block, shape: Shape) -> None:
+        super().__init__()
+        self.parallel = block.parallel
+        self.heads, self.head = shape.num_attention_heads, block.attention.head
+        self.input_layernorm = block.input_layernorm
+        self.post_attention_layernorm = block.post_attention_layernorm
+        joint = block.attention.query_key_value
+        self.queries_keys_values = Product(
+            self._sorted(joint.weight, shape.rotary_dimensions),
+            None if joint.bias is None else self._sorted(joint.bias, shape.rotary_dimensions),
+        )
+        self.dense = Product(block.attention.dense.weight, block.attention.dense.bias)
+        self.widen = Product(block.mlp.dense_h_to_4h.weight, block.mlp.dense_h_to_4h.bias)
+        self.narrow = Product(block.mlp.dense_4h_to_h.weight, block.mlp.dense_4h_to_h.bias)
+
+    def _sorted(self, rows: torch.Tensor, rotated: int) -> torch.Tensor:
+        """The rows [head, (query, key, value), dimension] of weights or biases in our order."""
+        turned = rotated + rotated % 2
+        pairs = torch.arange(turned).view(2, -1).t().flatten()
+        order = torch.cat((pairs, torch.arange(turned, self.head)))
+        by_kind = rows.detach().view(self.heads, 3, self.head, -1).transpose(0, 1)
+        return torch.cat((by_kind[:2, :, order], by_kind[2:])).reshape(rows.shape)
+
+    def forward(self, states_BTD: torch.Tensor, phases_TC: torch.Tensor) -> torch.Tensor:
+        states = states_BTD.flatten(0, 1)
+        attended = self.dense.plus(states, self._attention(states_BTD, phases_TC))
+        read = states if self.parallel else attended
+        wide: torch.Tensor = self.widen.gelu(self.post_attention_layernorm(read))
+        return self.narrow.plus(attended, wide).view(states_BTD.shape)
+
+    def _attention(self, states_BTD: torch.Tensor, phases_TC: torch.Tensor) -> torch.Tensor:
+        texts, tokens, hidden = states_BTD.shape
+        rows = self.queries_keys_values(self.input_layernorm(states_BTD.flatten(0, 1)))
+        pairs = torch.view_as_complex(rows.view(texts, tokens, -1, 2))
+        pairs[:, :, :hidden].mul_(phases_TC)
+        kinds = rows.view(texts, tokens, 3, self.heads, self.head).permute(2, 0, 3, 1, 4)
+        query, key, value = kinds.unbind()
+        out = functional.scaled_dot_product_attention(
+            query, key, value, scale=self.head**-0.5, is_causal=tokens > 1
+        )
+        return out.transpose(1, 2).reshape(texts * tokens, hidden)
+
+
+def _phases(angles_TP: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """What turns the queries and keys of all heads at each position: complex [token, pair].
+
+    Dimensions that aren't rotated are turned by nothing.
+    """
+    tokens, pairs = angles_TP.shape
+    of_head = shape.hidden_size // shape.num_attention_heads // 2
+    still = angles_TP.new_zeros(tokens, of_head - pairs)
+    angles = torch.cat((angles_TP, still), dim=1)
+    return torch.polar(torch.ones_like(angles), angles).repeat(1, 2 * shape.num_attention_heads)

@@ -66,6 +66,8 @@ def load_checkpoint(
     if network is None:
         network = _by_transformers(name, folder, weights, dtype, trust_remote_code)
     network = network.to(torch_device).eval().requires_grad_(False)
+    if isinstance(network, gpt_neox.GPTNeoX):
+        network.fuse()
     try:
         return describe(name, network)
     except (IndexFailed, torch.OutOfMemoryError):

@@ -12,7 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from batchsweep.errors import IndexFailed
-from batchsweep.forward.gpt_neox import load
+from batchsweep.forward import products
+from batchsweep.forward.gpt_neox import GPTNeoX, load
 from batchsweep.forward.loading import load_checkpoint
 from batchsweep.numerics import one_compute_thread
 
@@ -45,8 +46,7 @@ def edited(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize(
+CONFIGS = pytest.mark.parametrize(
     "config",
     [
         {},
@@ -63,6 +63,10 @@ def edited(folder: Path, **changes: Any) -> None:
     ],
     ids=["pythia", "sequential", "no bias, with a head", "all rotated", "an odd number rotated"],
 )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@CONFIGS
 def test_states_are_transformers_own_to_the_last_bit(
     config: dict[str, Any], dtype: str, tmp_path: Path
 ) -> None:
@@ -79,6 +83,37 @@ def test_states_are_transformers_own_to_the_last_bit(
         assert torch.equal(got.last_hidden_state, want.last_hidden_state)
         for one, other in zip(got.hidden_states, want.hidden_states, strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("how", ["fused products", "addmm"])
+@CONFIGS
+def test_fused_states_are_transformers_own_up_to_rounding(
+    config: dict[str, Any], how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how == "addmm":
+        monkeypatch.setattr(products, "fused_products", lambda: False)
+    ours = load_checkpoint(str(saved(tmp_path, **config)), device="cpu").model
+    assert isinstance(ours, GPTNeoX) and ours.fused
+    theirs = transformers.AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    exact = transformers.AutoModel.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    generator = torch.Generator().manual_seed(1)
+    for shape in [(1, 1), (1, 7), (2, 1), (5, 33), (64, 12)]:
+        ids = torch.randint(0, 61, shape, generator=generator)
+        with torch.inference_mode(), one_compute_thread():
+            got = ours(ids, output_hidden_states=True).hidden_states
+            assert all(map(torch.equal, got, ours(ids, output_hidden_states=True).hidden_states))
+            want = theirs(ids, output_hidden_states=True).hidden_states
+            truth = exact(ids, output_hidden_states=True).hidden_states
+        for one, other, best in zip(got, want, truth, strict=True):
+            # No further from the exact states than a few times what float32 is anyway.
+            size, away = best.abs().max(), (one - best).abs().max()
+            assert away <= 4 * (other - best).abs().max() + 2**-23 * size
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_computed_as_transformers_does(dtype: str, tmp_path: Path) -> None:
+    model = load_checkpoint(str(saved(tmp_path)), device="cpu", dtype=dtype).model
+    assert isinstance(model, GPTNeoX) and not model.fused
 
 
 def test_a_config_in_the_words_of_the_first_checkpoints(tmp_path: Path) -> None:

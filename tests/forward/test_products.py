@@ -1,0 +1,66 @@
+"""Products with what follows them: as PyTorch's own linear layer, however they are computed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+
+from batchsweep.forward import products
+from batchsweep.forward.products import Product, fused_products
+
+
+@pytest.fixture(params=["fused", "not fused"])
+def fused(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if request.param == "not fused":
+        monkeypatch.setattr(products, "fused_products", lambda: False)
+        return False
+    if not fused_products():
+        pytest.skip("this PyTorch has no fused products")
+    return True
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("rows", [1, 3, 130])
+@torch.inference_mode()
+def test_a_product_is_a_linear_layer(fused: bool, bias: bool, rows: int) -> None:
+    pick = torch.Generator().manual_seed(rows)
+    weight, x, states = (
+        torch.randn(size, generator=pick) for size in ((40, 24), (rows, 24), (rows, 40))
+    )
+    b = torch.randn(40, generator=pick) if bias else None
+    before = states.clone()
+    expected = functional.linear(x, weight, b)
+    own = Product(weight, b)
+    # As threads beside each other have them: modules of their own, tensors in common.
+    product = copy.deepcopy(own, {id(tensor): tensor for tensor in own.buffers()})
+    near = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(product(x), expected, **near)
+    torch.testing.assert_close(product.gelu(x), functional.gelu(expected), **near)
+    torch.testing.assert_close(product.plus(states, x), states + expected, **near)
+    assert torch.equal(states, before)
+
+
+@pytest.mark.parametrize("harm", ["gone", "other arguments", "wrong"])
+def test_products_that_are_gone_changed_or_wrong_are_not_used(
+    harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Operations:
+        @staticmethod
+        def _reorder_linear_weight(weight: torch.Tensor, rows: None) -> torch.Tensor:
+            return weight
+
+        class _linear_pointwise:
+            @staticmethod
+            def binary(*given: object) -> torch.Tensor:
+                return torch.zeros(5, 40)
+
+            def __new__(cls, *given: object) -> torch.Tensor:  # type: ignore[misc]
+                if harm == "other arguments":
+                    raise RuntimeError("expected at most 4 arguments")
+                return torch.zeros(5, 40)
+
+    monkeypatch.setattr(torch.ops, "mkldnn", object() if harm == "gone" else Operations)
+    assert not fused_products.__wrapped__()

@@ -18,6 +18,7 @@ from batchsweep.checkpoints.weight_files import _weight_files
 from batchsweep.errors import IndexFailed, TryAgain, Unavailable, UsageError
 from batchsweep.forward import gpt_neox
 from batchsweep.forward.architecture import LoadedCheckpoint, describe
+from batchsweep.forward.products import pack
 from batchsweep.forward.tensors import left_out, not_floats
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ def load_checkpoint(
     network = network.to(torch_device).eval().requires_grad_(False)
     if isinstance(network, gpt_neox.GPTNeoX):
         network.fuse()
+    elif not transformers_own:
+        pack(network)
     try:
         return describe(name, network)
     except (IndexFailed, torch.OutOfMemoryError):

@@ -16,6 +16,27 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+#: Of transformers' models, those whose linear layers are called and not otherwise looked into.
+PACKED = frozenset({"bert", "gpt_neox", "llama", "olmo", "olmo2"})
+
+
+def pack(model: nn.Module) -> None:
+    """Put a product in the place of each linear layer of a known model in float32 on a CPU.
+
+    For good, and weight by weight: the memory stays what it was. A model of another architecture,
+    dtype or device, or where the products aren't fused, is left as it is.
+    """
+    tensor = next(model.parameters())
+    kind = getattr(model.config, "model_type", None)
+    if kind not in PACKED or tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+        return
+    if not fused_products():
+        return
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear:
+                setattr(module, name, Product(child.weight, child.bias))
+
 
 class Product(nn.Module):
     """y = x W' + b for x [row, in], and y with a GELU or added to something.
@@ -41,7 +62,7 @@ class Product(nn.Module):
         return self.weight, self.bias
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """x W' + b: [row, in] to [row, out]."""
+        """x W' + b: [..., in] to [..., out]."""
         weight, bias = self._tensors
         out: torch.Tensor
         if self._packed:

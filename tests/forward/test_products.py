@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from architectures import ARCHITECTURES, random_model
+from torch import nn
 from torch.nn import functional
 
 from batchsweep.forward import products
+from batchsweep.forward.loading import load_checkpoint
 from batchsweep.forward.products import Product, fused_products
 
 
@@ -64,3 +68,18 @@ def test_products_that_are_gone_changed_or_wrong_are_not_used(
 
     monkeypatch.setattr(torch.ops, "mkldnn", object() if harm == "gone" else Operations)
     assert not fused_products.__wrapped__()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_linear_layers_of_known_architectures_alone_are_packed(name: str, tmp_path: Path) -> None:
+    random_model(name).save_pretrained(tmp_path)
+
+    def kinds(**how: object) -> set[type[nn.Module]]:
+        model = load_checkpoint(str(tmp_path), device="cpu", **how).model  # type: ignore[arg-type]
+        return {type(module) for module in model.modules()}
+
+    known = name in {"gpt_neox", "llama", "olmo2", "bert"} and fused_products()
+    assert (Product in kinds()) == known
+    assert not known or nn.Linear not in kinds()
+    assert Product not in kinds(dtype="bfloat16")
+    assert Product not in kinds(transformers_own=True)

@@ -53,8 +53,8 @@ class Cluster:
         self.react = react
         self.nodes = None
         self.lock = threading.RLock()
-        #: How many requests are answered with 503 before the next is answered.
-        self.away = 0
+        #: Method -> how many of its requests are answered with 503.
+        self.away = {}
         self._changed = threading.Condition(self.lock)
         self._events = []  # (key, what a watch gets), in order
         self._version = 0
@@ -166,15 +166,16 @@ class Cluster:
     def answer(self, method, path, query, body, content_type):
         parts = [part for part in path.split("/") if part]
         with self.lock:
-            if self.away:
-                self.away -= 1
-                raise Refused(503, "ServiceUnavailable", "the server is currently unable")
             if parts[2:3] == ["namespaces"] and len(parts) == 4:
                 return {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": parts[3]}}
             if "namespaces" in parts:
+                if self.away.get(method):
+                    self.away[method] -= 1
+                    raise Refused(503, "ServiceUnavailable", "the server is currently unable")
                 at = parts.index("namespaces")
                 namespace, plural, *name = parts[at + 1 :]
-                self.requests.append((method, plural, *name))
+                made = [body["metadata"]["name"]] if method == "POST" and not name else []
+                self.requests.append((method, plural, *name, *made))
                 return self._of_kind(method, plural, namespace, name, query, body)
         return _discovery(parts)
 

@@ -27,7 +27,7 @@ _AWAY = re.compile(
     r"unable to connect|connection refused|was refused|connection reset|no route to host"
     r"|network is unreachable|no such host|timed? ?out|deadline exceeded|TLS handshake|\bEOF\b"
     r"|unable to handle the request|ServiceUnavailable|\b50[234]\b|Too ?Many ?Requests|etcdserver"
-    r"|http2: |apiserver not ready|leader changed",
+    r"|http2: |apiserver not ready|leader changed|failed to download openapi",
     re.IGNORECASE,
 )
 

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from kubernetes_server import Cluster
+from instant_cluster import instant_cluster
 from tiny import make_suite, make_tasks, write_config
 
 from batchsweep.cli.main import main
@@ -15,42 +15,12 @@ from batchsweep.jobs import kubectl
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
 
 
-class Controller:
-    """Ends a Job as soon as it is released; ``fails`` holds positions of extract that fail."""
-
-    def __init__(self):
-        self.fails = set()
-
-    def __call__(self, job):
-        count = job["spec"].get("completions")
-        if job["spec"].get("suspend") or "status" in job:
-            return
-        bad = sorted(self.fails) if count is not None else []
-        kind = "Failed" if bad else "Complete"
-        job["status"] = {"conditions": [{"type": kind, "status": "True", "message": "said so"}]}
-        if count is not None:
-            job["status"]["completedIndexes"] = ",".join(
-                str(i) for i in range(count) if i not in bad
-            )
-            job["status"]["failedIndexes"] = ",".join(map(str, bad))
-
-
 @pytest.fixture
-def controller():
-    return Controller()
-
-
-@pytest.fixture
-def cluster(tmp_path, monkeypatch, controller):
-    made = Cluster(controller)
-    made.start()
-    made.kubeconfig(tmp_path / "kubeconfig", namespace="team")
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    monkeypatch.setenv("KUBECACHEDIR", str(tmp_path / "kube-cache"))
+def cluster(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(kubectl, "POLL_SECONDS", 0.05)
-    yield made
-    made.stop()
+    with instant_cluster(tmp_path, monkeypatch, namespace="team") as made:
+        yield made
 
 
 @pytest.fixture
@@ -67,8 +37,8 @@ def config(tmp_path, monkeypatch):
     )
 
 
-def test_an_index_fails_and_is_submitted_again(config, cluster, controller, capsys):
-    controller.fails = {1}
+def test_an_index_fails_and_is_submitted_again(config, cluster, capsys):
+    cluster.fails = {"extract": {1}}
     submit = ["launch", "k8s", "--config", config, "--apply"]
     assert main([*submit, "--image", "registry/b:1", "--storage", "2Ti"]) == 3
     (again,) = [
@@ -76,7 +46,7 @@ def test_an_index_fails_and_is_submitted_again(config, cluster, controller, caps
         for line in capsys.readouterr().out.splitlines()
         if line.startswith("again: ")
     ]
-    controller.fails = set()
+    cluster.fails = {}
     assert main(again.split()) == 0
     job = cluster.get("jobs", "sweep-extract-1", "team")
     assert job["spec"]["template"]["spec"]["containers"][0]["image"] == "registry/b:1"
@@ -86,17 +56,17 @@ def test_an_index_fails_and_is_submitted_again(config, cluster, controller, caps
     capsys.readouterr()
     assert main(["launch", "k8s", "--config", config, "--status"]) == 0
     assert "failed:" not in capsys.readouterr().out.replace("extract: failed", "")
-    before = len([r for r in cluster.requests if r[0] != "GET"])
+    before = cluster.writes()
     assert main(submit) == 0
-    assert len([r for r in cluster.requests if r[0] != "GET"]) == before
+    assert cluster.writes() == before
 
 
-def test_a_server_that_goes_away_in_the_middle_is_waited_for(config, cluster, controller):
+def test_a_server_that_goes_away_in_the_middle_is_waited_for(config, cluster):
     """Down before anything is asked, and again right before the release."""
     ends = []
 
     def react(job):
-        controller(job)
+        cluster.settle(job)
         if job["metadata"]["name"] == "sweep-extract" and not ends:
             ends.append(True)
             threading.Thread(target=away).start()

@@ -1,10 +1,10 @@
-"""Submitting and following, with a kubectl that keeps its objects in a file."""
+"""Submitting and following, through kubectl, in a cluster that ends what is released at once."""
 
-import json
 import logging
+import shutil
 
 import pytest
-from kubectl_stand_in import pod, write
+from instant_cluster import instant_cluster, pod
 
 from batchsweep.errors import IndexFailed, UsageError
 from batchsweep.jobs.advice import advice, index_table, summary
@@ -18,25 +18,28 @@ from batchsweep.jobs.submit import follow as follow_watch
 COMMANDS = Commands("demo.yaml", None)
 
 
+pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+
+
 @pytest.fixture
-def cluster(tmp_path):
-    write(tmp_path)
-    return tmp_path
+def cluster(tmp_path, monkeypatch):
+    with instant_cluster(tmp_path, monkeypatch) as made:
+        yield made
 
 
-def kubectl(folder, patience=0.0):
-    return Kubectl(command=str(folder / "kubectl"), poll=0.01, patience=patience)
+def kubectl(patience=0.0):
+    return Kubectl(poll=0.01, patience=patience)
 
 
-def watch(folder, **options):
-    return Watch(kubectl(folder, patience=60), "demo", COMMANDS, **{"tell": print, **options})
+def watch(**options):
+    return Watch(kubectl(patience=60), "demo", COMMANDS, **{"tell": print, **options})
 
 
-def follow(folder, **options):
-    return follow_watch(watch(folder, **options))
+def follow(**options):
+    return follow_watch(watch(**options))
 
 
-def put(folder, indexes, *, again=False, queue=None, resized=(), cluster=None, **options):
+def put(indexes, *, again=False, queue=None, resized=(), cluster=None, **options):
     def objects(indexes, whole):
         return render(
             sweep="demo",
@@ -49,7 +52,7 @@ def put(folder, indexes, *, again=False, queue=None, resized=(), cluster=None, *
         )
 
     submit(
-        watch(folder, **options),
+        watch(**options),
         objects,
         indexes,
         again=again,
@@ -58,105 +61,97 @@ def put(folder, indexes, *, again=False, queue=None, resized=(), cluster=None, *
     )
 
 
-def calls(folder):
-    text = (folder / "calls").read_text().splitlines()
-    return [line for line in text if not line.startswith("get")]
-
-
-def state(folder):
-    return json.loads((folder / "state.json").read_text())
-
-
 def test_extract_is_made_after_the_plan_is_frozen_and_then_released(cluster):
-    put(cluster, range(4))
-    assert calls(cluster) == [
-        "apply -f -",  # config and volumes
-        "apply -f -",  # prepare
-        "apply -f -",  # extract, suspended
-        "patch job demo-extract",
-        "apply -f -",  # bandit
+    put(range(4))
+    assert cluster.writes() == [
+        ("POST", "configmaps", "demo-config"),
+        ("POST", "persistentvolumeclaims", "demo-runs"),
+        ("POST", "persistentvolumeclaims", "demo-cache"),
+        ("POST", "jobs", "demo-prepare"),
+        ("POST", "jobs", "demo-extract"),  # Suspended.
+        ("PATCH", "jobs", "demo-extract"),
+        ("POST", "jobs", "demo-bandit"),
     ]
-    view = job_view(state(cluster)["Job/demo-extract"])
+    view = job_view(cluster.get("jobs", "demo-extract"))
     assert (view.state, view.succeeded) == ("complete", {0, 1, 2, 3})
 
 
 def test_a_failed_prepare_leaves_the_gpus_alone(cluster):
-    (cluster / "fails").write_text('{"prepare": {"0": 2}}')
+    cluster.fails = {"prepare": {0}}
     with pytest.raises(IndexFailed, match="demo-prepare failed: said so"):
-        put(cluster, range(4))
-    assert "Job/demo-extract" not in state(cluster)
+        put(range(4))
+    assert ("jobs", "default", "demo-extract") not in cluster.objects
 
 
 def test_submitting_again_submits_nothing(cluster):
-    put(cluster, range(4))
-    before = calls(cluster)
-    put(cluster, range(4))
-    assert calls(cluster) == before
+    put(range(4))
+    before = cluster.writes()
+    put(range(4))
+    assert cluster.writes() == before
 
 
 def test_a_grown_plan_submits_only_the_new_indexes(cluster):
-    put(cluster, range(4))
-    put(cluster, range(7))
-    new = state(cluster)["Job/demo-extract-4-6"]
+    put(range(4))
+    put(range(7))
+    new = cluster.get("jobs", "demo-extract-4-6")
     assert new["spec"]["completions"] == 3
     assert job_view(new).succeeded == {4, 5, 6}
-    assert "delete job demo-prepare" in calls(cluster)
-    assert "delete job demo-bandit" in calls(cluster)
-    assert "delete job demo-extract" not in calls(cluster)
+    deleted = [name for method, _, name in cluster.writes() if method == "DELETE"]
+    assert deleted == ["demo-prepare", "demo-bandit"]
 
 
 def test_failed_indexes_can_be_submitted_again_and_again(cluster):
-    put(cluster, range(4))
+    put(range(4))
     for _ in range(2):
-        put(cluster, [1, 3], again=True)
-    assert state(cluster)["Job/demo-extract-1-3"]["spec"]["completions"] == 2
+        put([1, 3], again=True)
+    assert cluster.get("jobs", "demo-extract-1-3")["spec"]["completions"] == 2
 
 
 def test_an_index_that_succeeded_in_a_later_job_has_succeeded(cluster):
-    (cluster / "fails").write_text('{"extract": {"1": 4}}')
-    put(cluster, range(4))
-    (cluster / "fails").write_text('{"extract": {}}')
-    put(cluster, [1], again=True)
-    end = follow(cluster)
-    assert job_view(state(cluster)["Job/demo-extract"]).state == "failed"
+    cluster.fails = {"extract": {1}}
+    put(range(4))
+    cluster.fails = {}
+    put([1], again=True)
+    end = follow()
+    assert job_view(cluster.get("jobs", "demo-extract")).state == "failed"
     assert end.index_states[1] == "succeeded"
     assert (end.failed, end.broken, advice(end, "demo", COMMANDS)) == (frozenset(), [], "")
 
 
 def test_a_server_that_is_away_for_a_while_ends_neither_release_nor_following(cluster):
-    (cluster / "away").write_text('{"patch": 2}')
-    put(cluster, range(4))
-    (cluster / "away").write_text('{"get": 2}')
-    end = follow(cluster)
+    cluster.away = {"PATCH": 2}
+    put(range(4))
+    cluster.away = {"GET": 2}
+    end = follow()
     assert end.succeeded == {0, 1, 2, 3}
 
 
 def test_kueue_releases_the_job_itself(cluster):
-    put(cluster, range(4), queue="gpus")
-    assert not any(call.startswith("patch") for call in calls(cluster))
-    job = state(cluster)["Job/demo-extract"]
+    put(range(4), queue="gpus")
+    assert not any(method == "PATCH" for method, _, _ in cluster.writes())
+    job = cluster.get("jobs", "demo-extract")
     assert job["spec"]["suspend"] is True
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
 
 
 def test_a_running_job_is_not_replaced(cluster):
-    put(cluster, range(4), queue="gpus")
+    put(range(4), queue="gpus")
     with pytest.raises(UsageError, match="Job demo-extract is suspended and has some of these"):
-        put(cluster, [2], again=True)
+        put([2], again=True)
 
 
 def test_failed_indexes_come_with_what_to_do(cluster):
-    (cluster / "fails").write_text('{"extract": {"0": 4, "2": 137, "3": 75}}')
+    cluster.fails = {"extract": {0, 2, 3}}
     pods = [
         pod(0, created="2026-01-01T00:00:00Z", phase="Failed", code=4),
         pod(2, created="2026-01-01T00:00:00Z", phase="Failed", code=75),
         pod(2, created="2026-01-02T00:00:00Z", phase="Failed", code=137, reason="OOMKilled"),
         pod(3, created="2026-01-01T00:00:00Z", phase="Failed", code=75),
     ]
-    (cluster / "pods").write_text(json.dumps(pods))
-    put(cluster, range(4))
+    cluster.show("pods", pods, "demo")
+    put(range(4))
     shown = []
-    end = follow(cluster, show=shown.append)
+    end = follow(show=shown.append)
     assert len(shown) == 1
     text = advice(end, "demo", COMMANDS)
     lines = text.splitlines()
@@ -180,9 +175,9 @@ def test_the_table_shows_both_views(cluster):
         pod(1, created="1", phase="Pending", conditions=[unschedulable]),
         pod(2, created="1", phase="Failed", code=143, conditions=[evicted]),
     ]
-    (cluster / "pods").write_text(json.dumps(pods))
-    put(cluster, range(4), queue="gpus")
-    now = snapshot(kubectl(cluster), "demo")
+    cluster.show("pods", pods, "demo")
+    put(range(4), queue="gpus")
+    now = snapshot(kubectl(), "demo")
     table = index_table(now.index_states, {0: "3/12"}, {0: "org--m/step1", 3: "org--m/main"})
     rows = {line.split()[0]: line for line in table.splitlines()}
     assert rows["0"].split() == ["0", "org--m/step1", "running", "3/12"]
@@ -193,42 +188,40 @@ def test_the_table_shows_both_views(cluster):
 
 
 def test_a_call_that_was_cut_off_before_the_release_is_finished_by_the_next(cluster):
-    put(cluster, range(4), queue="gpus")  # Which leaves the Job suspended.
-    put(cluster, range(4))
-    assert job_view(state(cluster)["Job/demo-extract"]).state == "complete"
-    left = state(cluster)
-    del left["Job/demo-bandit"]
-    (cluster / "state.json").write_text(json.dumps(left))
-    put(cluster, range(4))
-    assert "Job/demo-bandit" in state(cluster)
+    put(range(4), queue="gpus")  # Which leaves the Job suspended.
+    put(range(4))
+    assert job_view(cluster.get("jobs", "demo-extract")).state == "complete"
+    del cluster.objects["jobs", "default", "demo-bandit"]
+    put(range(4))
+    assert ("jobs", "default", "demo-bandit") in cluster.objects
 
 
 def test_volumes_that_are_there_stay_unless_their_size_is_given(cluster):
     def sizes():
         return {
             o["metadata"]["name"]: o["spec"]["resources"]["requests"]["storage"]
-            for o in state(cluster).values()
+            for o in cluster.objects.values()
             if o["kind"] == "PersistentVolumeClaim"
         }
 
-    put(cluster, range(4), cluster=Cluster(storage="1Ti", cache="200Gi"))
-    put(cluster, range(5), cluster=Cluster(storage="9Ti", cache="9Ti"), resized={"cache"})
+    put(range(4), cluster=Cluster(storage="1Ti", cache="200Gi"))
+    put(range(5), cluster=Cluster(storage="9Ti", cache="9Ti"), resized={"cache"})
     assert sizes() == {"demo-runs": "1Ti", "demo-cache": "9Ti"}
 
 
 def test_an_index_that_is_sealed_has_succeeded(cluster):
-    (cluster / "fails").write_text('{"extract": {"1": 75}}')
-    put(cluster, range(4))
-    assert follow(cluster).failed == {1}
-    end = follow(cluster, sealed=lambda: frozenset({1}))
+    cluster.fails = {"extract": {1}}
+    put(range(4))
+    assert follow().failed == {1}
+    end = follow(sealed=lambda: frozenset({1}))
     assert (end.failed, end.broken, end.index_states[1]) == (frozenset(), [], "succeeded")
 
 
 def test_lines_stand_in_the_order_of_the_work(cluster):
-    put(cluster, range(4))
+    put(range(4))
     for index in (10, 2):
-        put(cluster, [index], again=True)
-    lines = summary(snapshot(kubectl(cluster), "demo")).splitlines()
+        put([index], again=True)
+    lines = summary(snapshot(kubectl(), "demo")).splitlines()
     assert [line.partition(":")[0] for line in lines] == [
         "demo-prepare",
         "demo-extract",
@@ -246,11 +239,11 @@ IMAGE_MISSING = {
 
 
 def test_a_pod_that_cannot_start_is_told_at_once_and_given_up(cluster, caplog, capsys):
-    (cluster / "hold").write_text('["prepare"]')
+    cluster.hold = {"prepare"}
     waiting = pod(job="demo-prepare", containerStatuses=[IMAGE_MISSING])
-    (cluster / "pods").write_text(json.dumps([waiting]))
+    cluster.show("pods", [waiting], "demo")
     with caplog.at_level(logging.WARNING), pytest.raises(IndexFailed, match="not found"):
-        put(cluster, range(4), lasting=0.1)
+        put(range(4), lasting=0.1)
     told = [r.getMessage() for r in caplog.records if "can't start" in r.getMessage()]
     assert len(told) == 1
     assert told[0].startswith("prepare can't start: ErrImagePull: batchsweep:9: not found -- push")
@@ -261,23 +254,20 @@ def test_a_pod_that_cannot_start_is_told_at_once_and_given_up(cluster, caplog, c
 
 
 def test_what_may_pass_is_told_and_waited_for(cluster, caplog):
-    (cluster / "hold").write_text('["bandit"]')
-    put(cluster, range(4))
+    cluster.hold = {"bandit"}
+    put(range(4))
     full = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes: Insufficient cpu."}
-    (cluster / "pods").write_text(json.dumps([pod(job="demo-bandit", conditions=[full])]))
+    cluster.show("pods", [pod(job="demo-bandit", conditions=[full])], "demo")
     looks = []
 
     def show(now):
         looks.append(now)
         if len(looks) == 3:
-            left = state(cluster)
-            left["Job/demo-bandit"]["status"] = {
-                "conditions": [{"type": "Complete", "status": "True"}]
-            }
-            (cluster / "state.json").write_text(json.dumps(left))
+            job = cluster.get("jobs", "demo-bandit")
+            job["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
 
     with caplog.at_level(logging.WARNING):
-        end = follow(cluster, show=show, lasting=0)
+        end = follow(show=show, lasting=0)
     assert end.troubles == ()
     told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(told) == 1

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from kubectl_stand_in import pod
+from instant_cluster import pod
 
 from batchsweep.jobs.troubles import troubles
 

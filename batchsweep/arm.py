@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,9 +38,9 @@ class Arm:
             UsageError: it is not of this form.
         """
         parts = text.split("#")
-        if len(parts) not in (2, 3) or not parts[1].isdigit():
+        if len(parts) not in (2, 3) or not re.fullmatch("[0-9]{1,6}", parts[1]):
             raise UsageError(
-                f"'{text}' is not an arm; an arm is like EleutherAI--pythia-14m/step1000#3"
+                f"'{text[:200]}' is not an arm; an arm is like EleutherAI--pythia-14m/step1000#3"
             )
         return cls(parts[0], int(parts[1]), parts[2] if len(parts) == 3 else None)
 

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from batchsweep.errors import StoreCorrupt
+from batchsweep.arm import Arm
+from batchsweep.errors import StoreCorrupt, UsageError
 from batchsweep.store.validation import parsed
 
 Numbers = tuple[float | None, ...]
@@ -62,6 +63,11 @@ class _Answer:
             raise ValueError("exhaustive_pulls or seconds")
         if self.plane and len(self.plane) != len(self.arms):
             raise ValueError("plane and arms are of unequal length")
+        for arm in (self.best.arm, *(of.arm for of in self.arms)):
+            try:
+                Arm.parse(arm)
+            except UsageError as error:
+                raise ValueError(str(error)) from None
         if any(len(row) != tasks for row in self.plane) or len(set(self.scale.tasks)) != tasks:
             raise ValueError("plane and tasks don't agree")
 

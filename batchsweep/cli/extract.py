@@ -150,8 +150,8 @@ def command(
 
 
 def _whole_number(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise UsageError(f"--index must be a whole number from 0, not {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) <= 6):
+        raise UsageError(f"--index must be a whole number from 0 to 999999, not {text[:40]!r}")
     return int(text)
 
 

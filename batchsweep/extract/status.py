@@ -142,8 +142,8 @@ def wait(config: Config, wanted: str, *, poll: float = 10.0) -> None:
         StoreError: the store or the plan is damaged, or the config isn't the plan's any more, at
             two looks.
     """
-    if wanted != "all" and not (wanted.isascii() and wanted.isdigit()):
-        raise UsageError(f"--wait {wanted}: give a number of indexes, or 'all'")
+    if wanted != "all" and not (wanted.isascii() and wanted.isdigit() and len(wanted) <= 6):
+        raise UsageError(f"--wait {wanted[:40]}: give a number of indexes, or 'all'")
     said = fault = ""
     while True:
         try:

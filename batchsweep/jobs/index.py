@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from batchsweep.errors import UsageError
@@ -12,6 +13,8 @@ INDEX_VARIABLES = {
     "SLURM_ARRAY_TASK_ID": "a Slurm job array",
     "SKYPILOT_JOB_RANK": "SkyPilot's managed jobs",
 }
+
+_INDEX = re.compile("[0-9]{1,6}")
 
 
 def index_from_environment(environ: Mapping[str, str]) -> int:
@@ -31,8 +34,10 @@ def index_from_environment(environ: Mapping[str, str]) -> int:
             f"no index: give --index N or --all, or run where one of these is set: {known}"
         )
     for name, value in found.items():
-        if not (value.isascii() and value.isdigit()):
-            raise UsageError(f"{name}={value!r} is not an index: it must be a whole number from 0")
+        if not _INDEX.fullmatch(value):
+            raise UsageError(
+                f"{name}={value[:40]!r} is not an index: it must be a whole number from 0"
+            )
     if len({int(value) for value in found.values()}) > 1:
         shown = " but ".join(f"{name}={value}" for name, value in found.items())
         raise UsageError(f"two indexes: {shown}; give --index N")
@@ -53,8 +58,8 @@ def parse_indexes(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         ends = (first, last if dash else first)
-        if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[0]) > int(ends[1]):
-            raise UsageError(f"indexes are written like 0,4-6, not {text!r}")
+        if not all(map(_INDEX.fullmatch, ends)) or int(ends[0]) > int(ends[1]):
+            raise UsageError(f"indexes are written like 0,4-6, not {text[:40]!r}")
         found.update(range(int(ends[0]), int(ends[1]) + 1))
     return tuple(sorted(found))
 

@@ -95,6 +95,7 @@ def test_index_from_environment(environ, index):
         ({"JOB_COMPLETION_INDEX": ""}, "give --index N or --all"),
         ({"JOB_COMPLETION_INDEX": "-1"}, "must be a whole number from 0"),
         ({"JOB_COMPLETION_INDEX": "two"}, "must be a whole number from 0"),
+        ({"JOB_COMPLETION_INDEX": "9" * 5000}, "must be a whole number from 0"),
         (
             {"JOB_COMPLETION_INDEX": "1", "SLURM_ARRAY_TASK_ID": "2"},
             "JOB_COMPLETION_INDEX=1 but SLURM_ARRAY_TASK_ID=2",
@@ -145,7 +146,8 @@ def test_replay_prints_a_summary_and_draws_it(tmp_path, capsys):
         ("convert a", "Missing argument 'TARGET'."),
         ("convert a b --format tar", "'--format': 'tar' is not one of 'zarr', 'hdf5'."),
         ("bandit --config x --seed a", "'--seed': Input should be a valid integer"),
-        ("extract --config x --index 1_0", "must be a whole number from 0, not '1_0'"),
+        ("extract --config x --index 1_0", "from 0 to 999999, not '1_0'"),
+        (f"extract --config x --index {'9' * 5000}", "must be a whole number from 0 to 999999"),
         ("extract --config x --index 1 --all", "--index and --all exclude each other"),
         ("launch k8s --config x --apply --status", "--apply and --status exclude each other"),
         ("replay --scores x --pulls 1 --budget 1", "--budget and --pulls exclude each other"),

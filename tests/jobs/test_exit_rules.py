@@ -45,7 +45,9 @@ def test_indexes_survive_their_text(indexes):
     assert parse_indexes(format_indexes(indexes)) == tuple(sorted(indexes))
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-1", "1,,2", "-1", "1-", "1-2-3", "٣"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "3-1", "1,,2", "-1", "1-", "1-2-3", "٣", "0-9999999999", "9" * 5000]
+)
 def test_what_is_no_list_of_indexes(text):
     with pytest.raises(UsageError, match="like 0,4-6"):
         parse_indexes(text)

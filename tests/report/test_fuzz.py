@@ -64,5 +64,9 @@ def test_names_of_a_stranger_are_text_in_the_report(store: Store) -> None:
         assert error is not None and "answer.json is no answer of a search (budget_pulls" in str(
             error
         )
+        for arm in ("x", "a/b#\u00b2", f"a/b#{'9' * 5000}"):
+            store.write_json(path, {**answer, "best": {**answer["best"], "arm": arm}})
+            error = refused(lambda: read(store))
+            assert error is not None and "is not an arm" in str(error)
     finally:
         store.write_json(path, answer)

@@ -93,7 +93,8 @@ ADVISORIES ?= build/advisories
 audit: $(VENV)/.installed
 	$(BIN)/python tests/advisories.py $(ADVISORIES)
 
-# Hundreds of kill -9 at random moments, and the demo of several seeds; about 40 minutes.
+# Hundreds of kill -9 at random moments over prepare, extract, bandit (zarr, hdf5, s3) and run, and the
+# demo of several seeds; about 40 minutes and more.
 torture: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m torture
 

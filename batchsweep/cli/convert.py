@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from batchsweep.errors import UsageError
+
 
 def command(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="directory or URL of a store")],
@@ -24,6 +26,12 @@ def command(
 
     store = open_store(source)
     wanted = format or ("hdf5" if store.format == "zarr" else "zarr")
+    if wanted == "hdf5" and target.endswith((".h5", ".hdf5")):
+        folder = target.rpartition(".")[0] + "-hdf5"
+        raise UsageError(
+            f"{target}: an hdf5 store is a folder, and h5py opens the file sweep.h5 in it; name "
+            f"the folder, such as {folder}"
+        )
     convert(store, create_store(target, format=wanted))
     print(f"{target}: {wanted}, converted from {store.url}")
     if wanted == "hdf5":

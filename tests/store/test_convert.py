@@ -96,3 +96,14 @@ def test_another_stores_place_is_refused(tmp_path: Path) -> None:
         writer.finish()
     with pytest.raises(StoreMismatch, match="has another corpus"):
         convert(source, target)
+
+
+def test_a_folder_by_the_name_of_an_hdf5_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    create_store(tmp_path / "a.zarr")
+    for name in ("b.h5", "b.hdf5"):
+        assert main(["convert", str(tmp_path / "a.zarr"), str(tmp_path / name)]) == 2
+        said = capsys.readouterr().err
+        assert "sweep.h5" in said and f"such as {tmp_path / 'b-hdf5'}" in said
+        assert not (tmp_path / name).exists()

@@ -10,7 +10,7 @@ What is in the folder::
     suite/        the models, a folder for each revision    (batchsweep.demo.suite)
     tasks/        six tasks as JSONL                        (batchsweep.demo.tasks)
     store.zarr/   what the commands fill
-    logs/         what each index said
+    logs/         what each index said, wave after wave
     report/       the HTML page, CSV and Parquet
 """
 
@@ -64,11 +64,9 @@ def run(out: Path) -> str:
         _make_all(out)
         logger.info("$ cd %s", shlex.quote(str(out)))
         _command(out, "plan")
-        # Prepares, then a process for each index, as on a cluster.
-        _command(out, "launch", "local", "--parallel", str(AT_A_TIME))
+        # The whole job: prepare, waves of indexes as processes of their own, search, report.
+        _command(out, "run", "--parallel", str(AT_A_TIME))
         _command(out, "status")
-        _command(out, "bandit")
-        _command(out, "report")
         from batchsweep.demo.summary import summary
 
         return summary(out, seconds=time.monotonic() - start)

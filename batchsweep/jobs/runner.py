@@ -87,6 +87,7 @@ def run_indexes(
     retries: int = RETRIES,
     delay: Callable[[int], float] = retry_delay,
     may_fail: int | None = None,
+    title: str = "",
 ) -> dict[int, float]:
     """Extract these indexes, as many at once as there are slots; returns when all are done.
 
@@ -101,6 +102,7 @@ def run_indexes(
         retries: per index, for exit codes that may pass.
         delay: seconds before the n-th retry.
         may_fail: how many may fail before the others are given up; default: as the rule says.
+        title: a line above the table: what these indexes are for.
 
     Returns:
         Index -> seconds that its processes ran.
@@ -112,7 +114,7 @@ def run_indexes(
     """
     run = _Run(
         launcher, indexes, parallel=parallel, logs=logs, names=names or {}, sealed=sealed,
-        retries=retries, delay=delay, may_fail=may_fail,
+        retries=retries, delay=delay, may_fail=may_fail, title=title,
     )  # fmt: skip
     run.run(stop)
     return {number: index.seconds for number, index in run.indexes.items()}
@@ -166,7 +168,9 @@ class _Run:
         retries: int,
         delay: Callable[[int], float],
         may_fail: int | None,
+        title: str,
     ) -> None:
+        self.title = title
         self.may_fail = max_failed_indexes(len(indexes)) if may_fail is None else may_fail
         self.launcher = launcher
         self.indexes = {i: _Index(i) for i in indexes}
@@ -359,7 +363,10 @@ class _View:
 
         if self._run.sealed is not None and time.monotonic() - self._asked > STORE_INTERVAL:
             self._blocks, self._asked = self._run.sealed(), time.monotonic()
-        table = Table("index", "checkpoint", "state", "blocks", "retries", "time", "last exit")
+        table = Table(
+            *("index", "checkpoint", "state", "blocks", "retries", "time", "last exit"),
+            title=Text(visible(self._run.title)) if self._run.title else None,
+        )
         for number, index in self._run.indexes.items():
             table.add_row(
                 str(number),

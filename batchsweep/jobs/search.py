@@ -17,7 +17,7 @@ from batchsweep.bandit.policy_names import WITH_A_MODEL
 from batchsweep.bandit.search import search, search_and_extract
 from batchsweep.bandit.stored_waves import Extract
 from batchsweep.bandit.waves import Wave
-from batchsweep.config import Config, load
+from batchsweep.config import Config, PullBudget, load
 from batchsweep.errors import IndexFailed, UsageError
 from batchsweep.jobs.chosen import names
 from batchsweep.jobs.launch import at_once, local_launcher, logs_folder
@@ -29,6 +29,7 @@ from batchsweep.plan.plan import Plan
 from batchsweep.plan.prepare import prepare
 from batchsweep.plan.space import disk_of
 from batchsweep.plan.timings import timings
+from batchsweep.progress import duration
 from batchsweep.signals import stop_on_signals
 from batchsweep.store import Store
 
@@ -169,16 +170,14 @@ class _Job:
         takes = [self.pairs.missing(entry, left[entry.index]).store_bytes for entry in entries]
         pairs = sum(len(self.pairs.ready(entry)) for entry in self._plan.entries)
         regret = wave.expected_regret
-        logger.info(
-            "wave %d: %d pairs of %d checkpoints, %s; %s; %d of %d pairs are ready",
-            wave.number,
-            sum(len(tasks) for tasks in left.values()),
-            len(left),
-            gib(sum(takes)),
-            "nothing is known yet" if regret is None else f"expected regret {regret:.4f}",
-            pairs,
-            len(self._plan.entries) * len(self.pairs.tasks),
+        title = (
+            f"wave {wave.number}: {sum(len(tasks) for tasks in left.values())} pairs of "
+            f"{len(left)} checkpoints, {gib(sum(takes))}; "
+            f"{'nothing is known yet' if regret is None else f'expected regret {regret:.4f}'}; "
+            f"{pairs} of {len(self._plan.entries) * len(self.pairs.tasks)} pairs are ready, "
+            f"{self._spent()}"
         )
+        logger.info("%s", title)
         for entry in entries:
             shown = ", ".join(left[entry.index][:6])
             more = len(left[entry.index]) - 6
@@ -193,9 +192,20 @@ class _Job:
             self._submit(wave, left)
             return
         self._launcher.more = {i: ("--tasks", ",".join(tasks)) for i, tasks in left.items()}
-        self._extract(list(left))
+        self._extract(list(left), title)
 
-    def _extract(self, indexes: list[int]) -> None:
+    def _spent(self) -> str:
+        """Disk and time that extraction took so far, each with its limit where there is one."""
+        ready = ((entry, self.pairs.ready(entry)) for entry in self._plan.entries)
+        stored = sum(self.pairs.whole(entry, tasks).store_bytes for entry, tasks in ready if tasks)
+        seconds = sum(t.start_seconds + t.seconds for t in timings(self._store).values())
+        budget = self._config.bandit.budget
+        limits = budget if isinstance(budget, PullBudget) else PullBudget(pulls=1)
+        disk = f" of {gib(limits.bytes)}" if limits.bytes is not None else ""
+        hours = f" of {duration(3600 * limits.gpu_hours)}" if limits.gpu_hours is not None else ""
+        return f"{gib(stored)}{disk} and {duration(seconds)}{hours} of extraction are spent"
+
+    def _extract(self, indexes: list[int], title: str = "") -> None:
         with stop_on_signals(self._grace) as stop:
             try:
                 run_indexes(
@@ -205,6 +215,7 @@ class _Job:
                     logs=logs_folder(self._config),
                     stop=stop,
                     names=names(self._plan),
+                    title=title,
                     may_fail=len(indexes),
                 )
             except IndexFailed as error:

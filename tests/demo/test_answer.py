@@ -67,6 +67,7 @@ def test_the_regret_is_as_stated_for_any_seed_of_the_suite(
     assert answer is not None
     found = f"suite/{answer['best']['arm']}"  # A table has the model as the config spells it.
     monkeypatch.chdir(out)
+    assert cli.main(["extract", "--config", "demo.yaml", "--all"]) == 0
     assert cli.main(["bandit", "--config", "demo.yaml", "--policy", "exhaustive"]) == 0
     table = read_scores(out / "store.zarr")
     truth = table.counted.mean(axis=1)

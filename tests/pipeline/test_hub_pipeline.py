@@ -7,11 +7,13 @@ import sys
 
 import pytest
 from hub_server import Fault, HubServer, repo_from_directory
+from killable import stored
 from tiny import make_model, make_tasks, write_config
 
 import batchsweep.store
 from batchsweep.cli.main import main
 from batchsweep.forward.loading import fetch
+from batchsweep.store.pairs import ready_tasks
 
 MODEL = "EleutherAI/pythia-14m"
 
@@ -146,3 +148,64 @@ def test_a_damaged_download_fails_the_index(repo, tmp_path, hub, capsys, name):
     assert f"{name} is not the file that the plan was frozen with" in capsys.readouterr().err
     path.write_bytes(whole)
     assert main(["extract", "--config", str(config), "--all"]) == 0
+
+
+def test_runs_at_one_moment_make_one_search_of_half_of_the_pairs(repo, tmp_path):
+    """The Hub loses a checkpoint in mid-search; completed, the bytes are those of all at once."""
+    names = ["step0", "step1000", "step16", "step128", "step4000", "main"]
+    served = type(repo)({**repo.branches})
+    for name in names[2:5]:
+        served.branches[name] = served.branches["step1000" if name == "step4000" else "step0"] | {
+            "model.safetensors": _weights(tmp_path / name, len(name))
+        }
+
+    def config(name, **bandit):
+        return write_config(
+            tmp_path / f"{name}.yaml",
+            models=[MODEL],
+            revisions=names,
+            tasks=make_tasks(tmp_path / "tasks", n=20),
+            store={"path": str(tmp_path / f"{name}.zarr")},
+            metrics={"sample": 8},
+            bandit={"budget": {"pulls": 30, **bandit}},
+        )
+
+    with HubServer() as hub:
+        hub.repos[MODEL] = served
+        environ = {**os.environ, **hub.environ(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+
+        def start(file, *args):
+            return subprocess.Popen(
+                [sys.executable, "-m", "batchsweep", *args, "--config", str(file)],
+                **{"env": environ, "text": True},
+                **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
+            )
+
+        searched, whole = config("searched", checkpoints=3), config("whole")
+        assert start(searched, "prepare").wait() == 0
+        # The last checkpoint is always asked for, and now it can't be had.
+        whole_branch = served.branches["main"]
+        served.branches["main"] = {"README.md": b"gone"}
+        both = [start(searched, "run", "--parallel", "1") for _ in range(2)]
+        said = [process.communicate() for process in both]
+        codes = sorted(process.returncode for process in both)
+        # The second one waits for nobody: it says that another searches here.
+        assert codes in ([0, 75], [0, 0]), said
+        answers = [out for out, _ in said if "best arm:" in out]
+        assert answers and all("main#" not in out.splitlines()[0] for out in answers)
+        ready = ready_tasks(batchsweep.store.open_store(str(tmp_path / "searched.zarr")))
+        assert 0 < sum(map(len, ready.values())) <= 6  # Of twelve pairs.
+        served.branches["main"] = whole_branch
+        for file, *commands in ((searched, "extract"), (whole, "prepare", "extract")):
+            for command in commands:
+                more = ["--all"] if command == "extract" else []
+                process = start(file, command, *more)
+                assert process.wait() == 0, process.communicate()
+    first, second = (stored(tmp_path / f"{name}.zarr") for name in ("searched", "whole"))
+    assert first == second
+
+
+def _weights(folder, seed):
+    """The bytes of random weights of pythia-14m's depth and width."""
+    make_model(folder, seed=10 + seed, layers=6, hidden=128)
+    return (folder / "model.safetensors").read_bytes()

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -172,8 +173,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debugging():
             raise
         if isinstance(error, OSError) and error.errno in UNUSABLE:
-            place = error.filename or "output"
-            _say(name, f"{place}: {error.strerror}; name a place that can be written")
+            place = str(error.filename or "output")
+            # Libraries make caches there.
+            remedy = "set HOME to" if place.startswith(str(Path.home())) else "name"
+            _say(name, f"{place}: {error.strerror}; {remedy} a place that can be written")
             return 2
         _say(
             name,

@@ -1,5 +1,6 @@
 """What a hostile user does: every failure is one line with the remedy and the right exit code."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -202,6 +203,16 @@ def test_a_reader_that_leaves_is_no_error(copied):
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait() == 0
+
+
+def test_a_home_that_can_not_be_written(sweep, fails, tmp_path, monkeypatch):
+    def makes_a_cache(*args, **more):
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "home" / ".cache"))
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("batchsweep.plan.prepare.prepare", makes_a_cache)
+    says = fails(2, "prepare", "--config", sweep())
+    assert ".cache: Read-only file system; set HOME to a place that can be written" in says
 
 
 def test_with_closed_streams_no_file_of_a_store_gets_what_is_printed(tmp_path):

@@ -163,11 +163,20 @@ def digest_of(imported: Iterable[Observation]) -> str:
 
 
 def read_header(store: JsonStore, run: str) -> Record | None:
-    """What a search was run with; None if that isn't there. Reads none of its pulls' documents."""
+    """What a search was run with; None if that isn't there. Reads none of its pulls' documents.
+
+    Raises:
+        StoreCorrupt: what is there is no ledger's beginning.
+    """
     folder = f"bandit/{run}/pulls"
     segment = store.read_json(f"{folder}/segments/{0:06d}.json")
-    first = store.read_json(f"{folder}/{0:06d}.json") if segment is None else segment["pulls"][0]
-    return None if first is None else header_of([first])
+    first = store.read_json(f"{folder}/{0:06d}.json") if segment is None else None
+    try:
+        if segment is not None:
+            first = dict(segment["pulls"][0])
+        return None if first is None else header_of([dict(first)])
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise StoreCorrupt(f"{folder} doesn't begin as a ledger does; {_REMEDY}") from None
 
 
 class MemoryLedger:

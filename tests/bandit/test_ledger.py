@@ -226,3 +226,12 @@ def test_kill_9_while_appending(tmp_path: Path) -> None:
         assert numbers == list(range(len(numbers)))
         assert len(numbers) in (said, said + 1)
     assert open_store(tmp_path / "s.zarr").documents()
+
+
+@pytest.mark.parametrize("value", [{}, [], {"pulls": []}, {"pulls": [7]}, {"pulls": [{}]}, 3])
+def test_a_beginning_that_is_none_is_damage(value) -> None:
+    for path in ("bandit/r/pulls/segments/000000.json", "bandit/r/pulls/000000.json"):
+        store = FolderStore()
+        store.write_json(path, value)
+        with pytest.raises(StoreError, match="doesn't begin as a ledger does"):
+            read_header(store, "r")

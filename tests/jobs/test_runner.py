@@ -217,7 +217,8 @@ def test_the_table_says_where_every_index_is(folder, monkeypatch):
         "launcher = LocalLauncher(['extract'], parallel=1, gpus=(),"
         " command=[sys.executable, 'worker.py'])\n"
         "run_indexes(launcher, [0, 1], parallel=1, logs=Path('logs'), stop=StopRequest(5),"
-        " names={0: 'org--model/step1'}, sealed=lambda: {0: '3/12'}, delay=lambda n: 0.01)\n"
+        " names={0: 'org--model/step1'}, sealed=lambda: {0: '3/12'}, delay=lambda n: 0.01,"
+        " title='wave 2: [two] pairs')\n"
     )
     (folder / "plan.json").write_text('{"1": [75, 0]}')
     import pty
@@ -240,5 +241,12 @@ def test_the_table_says_where_every_index_is(folder, monkeypatch):
         shown += chunk
     assert process.wait() == 0
     text = shown.decode()
-    for part in ("org--model/step1", "3/12", "[1] attempt 2 of 1", "running on 0", "75"):
+    for part in (
+        "wave 2: [two] pairs",
+        "org--model/step1",
+        "3/12",
+        "[1] attempt 2 of 1",
+        "running on 0",
+        "75",
+    ):
         assert part in text

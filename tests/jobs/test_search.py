@@ -261,6 +261,7 @@ def test_run_extracts_in_processes_and_writes_the_report(sweep, tmp_path, capsys
     assert "best arm:" in printed.out
     assert "extracted:" in printed.out
     assert "wave 1:" in printed.err
+    assert "of extraction are spent" in printed.err
     assert (tmp_path / "sweep" / "report" / "report.html").exists()
 
 

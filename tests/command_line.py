@@ -10,7 +10,8 @@ from batchsweep.cli.main import command_line
 
 def parsed(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The command's name (``launch k8s``) and its options, as it would be called with them."""
-    command, words, names = command_line(), list(arguments), []
+    command: Any = command_line()
+    words, names = list(arguments), []
     while isinstance(command, TyperGroup):
         names.append(words.pop(0))
         command = command.commands[names[-1]]

@@ -22,6 +22,7 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".bin")
@@ -287,8 +288,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         tree = []
         for name, content in found[1].items():
-            metadata = _metadata(name, content)
-            entry = {"type": "file", "path": name, "oid": metadata["blobId"]}
+            metadata: dict[str, Any] = _metadata(name, content)
+            entry: dict[str, Any] = {"type": "file", "path": name, "oid": metadata["blobId"]}
             entry["size"] = metadata["size"]
             if "lfs" in metadata:
                 entry["lfs"] = {"oid": metadata["lfs"]["sha256"], **metadata["lfs"]}
@@ -385,7 +386,7 @@ def git_blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _metadata(name: str, content: bytes) -> dict[str, object]:
+def _metadata(name: str, content: bytes) -> dict[str, Any]:
     metadata: dict[str, object] = {"blobId": git_blob(content), "size": len(content)}
     if name.endswith(LFS_SUFFIXES):
         pointer = f"version lfs\noid sha256:{sha256(content)}\nsize {len(content)}\n".encode()

@@ -358,8 +358,8 @@ def _discovery(parts):
             ],
         }
     if parts == ["openapi", "v3"]:
-        groups = ("api/v1", *(f"apis/{group}/v1" for group in GROUPS))
-        return {"paths": {g: {"serverRelativeURL": f"/openapi/v3/{g}?hash=1"} for g in groups}}
+        paths = ("api/v1", *(f"apis/{group}/v1" for group in GROUPS))
+        return {"paths": {p: {"serverRelativeURL": f"/openapi/v3/{p}?hash=1"} for p in paths}}
     if parts[:2] == ["openapi", "v3"]:
         return _openapi("/".join(parts[2:]))
     raise Refused(404, "NotFound", "the server could not find the requested resource")

@@ -12,6 +12,7 @@ import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -82,7 +83,7 @@ def installed() -> dict[str, metadata.Distribution]:
 
 def licence_of(package: metadata.Distribution) -> str:
     """Its licence as an SPDX expression; what it says itself, where nobody looked at that yet."""
-    said = package.metadata
+    said: Any = package.metadata  # A message of e-mail, which its type doesn't say.
     if expression := said.get("License-Expression"):
         return str(expression)
     classifiers = [c.split(" :: ") for c in said.get_all("Classifier") or ()]

@@ -44,7 +44,7 @@ def play(
     """Tell what is asked, until ``pulls`` are made or nothing is left to ask."""
     arms = {a: i for i, a in enumerate(policy.problem.arms)}
     tasks = {t: i for i, t in enumerate(policy.problem.tasks)}
-    made = []
+    made: list[tuple[int, int, str]] = []
     while len(made) < pulls:
         asked = policy.ask(min(batch, pulls - len(made)))
         if not asked:

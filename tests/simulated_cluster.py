@@ -20,6 +20,7 @@ import time
 import uuid
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from batchsweep.jobs.index import format_indexes
 
@@ -197,7 +198,8 @@ class _Other:
             self._process = subprocess.Popen(
                 arguments, stdout=file, stderr=file, env=environment, cwd=folder
             )
-        self.pid, self.exit = Future(), self
+        self.pid: Future[int] = Future()
+        self.exit = self
         self.pid.set_result(self._process.pid)
 
     def result(self):
@@ -243,7 +245,7 @@ class Controller:
 
     def _create(self, job, spec, progress, active):
         taken = {_position(pod) for pod in active}
-        made = []
+        made: list[Any] = []
         for position in progress.open:
             if len(active) + len(made) >= spec.get("parallelism", 1):
                 break

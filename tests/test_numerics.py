@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def texts() -> list[np.ndarray]:
 def stored(loaded, texts) -> dict[str, np.ndarray]:
     """What an index writes: pooled states and metrics, by name."""
     out = {name: np.empty((3, len(texts), loaded.hidden), np.float32) for name in ("mean", "max")}
-    common = {"layers": LAYERS, "layer_output": "final_norm", "batch_tokens": 512}
+    common: dict[str, Any] = {"layers": LAYERS, "layer_output": "final_norm", "batch_tokens": 512}
     for positions, states in pooled_states(loaded, texts, poolings=["mean", "max"], **common):
         for name, values in states.items():
             out[name][:, positions] = values

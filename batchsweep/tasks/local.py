@@ -303,7 +303,7 @@ KINDS: dict[str, type[_Local]] = {
 def from_columns(
     name: str,
     kind: str,
-    parts: Mapping[str, Columns],
+    parts: Mapping[str, Any],
     *,
     where: str = "columns",
     rows: Mapping[str, Sequence[str]] | None = None,
@@ -337,7 +337,7 @@ def from_columns(
         )
     cls = KINDS[kind]
     if len(cls.needs) == 1 and not set(parts) & set(cls.needs):
-        parts = {next(iter(cls.needs)): parts}  # type: ignore[dict-item]
+        parts = {next(iter(cls.needs)): parts}
     for part, needed in cls.needs.items():
         if part not in parts:
             raise ConfigError(

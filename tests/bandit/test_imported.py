@@ -161,7 +161,8 @@ def test_every_policy_goes_on_from_what_is_there(policy: str, rewards: RewardsCo
         asked.append((arm, task))
         return Score(float(truth[problem.arms.index(arm), problem.tasks.index(task)]), 1.0)
 
-    config = BanditConfig(policy=policy, budget=PullBudget(pulls=8), stop_at_regret=0)
+    given = {"policy": policy, "budget": PullBudget(pulls=8), "stop_at_regret": 0}
+    config = BanditConfig.model_validate(given)
     ledger = MemoryLedger()
     outcome = run(problem, score, config, rewards, ledger=ledger, imported=imported, quiet=True)
     assert not set(asked) & {(one.arm, one.task) for one in imported}

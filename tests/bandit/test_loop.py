@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from batchsweep.bandit.loop import MemoryLedger, StoreLedger, run, run_digest
 from batchsweep.bandit.policies import POLICIES, Problem
+from batchsweep.bandit.policies.baselines.simple import Random
 from batchsweep.bandit.rewards import aggregate, raw_scale, z_scale
 from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
 from batchsweep.errors import StoreMismatch, UsageError
@@ -161,7 +163,8 @@ def test_a_budget_in_seconds_is_spent_on_what_tells_most_per_second():
     problem = problem_of(steps=6, layers=12, tasks=12, models=1)
     price = np.geomspace(1, 400, 12)
     limit = 6 * price.sum()
-    regrets, per_pull = {"knows": [], "blind": []}, {"knows": [], "blind": []}
+    regrets: dict[str, list[float]] = {"knows": [], "blind": []}
+    per_pull: dict[str, list[float]] = {"knows": [], "blind": []}
     for seed in range(12):
         rng = np.random.default_rng(seed)
         scores = surface(problem, seed, noise=0.05)
@@ -178,7 +181,7 @@ def test_a_budget_in_seconds_is_spent_on_what_tells_most_per_second():
                 raise Spent
             last.update(arm=policy.leader(), pulls=pulls, seconds=seconds)
 
-        common = {"stop_at_regret": 0, "final_check": 0, "seed": seed}
+        common: dict[str, Any] = {"stop_at_regret": 0, "final_check": 0, "seed": seed}
         config = BanditConfig(budget=PullBudget(seconds=limit), **common)
         outcome = run(problem, score, config, RAW, quiet=True)
         assert outcome.seconds - limit <= outcome.observations[-1].seconds
@@ -380,7 +383,7 @@ def test_a_task_that_supplies_most_of_a_z_reward_is_named(problem):
     assert "alone" not in run(problem, scores, config, Z, quiet=True).answer.basis
 
 
-class Unsettled(POLICIES["random"]):
+class Unsettled(Random):
     """Sure after 20 pulls, no longer so after the check that follows, and again after 40."""
 
     def sure(self, regret):

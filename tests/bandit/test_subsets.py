@@ -88,7 +88,7 @@ def test_every_arm_and_process_gets_the_same_examples(tmp_path: Path) -> None:
     }.items():
         path = tmp_path / f"{kind}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        tasks.append(LocalTask(name=kind, type=kind, path=path))
+        tasks.append(LocalTask.model_validate({"name": kind, "type": kind, "path": path}))
     store = store_of(tmp_path / "x.zarr", resolve(tasks))
     halves = Halves(40, seed=2)
     pulls = [(f"{KEY}#{layer}", task.name) for task in tasks for layer in (1, 2)]
@@ -262,7 +262,7 @@ def test_measured_noise_of_real_evaluations(tmp_path: Path) -> None:
             "negative": [sentences(6, 2000 + i)[0] for i in range(120)],
         },
     }
-    tasks = [from_columns(kind, kind, value) for kind, value in columns.items()]  # type: ignore[arg-type]
+    tasks = [from_columns(kind, kind, value) for kind, value in columns.items()]
     layers = tuple(range(1, 17))
     store = store_of(tmp_path / "x.zarr", tasks, layers=layers)
     scorer = Scorer(store, tasks, keep=False)
@@ -379,7 +379,7 @@ def test_another_number_of_texts_is_another_search() -> None:
 
 
 @pytest.mark.parametrize("how", ["rank", "robust_mean"])
-def test_other_aggregates_choose_among_the_checked(how: str) -> None:
+def test_other_aggregates_choose_among_the_checked(how: Any) -> None:
     examples = Examples()
     outcome = run(
         examples.problem,

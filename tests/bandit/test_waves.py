@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+from typing import Any
+
 import numpy as np
 import pytest
 from simulated import problem_of, surface
@@ -26,7 +29,7 @@ SCORES = surface(PROBLEM)
 class Fake:
     """Pairs that are there once they were asked for, but for those that can't be."""
 
-    def __init__(self, costs: PairCosts, *, broken: set[str] = frozenset(), dies: int = 0) -> None:
+    def __init__(self, costs: PairCosts, *, broken: Set[str] = frozenset(), dies: int = 0) -> None:
         self.costs, self.broken, self.dies = costs, broken, dies
         self.pairs = np.zeros((len(costs.checkpoints), len(PROBLEM.tasks)), dtype=bool)
         self.waves: list[Wave] = []
@@ -127,7 +130,7 @@ def test_a_wave_spreads_over_checkpoints_that_may_be_best() -> None:
         cell = arms.index(pull.arm), problem.tasks.index(pull.task)
         policy.observe(pull.arm, pull.task, float(scores[cell]), 1.0)
 
-    def span(chooser: Chooser, number: int) -> int:
+    def span(chooser: Any, number: int) -> int:
         wave = chooser.next(policy, there, number, lambda pairs: True)
         rows = [costs.checkpoints.index(visit.key) for visit in wave]
         assert len(set(rows)) == len(rows) == 5

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from hub_server import Fault, HubServer, Repo
@@ -307,7 +308,8 @@ def test_no_hub_at_all_means_try_again(hub: HubServer, monkeypatch):
 
 def test_something_that_is_no_hub_is_not_believed(hub: HubServer):
     hub.repos[SMALL] = suite([])
-    hub._server.RequestHandlerClass._refs = lambda self, query, repo: self._json(["no", "refs"])
+    handler: Any = hub._server.RequestHandlerClass
+    handler._refs = lambda self, query, repo: self._json(["no", "refs"])
     with pytest.raises(TryAgain, match="no Hub gives; check HF_ENDPOINT"):
         audit(config(SMALL, ["main"]))
 

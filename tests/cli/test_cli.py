@@ -217,7 +217,7 @@ def test_a_suite_that_is_not_here_is_wrong_usage_at_once(command, tmp_path, monk
 
 def test_a_name_that_the_output_can_not_show_is_shown_by_its_escapes(tmp_path):
     path = os.fsencode(tmp_path) + b"/gr\xc3\xb6\xc3\x9fe-\xff.yaml"
-    argv = [sys.executable, "-m", "batchsweep", "checkpoints", "--write", path]
+    argv = [*map(os.fsencode, (sys.executable, "-m", "batchsweep", "checkpoints", "--write")), path]
     (tmp_path / os.fsdecode(path)).write_text("name: mine\n")
     environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(argv, env=environ, capture_output=True, text=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from batchsweep.checkpoints.checkpoint import PLACEHOLDER
 from batchsweep.checkpoints.schedules import schedule, schedule_among
-from batchsweep.checkpoints.sources import PLACEHOLDER
 from batchsweep.cli.main import main
 from batchsweep.config import Config
 from batchsweep.config.load import parse

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def topics_of(sentence: str) -> list[str]:
 def test_labels_are_true_by_construction(tmp_path: Path) -> None:
     tasks.write(tmp_path)
 
-    def rows(name: str, part: str = "") -> list[dict[str, object]]:
+    def rows(name: str, part: str = "") -> list[dict[str, Any]]:
         path = tasks.task_path(tmp_path, name)
         text = (path / f"{part}.jsonl" if part else path).read_text()
         return [json.loads(line) for line in text.splitlines()]
@@ -84,13 +85,13 @@ def test_labels_are_true_by_construction(tmp_path: Path) -> None:
         return sum(x == y for x, y in zip(meaning(a, topic), meaning(b, topic), strict=True))
 
     for row in rows("DemoSTS"):
-        assert agree(row["sentence1"], row["sentence2"]) == row["score"]  # type: ignore[arg-type]
+        assert agree(row["sentence1"], row["sentence2"]) == row["score"]
     for row in rows("DemoPairs"):
-        assert (agree(row["sentence1"], row["sentence2"]) == 5) == row["label"]  # type: ignore[arg-type]
+        assert (agree(row["sentence1"], row["sentence2"]) == 5) == row["label"]
     for row in rows("DemoReranking"):
         query = str(row["query"])
-        assert all(agree(query, text) == 5 for text in row["positive"])  # type: ignore[attr-defined]
-        assert all(agree(query, text) < 5 for text in row["negative"])  # type: ignore[attr-defined]
+        assert all(agree(query, text) == 5 for text in row["positive"])
+        assert all(agree(query, text) < 5 for text in row["negative"])
     for row in rows("DemoScenes"):
         topic, agent = str(row["label"]).split("-")
         assert topic in topics_of(str(row["text"]))
@@ -102,10 +103,11 @@ def test_labels_are_true_by_construction(tmp_path: Path) -> None:
         assert (bool(words & good) != ("never" in words)) == (row["label"] == "liked")
     texts = {r["id"]: str(r["text"]).split(" . ")[0] for r in rows("DemoRetrieval", "corpus")}
     relevant = {(r["query-id"], r["corpus-id"]) for r in rows("DemoRetrieval", "qrels")}
-    for query, doc in itertools.product(rows("DemoRetrieval", "queries")[:15], texts):
-        common = set(topics_of(str(query["text"]))) & set(topics_of(texts[doc]))
-        same = any(meaning(str(query["text"]), t) == meaning(texts[doc], t) for t in common)
-        assert same == ((query["id"], doc) in relevant)
+    for asked, doc in itertools.product(rows("DemoRetrieval", "queries")[:15], texts):
+        said = str(asked["text"])
+        common = set(topics_of(said)) & set(topics_of(texts[doc]))
+        same = any(meaning(said, t) == meaning(texts[doc], t) for t in common)
+        assert same == ((asked["id"], doc) in relevant)
 
 
 def test_tasks_are_the_same_every_time(tmp_path: Path) -> None:

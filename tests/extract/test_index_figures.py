@@ -75,7 +75,7 @@ def test_a_phase_that_breaks_off_is_counted():
 
 
 def test_figures_are_served_while_they_grow():
-    figures = []
+    figures: list[Figures] = []
     with served(figures, 0) as port:
         url = f"http://localhost:{port}"
         figures.append(Figures("late"))

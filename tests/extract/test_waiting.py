@@ -1,6 +1,7 @@
 """``status --wait`` ends: with what was waited for, or with why it can't come any more."""
 
 import shutil
+from typing import Any
 
 import pytest
 from tiny import make_suite, make_tasks, write_config
@@ -104,7 +105,12 @@ def test_what_may_come_is_waited_for(sweep, prepared, tmp_path, monkeypatch):
 def test_a_note_that_is_none_is_damage(sweep, tmp_path):
     path = sweep()
     store = open_store(tmp_path / "store")
-    for note in ([], {"state": "sealed", "message": "x"}, {"state": "failed", "message": 1}):
+    damaged: list[Any] = [
+        [],
+        {"state": "sealed", "message": "x"},
+        {"state": "failed", "message": 1},
+    ]
+    for note in damaged:
         store.write_json("outcomes/tiny/main.json", note)
         assert main(["status", "--config", path]) == 4
 

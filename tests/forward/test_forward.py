@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from batchsweep.forward.pooling import POOLINGS, Pooler
 LENGTHS = (5, 9, 1, 12, 9, 3, 17, 2, 30, 9)
 TEXTS = [np.random.default_rng(i).integers(3, VOCABULARY, n) for i, n in enumerate(LENGTHS)]
 #: Mamba's scan and the batched matrix products sum in another order for another shape.
-ROUNDING = {"rtol": 1e-5, "atol": 2e-5}
+ROUNDING: dict[str, Any] = {"rtol": 1e-5, "atol": 2e-5}
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +207,7 @@ def test_the_model_is_whole_after_an_iterator_that_was_left_early(neox):
     batches = pooled_states(
         neox, TEXTS, layers=(1,), poolings=("mean",), layer_output="raw", batch_tokens=16
     )
+    assert isinstance(batches, Generator)
     next(batches)
     batches.close()
     assert len(neox.blocks) == 3
@@ -248,7 +251,7 @@ def test_nan_names_layer_and_row(neox):
     def poison(module, args, output):
         output[:, :, 0] += torch.where((running["ids"] == 60).any(dim=1), torch.inf, 0.0)[:, None]
 
-    running = {}
+    running: dict[str, torch.Tensor] = {}
     watch = neox.model.register_forward_pre_hook(
         lambda m, args, kwargs: running.update(ids=kwargs["input_ids"]), with_kwargs=True
     )

@@ -40,7 +40,7 @@ from batchsweep.store import GroupSpec, create_store
 
 Floats = npt.NDArray[np.float32]
 #: Other kernels sum in another order.
-ROUNDING = {"rtol": 1e-3, "atol": 1e-3}
+ROUNDING: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
 #: Of a vector in half precision, the distance from float32's in spacings of that dtype at its
 #: length: three blocks' worth of rounding stays below it.
 HALF_ROUNDING = 8.0
@@ -234,7 +234,8 @@ def test_a_store_of_two_runs_and_one_that_was_resumed_have_the_same_bytes(
 ) -> None:
     some = texts(300)
     found = []
-    for name, runs in {"a": [range(5)], "b": [range(5)], "resumed": [(3, 0), (4, 1, 2)]}.items():
+    whole = tuple(range(5))
+    for name, runs in {"a": [whole], "b": [whole], "resumed": [(3, 0), (4, 1, 2)]}.items():
         config, store, entry, spec = work_of(tmp_path / name, folder, some, device)
         for blocks in runs:
             loaded = load_checkpoint(str(folder), device=device)

@@ -167,8 +167,8 @@ def test_every_metric_of_a_model(loaded):
         entropies = np.array([matrix_entropy(unit_rows(s)) for s in long])
         log_n, log_d = np.log([len(s) for s in long]), math.log(d)
         want["prompt_entropy"] = entropies.mean()
-        by = (np.minimum(log_n, log_d), log_n, log_d, log_n * log_d)
-        for key, divisor in zip(norms, by, strict=True):
+        parts = (np.minimum(log_n, log_d), log_n, log_d, log_n * log_d)
+        for key, divisor in zip(norms, parts, strict=True):
             want[f"prompt_entropy_{key}"] = (entropies / divisor).mean()
         want["curvature"] = np.mean([curvature(s) for s in states if len(s) >= 3])
         assert got.keys() == want.keys()

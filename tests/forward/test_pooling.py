@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -74,7 +76,7 @@ def test_max_of_negative_states_ignores_padding():
 
 
 def test_the_config_offers_exactly_these():
-    assert set(Pooling.__args__) == set(POOLINGS)
+    assert set(get_args(Pooling)) == set(POOLINGS)
     with pytest.raises(ValueError, match="mean, last, first, max, weighted_mean"):
         Pooler(torch.ones((1, 1), dtype=torch.bool), ["median"])
 

@@ -22,6 +22,7 @@ import uuid
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from killable import Commands
@@ -48,6 +49,9 @@ class Place:
         self.image, self.simulated = image, simulated
         self.namespace = f"batchsweep-{uuid.uuid4().hex[:8]}"
         self.launches = 0
+        self.cluster: Any = None
+        self.volume: Any = None
+        self.sections: dict[str, Any] = {}
 
     def kubectl(self, *words, stdin=None):
         command = ["kubectl", "--namespace", self.namespace, *words]

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from instant_cluster import instant_cluster
@@ -63,7 +64,7 @@ def test_an_index_fails_and_is_submitted_again(config, cluster, capsys):
 
 def test_a_server_that_goes_away_in_the_middle_is_waited_for(config, cluster):
     """Down before anything is asked, and again right before the release."""
-    ends = []
+    ends: list[Any] = []
 
     def react(job):
         cluster.settle(job)

@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -275,7 +276,8 @@ def test_what_missing_pairs_take(tmp_path, sections) -> None:
     with pytest.raises(UsageError, match="no task 'Nope'"):
         pairs.missing(entry, ["Nope"])
     note = f"timings/{entry.key}.json"
-    for wrong in ({"pace": 3}, {"tokens": -1}, {"seconds": "long"}, []):
+    damaged: list[Any] = [{"pace": 3}, {"tokens": -1}, {"seconds": "long"}, []]
+    for wrong in damaged:
         store.write_json(note, wrong)
         with pytest.raises(StoreCorrupt, match="says no timing"):
             timings(store)

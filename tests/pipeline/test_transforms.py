@@ -49,8 +49,8 @@ def test_from_the_search_to_the_replay(tmp_path: Path, capsys) -> None:
     for table in tables:
         assert table.scores.shape == (12, 2)
     # mteb rounds to six decimals.
-    sorted_scores = (np.sort(table.scores, 0) for table in tables)
-    np.testing.assert_allclose(*sorted_scores, atol=1e-6)
+    one, other = (np.sort(table.scores, 0) for table in tables)
+    np.testing.assert_allclose(one, other, atol=1e-6)
     assert any(arm.endswith("#1#mean+center") for arm in tables[0].problem.arms)
 
     # Without them it is the search that it was.

@@ -222,9 +222,8 @@ def test_names_from_outside_can_not_break_the_page(tmp_path: Path) -> None:
 
 def test_aliases_and_skipped_checkpoints_are_told(tmp_path: Path) -> None:
     names = [f for f in Skipped.__dataclass_fields__]
-    skipped = Skipped(
-        **{**dict.fromkeys(names, "step9"), "model": "tests/tiny", "reason": "missing"}
-    )
+    given: dict[str, Any] = dict.fromkeys(names, "step9")
+    skipped = Skipped(**{**given, "model": "tests/tiny", "reason": "missing"})
     html = render(read(store_of(tmp_path / "s.zarr", plan_of(skipped=(skipped,)))), title="x")
     assert "<li>" in html and "step9" in html
     assert "same weights as" in html and ">main<" in html

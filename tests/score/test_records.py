@@ -223,7 +223,7 @@ def test_a_damaged_table_is_made_anew(store: Store, damage: str) -> None:
     elif damage == "gone":
         file.unlink()
     else:
-        store.write_json(TABLE_NOTE, {**store.read_json(TABLE_NOTE), "version": 0})  # type: ignore[dict-item]
+        store.write_json(TABLE_NOTE, {**store.read_json(TABLE_NOTE), "version": 0})
     assert score_rows(store).equals(right)
     assert file.read_bytes() == sound
     assert verify(store) == []

@@ -149,7 +149,7 @@ def test_other_processes_give_the_same_numbers(tmp_path: Path) -> None:
     }.items():
         path = tmp_path / f"{kind}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        tasks.append(LocalTask(name=kind, type=kind, path=path))
+        tasks.append(LocalTask.model_validate({"name": kind, "type": kind, "path": path}))
     from batchsweep.tasks.resolve import resolve
 
     store = store_of(tmp_path / "x.zarr", resolve(tasks))
@@ -196,7 +196,7 @@ def test_store_encoder_in_mteb_itself(store: Store) -> None:
     assert meta.experiment_name == "layer_1__pooling_mean"
     with pytest.raises(StoreError, match=r"task 'strange'.*'never seen'.*batchsweep prepare"):
         strange = {"sentence1": ["never seen", "b"], "sentence2": ["c", "d"], "score": [0, 1]}
-        live_score(from_columns("strange", "sts", strange), encoder)  # type: ignore[arg-type]
+        live_score(from_columns("strange", "sts", strange), encoder)
 
 
 def test_a_prefix_by_prompt_type_is_part_of_the_text(tmp_path: Path) -> None:

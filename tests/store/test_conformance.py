@@ -411,7 +411,10 @@ def test_a_ledger_and_a_table_of_scores_on_every_place(
 ) -> None:
     monkeypatch.setattr(ledger, "SEGMENT", 4)
     writer = ledger.StoreLedger(store, "one")
-    entries = [{"kind": "header"}, *({"kind": "search", "n": n} for n in range(9))]
+    entries: list[dict[str, Any]] = [
+        {"kind": "header"},
+        *({"kind": "search", "n": n} for n in range(9)),
+    ]
     for entry in entries:
         writer.append(entry)
     again = open_store(store.url)

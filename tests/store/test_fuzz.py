@@ -8,6 +8,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,16 @@ from store_data import KEY, OTHER, spec, tree, write_corpus, write_group
 import batchsweep
 from batchsweep.extract.status import index_statuses
 from batchsweep.plan.plan import load_plan
-from batchsweep.store import Store, convert, create_store, documents, open_store, repair, verify
+from batchsweep.store import (
+    Corpus,
+    Store,
+    convert,
+    create_store,
+    documents,
+    open_store,
+    repair,
+    verify,
+)
 from batchsweep.store.pairs import ready_tasks
 from batchsweep.store.zarr import v3
 
@@ -45,7 +55,7 @@ def stores(folder: Path) -> dict[str, Path]:
     """Small whole stores: damaged for each example, and put back after it."""
     for format in FORMATS:
         store = create_store(folder / format, format=format)
-        of = {"texts": 250, "hidden": 4, "block_texts": 200}
+        of: dict[str, Any] = {"texts": 250, "hidden": 4, "block_texts": 200}
         of["provenance"] = {**spec().provenance, "corpus_digest": write_corpus(store)}
         write_group(store, KEY, spec(**of, dtype="int8", poolings=("mean",)), seed=1)
         compression = "zstd" if format == "zarr" else "none"
@@ -67,7 +77,7 @@ def everything(path: Path) -> None:
     refused(lambda: ready_tasks(store))
     refused(lambda: verify(store))
     for key in (KEY, OTHER):
-        refused(lambda key=key: _group(store, key))
+        refused(partial(_group, store, key))
     refused(lambda: _corpus(store))
     refused(lambda: batchsweep.open(path).arms)
 
@@ -88,8 +98,12 @@ def _group(store: Store, key: str) -> None:
     refused(reader.metrics)
     for pooling in reader.poolings:
         for layer in reader.layers[:3]:
-            refused(lambda pooling=pooling, layer=layer: reader.read(pooling, layer))
-            refused(lambda pooling=pooling, layer=layer: reader.read_stored(pooling, layer, [0]))
+            refused(partial(reader.read, pooling, layer))
+            refused(partial(reader.read_stored, pooling, layer, [0]))
+
+
+def _task_texts(corpus: Corpus, task: str) -> None:
+    corpus.texts(corpus.rows_of(task))
 
 
 def _corpus(store: Store) -> None:
@@ -99,11 +113,11 @@ def _corpus(store: Store) -> None:
     refused(corpus.texts)
     refused(corpus.digests)
     for task in corpus.tasks():
-        refused(lambda task=task: corpus.texts(corpus.rows_of(task)))
+        refused(partial(_task_texts, corpus, task))
     for tokenizer in corpus.tokenizers():
-        refused(lambda name=tokenizer: corpus.tokens(name))
-        refused(lambda name=tokenizer: corpus.token_counts(name))
-        refused(lambda name=tokenizer: corpus.token_ids(name, slice(1, 3)))
+        refused(partial(corpus.tokens, tokenizer))
+        refused(partial(corpus.token_counts, tokenizer))
+        refused(partial(corpus.token_ids, tokenizer, slice(1, 3)))
 
 
 def _put(path: Path, body: bytes, store: Path, *, repaired: bool = False) -> None:

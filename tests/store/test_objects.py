@@ -32,7 +32,7 @@ def test_a_held_lease_is_renewed(s3_url: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(objects, "RENEW_SECONDS", 0.05)
     store = create_store(s3_url)
     with store.writer(KEY, spec()):
-        ids = set()
+        ids: set[str] = set()
         deadline = datetime.now(UTC).timestamp() + 10
         while len(ids) < 3 and datetime.now(UTC).timestamp() < deadline:
             ids.add(json.loads(store.backend.blobs.read(LEASE) or b"{}")["id"])

@@ -6,6 +6,7 @@ import itertools
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -27,7 +28,7 @@ def zarr_store(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_zarr(zarr_store: Path) -> None:
-    root = zarr.open_group(zarr_store, mode="r")
+    root: Any = zarr.open_group(zarr_store, mode="r")
     assert root.attrs["batchsweep_format"] == 1
     group = root[f"checkpoints/{KEY}"]
     assert group.attrs["provenance"]["step"] == 1000 and group.attrs["complete"] is True
@@ -48,15 +49,16 @@ def test_zarr_finds_a_changed_chunk(zarr_store: Path) -> None:
     stored = bytearray(shard.read_bytes())
     stored[100] ^= 1
     shard.write_bytes(stored)
+    root: Any = zarr.open_group(zarr_store, mode="r")
     with pytest.raises(ValueError, match="checksum"):
-        zarr.open_group(zarr_store, mode="r")[f"checkpoints/{KEY}/mean"][0, 100:200]
+        root[f"checkpoints/{KEY}/mean"][0, 100:200]
 
 
 def test_zarr_shows_blocks_that_arent_there_as_nan(tmp_path: Path) -> None:
     of = spec(poolings=("mean",))
     with create_store(tmp_path / "s").writer(KEY, of) as writer:
         writer.write_block(1, {"mean": states(of)["mean"][:, 100:200]})
-    array = zarr.open_group(tmp_path / "s", mode="r")[f"checkpoints/{KEY}/mean"]
+    array: Any = zarr.open_group(tmp_path / "s", mode="r")[f"checkpoints/{KEY}/mean"]
     assert np.isnan(array[:, :100]).all() and np.isfinite(array[:, 100:200]).all()
 
 
@@ -96,7 +98,7 @@ def test_tensorstore(zarr_store: Path) -> None:
 def test_int8_by_hand(tmp_path: Path) -> None:
     store = create_store(tmp_path / "s")
     write_group(store, KEY, spec(dtype="int8"))
-    group = zarr.open_group(tmp_path / "s", mode="r")[f"checkpoints/{KEY}"]
+    group: Any = zarr.open_group(tmp_path / "s", mode="r")[f"checkpoints/{KEY}"]
     array = group["mean"]
     vectors = array[1] * group[array.attrs["scale"]][1][:, None]
     np.testing.assert_array_equal(vectors, store.reader(KEY).read("mean", 2))

@@ -26,10 +26,12 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 #: What the Hub says to a token that it doesn't know.
 INVALID = "Invalid credentials in Authorization header"
-PAIRS = [{"sentence1": f"a{i}", "sentence2": f"b{i}", "score": i} for i in range(4)]
+PAIRS: list[dict[str, Any]] = [
+    {"sentence1": f"a{i}", "sentence2": f"b{i}", "score": i} for i in range(4)
+]
 
 
-def local(path: Path, type: str = "sts", **more: Any) -> LocalTask:
+def local(path: Path, type: Any = "sts", **more: Any) -> LocalTask:
     return LocalTask(name="mine", type=type, path=path, **more)
 
 

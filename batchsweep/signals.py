@@ -42,7 +42,8 @@ class StopRequest:
         if self.asked:
             raise Terminated(f"{self.name}: stopped; the same command goes on from here")
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """What a signal does."""
         if self.asked:
             # A second signal means now: everything sealed is safe, so leaving is too.
             os._exit(143)
@@ -60,7 +61,7 @@ def stop_on_signals(grace: float) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {n: signal.signal(n, stop._receive) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = {n: signal.signal(n, stop.receive) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:

@@ -60,13 +60,13 @@ def run(out: Path) -> str:
         BatchsweepError: a command failed; its exit code is passed on.
     """
     start = time.monotonic()
-    with _folder(out):
+    with own_folder(out):
         _make_all(out)
         logger.info("$ cd %s", shlex.quote(str(out)))
-        _command(out, "plan")
+        run_command(out, "plan")
         # The whole job: prepare, waves of indexes as processes of their own, search, report.
-        _command(out, "run", "--parallel", str(AT_A_TIME))
-        _command(out, "status")
+        run_command(out, "run", "--parallel", str(AT_A_TIME))
+        run_command(out, "status")
         from batchsweep.demo.summary import summary
 
         return summary(out, seconds=time.monotonic() - start)
@@ -78,13 +78,13 @@ def make(out: Path) -> str:
     Raises:
         UsageError, TryAgain: as :func:`run`.
     """
-    with _folder(out):
+    with own_folder(out):
         _make_all(out)
     return f"{out}/: suite, tasks and demo.yaml"
 
 
 def _make_all(out: Path) -> None:
-    _make("suite", out, _make_suite)
+    _make("suite", out, make_suite)
     _make("tasks", out, _make_tasks)
     _write_whole(out / "demo.yaml", config_text())
 
@@ -122,7 +122,7 @@ bandit:
 
 
 @contextmanager
-def _folder(out: Path) -> Iterator[None]:
+def own_folder(out: Path) -> Iterator[None]:
     """``out`` as a demo's folder of this version, for this process alone."""
     marker = out / "demo.json"
     if out.exists() and not out.is_dir():
@@ -189,7 +189,8 @@ def _make(name: str, out: Path, make: Callable[[Path], None]) -> None:
     temporary.rename(out / name)
 
 
-def _make_suite(folder: Path) -> None:
+def make_suite(folder: Path) -> None:
+    """Train the demo's models into a folder, saying how long that takes."""
     from batchsweep.demo import suite
 
     names = " and ".join(suite.SIZES)
@@ -208,7 +209,7 @@ def _make_tasks(folder: Path) -> None:
 # The commands
 
 
-def _command(out: Path, *arguments: str) -> None:
+def run_command(out: Path, *arguments: str) -> None:
     """Run a command of a user's in ``out``, again for as long as it says "try again".
 
     Raises:

@@ -114,7 +114,7 @@ class Scorer:
             record = read_record(self.store, path)
             if record is not None and record.origin == origin:
                 return record
-        parts = (self._whole(task),) if halves is None else self._parts(task, halves)
+        parts = self.prepared(task, halves)
         if halves is not None and len(parts) == 1:
             return self.score(arm, task)
         kept = self._kept_vectors(parts, reader.hidden)
@@ -142,6 +142,13 @@ class Scorer:
                 )
             self._readers[key] = reader
         return reader
+
+    def prepared(self, task: str, halves: Halves | None = None) -> tuple[PreparedTask, ...]:
+        """What of a task's evaluation doesn't depend on the arm, made once.
+
+        Both halves where they are asked for and smaller than the task; else the whole task.
+        """
+        return (self._whole(task),) if halves is None else self._parts(task, halves)
 
     def _whole(self, name: str) -> PreparedTask:
         if name not in self._prepared:

@@ -23,6 +23,7 @@ from batchsweep.bandit.score_table import ScoreTable
 from batchsweep.cli.main import main
 from batchsweep.config import BanditConfig, CorpusConfig, LocalTask, PullBudget, RewardsConfig
 from batchsweep.errors import UsageError
+from batchsweep.score import scorer as scorer_module
 from batchsweep.score.export import table
 from batchsweep.score.record import Score
 from batchsweep.score.records import records
@@ -56,11 +57,12 @@ def test_a_pull_scores_two_different_parts_of_what_the_whole_task_asks_for(
     scorer = Scorer(store, list(all_tasks().values()), keep=False)
     halves = Halves(60, seed=3)
     result = scorer.score(f"{KEY}#1", name, halves)
-    one, two = scorer._halves[name, halves]
+    one, two = scorer.prepared(name, halves)
     assert (one.half, two.half) == (result.document["half"],) * 2
     rows = [[request.rows.tolist() for request in part.requests] for part in (one, two)]
     assert rows[0] != rows[1]
-    whole = {row for request in scorer._whole(name).requests for row in request.rows.tolist()}
+    [task] = scorer.prepared(name)
+    whole = {row for request in task.requests for row in request.rows.tolist()}
     assert {row for part in rows for request in part for row in request} <= whole
     assert result.main_score == pytest.approx(np.mean(result.document["halves"]))
     assert result.document["half"] == {"texts_per_pull": 60, "seed": 3}
@@ -131,7 +133,7 @@ def test_halves_leave_the_task_as_it_was() -> None:
             assert np.array_equal(a.which, b.which), name
 
 
-def test_records_of_subsets_are_kept_apart(tmp_path: Path) -> None:
+def test_records_of_subsets_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = local_tasks()[:2]
     store = store_of(tmp_path / "x.zarr", tasks)
     scorer = Scorer(store, tasks)
@@ -140,8 +142,10 @@ def test_records_of_subsets_are_kept_apart(tmp_path: Path) -> None:
     whole = scorer.score(f"{KEY}#1", "sts")
     assert [r.main_score for r in records(store)] == [whole.main_score]
     again = Scorer(store, tasks)
-    assert again.score(f"{KEY}#1", "sts", Halves(60, seed=1)).document == first.document
-    assert not again._halves and not again._prepared
+    with monkeypatch.context() as patch:  # Not even made ready to be scored.
+        patch.setattr(scorer_module, "prepare_halves", None)
+        patch.setattr(scorer_module, "prepare_task", None)
+        assert again.score(f"{KEY}#1", "sts", Halves(60, seed=1)).document == first.document
     other = [Halves(60, seed=2), Halves(80, seed=1)]
     assert len({again.score(f"{KEY}#1", "sts", h).main_score for h in other}) == 2
     assert len(store.list_json("subsets")) == 3

@@ -56,7 +56,8 @@ def main() -> None:
         for name in names:
             _, whole = seconds(scorer, name, None)
             first, pull = seconds(scorer, name, Halves(args.texts, 0))
-            asked = sum(map(len, scorer._whole(name).requests))
+            [prepared] = scorer.prepared(name)
+            asked = sum(map(len, prepared.requests))
             rows.append(
                 {"task": name, "texts": asked, "whole": whole, "pull": pull, "first": first}
             )

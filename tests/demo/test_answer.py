@@ -58,7 +58,7 @@ def test_the_regret_is_as_stated_for_any_seed_of_the_suite(
     def make(folder: Path) -> None:
         suite.build(folder, Training(seed=seed))
 
-    monkeypatch.setattr(demo, "_make_suite", make)
+    monkeypatch.setattr(demo, "make_suite", make)
     out = tmp_path / "demo"
     demo.run(out)
     store = open_store(out / "store.zarr")

@@ -164,7 +164,7 @@ def _die(*arguments: object) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A demo whose suite is empty; what it made."""
     made: list[str] = []
-    monkeypatch.setattr(demo, "_make_suite", lambda folder: made.append("suite"))
+    monkeypatch.setattr(demo, "make_suite", lambda folder: made.append("suite"))
     return made
 
 
@@ -207,7 +207,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, quick: list[str
 
 
 def test_two_demos_in_one_folder_do_not_mix(tmp_path: Path, quick: list[str]) -> None:
-    with demo._folder(tmp_path), pytest.raises(TryAgain, match="another demo"):
+    with demo.own_folder(tmp_path), pytest.raises(TryAgain, match="another demo"):
         demo.make(tmp_path)
 
 
@@ -285,7 +285,7 @@ def test_second_run_says_the_same_and_trains_nothing(ran: tuple[Path, str, str])
 def test_a_command_that_fails_passes_its_exit_code_on(ran: tuple[Path, str, str]) -> None:
     out = ran[0]
     with pytest.raises(BatchsweepError, match="no-such-option") as caught:
-        demo._command(out, "status", "--no-such-option")
+        demo.run_command(out, "status", "--no-such-option")
     assert caught.value.exit_code == 2
 
 
@@ -305,7 +305,7 @@ def test_kill_during_training_leaves_nothing_that_counts(tmp_path: Path) -> None
     pattern = str(out.resolve()).encode()
     while time.monotonic() < deadline and _processes_naming(pattern):
         time.sleep(0.1)
-    with demo._folder(out):
+    with demo.own_folder(out):
         assert not list(out.glob(".partial*"))
 
 

@@ -125,7 +125,7 @@ def test_a_stop_reaches_the_workers_and_the_same_call_goes_on(folder):
 
     def ask():
         ready(folder, 1)
-        stop._receive(signal.SIGINT, None)
+        stop.receive(signal.SIGINT, None)
 
     threading.Thread(target=ask).start()
     start = time.monotonic()
@@ -142,7 +142,7 @@ def test_a_worker_that_does_not_stop_is_killed_after_the_grace_period(folder):
 
     def ask():
         ready(folder, 0)
-        stop._receive(signal.SIGTERM, None)
+        stop.receive(signal.SIGTERM, None)
 
     threading.Thread(target=ask).start()
     start = time.monotonic()

@@ -21,6 +21,7 @@ from scoring_tasks import SHORT, Subqueries, all_tasks, hub_layout
 from batchsweep.arm import Arm
 from batchsweep.config import CorpusConfig, EmbeddingConfig, LocalTask
 from batchsweep.errors import ConfigError, StoreError, StoreMismatch, UsageError
+from batchsweep.score import scorer as scorer_module
 from batchsweep.score.encoder import StoreEncoder
 from batchsweep.score.scorer import Scorer
 from batchsweep.score.workers import ScoreFunction, score_processes
@@ -73,9 +74,7 @@ def test_score_is_that_of_the_live_model(scorer: Scorer, name: str) -> None:
 
 
 def test_tasks_of_common_classes_take_the_shortcut(scorer: Scorer) -> None:
-    for name in NAMES:
-        scorer.score(f"{KEY}#1", name)
-    shortcut = {name for name, task in scorer._prepared.items() if not task.needs_data}
+    shortcut = {name for name in NAMES if not scorer.prepared(name)[0].needs_data}
     assert {
         *SHORT,
         "LegacySets",
@@ -162,13 +161,15 @@ def test_other_processes_give_the_same_numbers(tmp_path: Path) -> None:
     assert all(result.seconds > 0 and result.document["result"]["scores"] for result in there)
 
 
-def test_a_pull_is_kept_and_not_scored_again(tmp_path: Path) -> None:
+def test_a_pull_is_kept_and_not_scored_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tasks = local_tasks()[:1]
     store = store_of(tmp_path / "x.zarr", tasks)
     first = Scorer(store, tasks).score(f"{KEY}#1", "sts")
-    again = Scorer(store, tasks)
-    assert again.score(f"{KEY}#1", "sts").document == first.document
-    assert not again._prepared
+    with monkeypatch.context() as patch:  # Not even made ready to be scored.
+        patch.setattr(scorer_module, "prepare_task", None)
+        assert Scorer(store, tasks).score(f"{KEY}#1", "sts").document == first.document
     [path] = store.list_json("scores")
     record = store.read_json(path)
     assert record["layer"] == 1 and record["pooling"] == "mean" and record["step"] == 8
@@ -395,7 +396,7 @@ def test_halves_of_a_large_reranking_task(large: type, tmp_path: Path) -> None:
     scorer = Scorer(store, [task], keep=False)
     halves = Halves(50, seed=1)
     result = scorer.score(f"{KEY}#1", "Large", halves)
-    one, two = scorer._halves["Large", halves]
+    one, two = scorer.prepared("Large", halves)
     asked = [sum(len(request) for request in part.requests) for part in (one, two)]
     assert not task.data_loaded and 0 < max(asked) <= 25
     assert len(result.document["halves"]) == 2

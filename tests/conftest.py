@@ -32,11 +32,14 @@ SLOW = (
     "cli/test_imports.py",
     "demo/",
     "export/",
+    "jobs/test_cluster_search.py",
     "jobs/test_cluster_sweep.py",
     "jobs/test_launch.py",
+    "jobs/test_search.py",
     "pipeline/",
     "score/test_scorer.py",
     "store/test_integrity.py",
+    "test_bare_machine.py",
 )
 
 

@@ -53,6 +53,8 @@ class Cluster:
         self.react = react
         self.nodes = None
         self.lock = threading.RLock()
+        #: A Job that is suspended may be given other pods, as far as resources and nodes go.
+        self.suspended_change = True
         #: Method -> how many of its requests are answered with 503.
         self.away = {}
         self._changed = threading.Condition(self.lock)
@@ -217,6 +219,9 @@ class Cluster:
             (new,) = patched([there], {**_without_directives(body), "kind": kind})
             fields = IMMUTABLE if kind == "Job" else ()
             changed = [f for f in fields if new["spec"].get(f) != there["spec"].get(f)]
+            if changed and self.suspended_change and there["spec"].get("suspend"):
+                same = _without_resources(new) == _without_resources(there)
+                changed = [f for f in changed if not (f == "template" and same)]
             if changed:
                 raise Refused(422, "Invalid", f"spec.{changed[0]}: field is immutable")
             return self.keep(key, new)
@@ -323,6 +328,16 @@ def _fits(item, query):
     fields = [part.split("=") for part in query.get("fieldSelector", "").split(",") if part]
     found = {**item, "metadata.name": item["metadata"]["name"]}
     return all(labels.get(k) == v for k, v in asked) and all(found.get(k) == v for k, v in fields)
+
+
+def _without_resources(job):
+    """A Job's pods without what may change while it is suspended."""
+    template = copy.deepcopy(job["spec"]["template"])
+    for name in ("nodeSelector", "tolerations"):
+        template["spec"].pop(name, None)
+    for container in template["spec"]["containers"]:
+        container.pop("resources", None)
+    return template
 
 
 def _without_directives(value):

@@ -144,6 +144,7 @@ def apply(
             queue=cluster.queue is not None,
             whole=whole,
             resized={what for what, size in _CLAIMS.items() if size in given},
+            changed=bool(given.keys() - {"namespace"}),
         )
     end = follow(watch)
     if end.failed or end.left:

@@ -124,6 +124,10 @@ class Kubectl:
     def delete_job(self, name: str) -> None:
         self.run("delete", "job", name, "--wait=true", "--cascade=foreground", "--ignore-not-found")
 
+    def change(self, name: str, spec: Object) -> None:
+        """Lay this over a Job's spec."""
+        self.run("patch", "job", name, "-p", json.dumps({"spec": spec}))
+
     def release(self, name: str) -> None:
         """Let a suspended Job start its pods."""
         self.run("patch", "job", name, "--type=merge", "-p", '{"spec":{"suspend":false}}')

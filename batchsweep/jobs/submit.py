@@ -108,6 +108,7 @@ def submit(
     queue: bool,
     whole: bool = True,
     resized: Collection[str] = (),
+    changed: bool = False,
 ) -> None:
     """Put a sweep's new indexes into the cluster; those that a Job already has are left to it.
 
@@ -119,9 +120,11 @@ def submit(
         queue: Kueue releases the extract Job, not this function.
         whole: ``indexes`` are the whole plan.
         resized: of the volume claims that are there, those to be changed: ``runs``, ``cache``.
+        changed: options were given, so that Jobs that haven't started get them.
 
     Raises:
-        UsageError: the cluster refuses an object, or a Job for these indexes is still running.
+        UsageError: the cluster refuses an object or a change, or a Job for these indexes is still
+            running.
         IndexFailed: the prepare Job failed, or can't start.
     """
     kubectl, commands = watch.kubectl, watch.commands
@@ -130,7 +133,8 @@ def submit(
     submitted = {i for job in now.jobs for i in job.indexes}
     new = [i for i in indexes if again or i not in submitted]
     halted = [j for j in now.of("extract") if j.state == "suspended" and not queue]
-    if not new and not halted and now.of("bandit"):
+    waiting = [j for j in now.of("extract") if j.state == "suspended" and changed]
+    if not new and not halted and not waiting and now.of("bandit"):
         logger.info("all %d indexes are already submitted", len(indexes))
         return
     # Without new indexes, what a call that was cut off has left undone.
@@ -145,6 +149,8 @@ def submit(
             f"'{commands.kubectl('delete', 'job', busy[0].name)}'"
         )
     kubectl.apply(without_claims(objects, kubectl.claims(watch.sweep), resized))
+    for job in waiting:
+        _change(watch, render, job)
     if new:
         _replace(kubectl, jobs, prepare)
     if new or prepare["metadata"]["name"] in jobs:
@@ -188,6 +194,22 @@ def _replace(kubectl: Kubectl, jobs: dict[str, JobView], job: Object) -> None:
     if there is not None:
         kubectl.delete_job(there.name)
     kubectl.apply([job])
+
+
+def _change(
+    watch: Watch, render: Callable[[Sequence[int], bool], list[Object]], job: JobView
+) -> None:
+    """Give a Job that waits to be started the options of now."""
+    objects = render(job.indexes, job.name == f"{watch.sweep}-extract")
+    spec = next(o["spec"] for o in objects if o["metadata"]["name"] == job.name)
+    try:
+        watch.kubectl.change(job.name, {key: spec[key] for key in ("parallelism", "template")})
+    except UsageError as error:
+        delete = watch.commands.kubectl("delete", "job", job.name)
+        raise UsageError(
+            f"Job {job.name} can't be changed while it waits ({error}); delete it first: "
+            f"'{delete}', then submit again"
+        ) from None
 
 
 def _wait_for(watch: Watch, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 
 import pytest
 from instant_cluster import instant_cluster, pod
@@ -39,7 +40,7 @@ def follow(**options):
     return follow_watch(watch(**options))
 
 
-def put(indexes, *, again=False, queue=None, resized=(), cluster=None, **options):
+def put(indexes, *, again=False, queue=None, resized=(), changed=False, cluster=None, **options):
     def objects(indexes, whole):
         return render(
             sweep="demo",
@@ -58,6 +59,7 @@ def put(indexes, *, again=False, queue=None, resized=(), cluster=None, **options
         again=again,
         queue=queue is not None,
         resized=resized,
+        changed=changed,
     )
 
 
@@ -132,6 +134,27 @@ def test_kueue_releases_the_job_itself(cluster):
     job = cluster.get("jobs", "demo-extract")
     assert job["spec"]["suspend"] is True
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+
+
+def test_options_given_anew_reach_a_job_that_waits(cluster):
+    put(range(4), queue="gpus")
+    more = Cluster(queue="gpus", memory={"extract": "64Gi"}, node_selector={"pool": "a"})
+    put(range(4), queue="gpus", cluster=replace(more, parallelism=2), changed=True)
+    spec = cluster.get("jobs", "demo-extract")["spec"]
+    assert (spec["suspend"], spec["parallelism"], spec["completions"]) == (True, 2, 4)
+    pod = spec["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"]["memory"] == "64Gi"
+    assert pod["nodeSelector"] == {"pool": "a"}
+    assert [r for r in cluster.writes() if r[0] == "PATCH"][-1] == ("PATCH", "jobs", "demo-extract")
+
+
+def test_a_waiting_job_that_cannot_be_changed_is_told_with_what_to_do(cluster):
+    put(range(4), queue="gpus")
+    cluster.suspended_change = False
+    more = Cluster(queue="gpus", memory={"extract": "64Gi"})
+    told = r"immutable.*; delete it first: 'kubectl delete job demo-"
+    with pytest.raises(UsageError, match=told):
+        put(range(4), queue="gpus", cluster=more, changed=True)
 
 
 def test_a_running_job_is_not_replaced(cluster):

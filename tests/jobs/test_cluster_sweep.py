@@ -20,6 +20,7 @@ import tarfile
 import time
 import uuid
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,7 +125,7 @@ class Place:
         }
         self.kubectl("create", "-f", "-", stdin=json.dumps(body))
         self.kubectl(
-            "wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{name}", "--timeout=120s"
+            "wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{name}", "--timeout=300s"
         )
         return self.kubectl("logs", name)
 
@@ -132,23 +133,29 @@ class Place:
         return self.kubectl("logs", pod["metadata"]["name"])
 
     @contextmanager
-    def half_way(self, index):
-        """The name of a pod that is in the middle of an index's blocks (and held there)."""
-        if self.simulated:
-            group = self.volume / REVISIONS[index].join(BROKEN.split("step4"))
-            self.until(lambda: len(list(group.glob("mean/c.*"))) > 2)
-            held = self.cluster.nodes.process_of(JOB, index)
-            held.signal(signal.SIGSTOP)
+    def half_way(self, *indexes):
+        """The names of pods that are in the middle of their indexes' blocks (and held there)."""
+        held = {}
 
-        def running():
+        def hold():
+            for index in set(indexes) - set(held):
+                group = self.volume / REVISIONS[index].join(BROKEN.split("step4"))
+                if len(list(group.glob("mean/c.*"))) > 2:
+                    held[index] = self.cluster.nodes.process_of(JOB, index)
+                    held[index].signal(signal.SIGSTOP)
+            return len(held) == len(indexes)
+
+        def running(index):
             pods = [p for p in self.pods_of(JOB, index) if p["status"]["phase"] == "Running"]
             return pods and pods[-1]["metadata"]["name"]
 
-        yield self.until(running)
         if self.simulated:
-            held.signal(signal.SIGCONT)
+            self.until(hold)
+        yield [self.until(partial(running, index)) for index in indexes]
+        for process in held.values():
+            process.signal(signal.SIGCONT)
 
-    def until(self, what, seconds=120):
+    def until(self, what, seconds=300):
         """Look until something is there, and hand it over."""
         end = time.monotonic() + seconds
         while not (found := what()):
@@ -304,14 +311,14 @@ def disturbed(place, exceeded):
     place.until(lambda: said("waiting for Job sweep-prepare"))
     first.signal(signal.SIGHUP)
     place.until(lambda: said("submitted 5 indexes"))
-    with place.half_way(0) as deleted, place.half_way(1) as killed:
+    with place.half_way(0, 1) as (deleted, killed):
         place.pod("break", command=["sh", "-c", f"mkdir {BROKEN} && echo no > {BROKEN}/zarr.json"])
         place.kubectl("delete", "pod", deleted, "--wait=false")
         place.kubectl("delete", "pod", killed, "--grace-period=0", "--force", "--wait=false")
     first.signal(signal.SIGHUP)
     submit = ["launch", "k8s", "--config", "sweep.yaml", "--namespace", place.namespace, "--apply"]
     second, output = place.start(*submit)
-    with place.half_way(2) as evicted:
+    with place.half_way(2) as (evicted,):
         eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": evicted}}
         at = f"/api/v1/namespaces/{place.namespace}/pods/{evicted}/eviction"
         place.kubectl("create", "--raw", at, "-f", "-", stdin=json.dumps(eviction))
@@ -319,7 +326,7 @@ def disturbed(place, exceeded):
         place.cluster.stop()
         place.until(lambda: said("trying again"))
         place.cluster.start()
-    codes = (first.exit.result(60), second.exit.result(600))
+    codes = (first.exit.result(300), second.exit.result(600))
     gone = (deleted, killed, evicted)
     return SimpleNamespace(codes=codes, gone=gone, said=output.read_text())
 

@@ -251,4 +251,6 @@ def _read(store: Store, path: str) -> tuple[str, Wave, dict[str, list[str]]]:
     except ValueError as error:
         raise StoreCorrupt(f"{store.url}: {path} is not a wave's document ({error})") from None
     there = {key: list(tasks) for key, tasks in document.there.items()}
-    return document.search, Wave(document.number, visits, document.expected_regret), there
+    regret = document.expected_regret
+    wave = Wave(document.number, visits, regret, document=_number(path))
+    return document.search, wave, there

@@ -3,12 +3,13 @@
 import json
 import re
 from importlib import metadata
+from typing import Any
 
 import advisories
 import pytest
 from sbom import sbom
 
-ADVISORY = {
+ADVISORY: dict[str, Any] = {
     "id": "PYSEC-0000-1",
     "summary": "made up",
     "affected": [

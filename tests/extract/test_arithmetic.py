@@ -13,6 +13,7 @@ from batchsweep.config import load
 from batchsweep.errors import StoreMismatch
 from batchsweep.extract import extract as module
 from batchsweep.extract.extract import extract
+from batchsweep.numerics import ARITHMETIC
 from batchsweep.plan.plan import frozen_plan
 from batchsweep.signals import StopRequest
 
@@ -32,12 +33,12 @@ def test_another_versions_group_is_read_but_not_gone_on_with(
     store = batchsweep.store.open_store(config.store_url)
     [entry] = frozen_plan(store, config).entries
     with monkeypatch.context() as earlier:
-        earlier.setattr(module, "ARITHMETIC", module.ARITHMETIC - 1)
+        earlier.setattr(module, "ARITHMETIC", ARITHMETIC - 1)
         extract(store, config, entry, tasks=["TinySTS"], stop=StopRequest(1))
     assert not store.reader(entry.key).complete
     with pytest.raises(StoreMismatch, match=r"arithmetic is 1 in the store, 2 now"):
         extract(store, config, entry, stop=StopRequest(1))
     with monkeypatch.context() as earlier:
-        earlier.setattr(module, "ARITHMETIC", module.ARITHMETIC - 1)
+        earlier.setattr(module, "ARITHMETIC", ARITHMETIC - 1)
         extract(store, config, entry, stop=StopRequest(1))
     assert extract(store, config, entry, stop=StopRequest(1)).state == "already sealed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_a_product_is_a_linear_layer(fused: bool, bias: bool, rows: int) -> None
     own = Product(weight, b)
     # As threads beside each other have them: modules of their own, tensors in common.
     product = copy.deepcopy(own, {id(tensor): tensor for tensor in own.buffers()})
-    near = {"rtol": 1e-5, "atol": 1e-5}
+    near: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(product(x), expected, **near)
     torch.testing.assert_close(product.gelu(x), functional.gelu(expected), **near)
     torch.testing.assert_close(product.plus(states, x), states + expected, **near)

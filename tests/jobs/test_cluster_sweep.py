@@ -135,7 +135,7 @@ class Place:
     @contextmanager
     def half_way(self, *indexes):
         """The names of pods that are in the middle of their indexes' blocks (and held there)."""
-        held = {}
+        held: dict[Any, Any] = {}
 
         def hold():
             for index in set(indexes) - set(held):

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from instant_cluster import instant_cluster, pod
@@ -75,7 +76,7 @@ def test_extract_is_made_after_the_plan_is_frozen_and_then_released(cluster):
         ("POST", "jobs", "demo-bandit"),
     ]
     view = job_view(cluster.get("jobs", "demo-extract"))
-    assert (view.state, view.succeeded) == ("complete", {0, 1, 2, 3})
+    assert (view.state, set(view.succeeded)) == ("complete", {0, 1, 2, 3})
 
 
 def test_a_failed_prepare_leaves_the_gpus_alone(cluster):
@@ -173,7 +174,7 @@ def test_failed_indexes_come_with_what_to_do(cluster):
     ]
     cluster.show("pods", pods, "demo")
     put(range(4))
-    shown = []
+    shown: list[Any] = []
     end = follow(show=shown.append)
     assert len(shown) == 1
     text = advice(end, "demo", COMMANDS)

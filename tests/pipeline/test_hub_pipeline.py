@@ -177,8 +177,10 @@ def test_runs_at_one_moment_make_one_search_of_half_of_the_pairs(repo, tmp_path)
         def start(file, *args):
             return subprocess.Popen(
                 [sys.executable, "-m", "batchsweep", *args, "--config", str(file)],
-                **{"env": environ, "text": True},
-                **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
+                env=environ,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
             )
 
         searched, whole = config("searched", checkpoints=3), config("whole")

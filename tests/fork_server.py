@@ -27,17 +27,7 @@ MODULES = (
     "batchsweep.forward.metrics",
     "batchsweep.jobs.cluster_launch",
 )
-LIBRARIES = (
-    "torch",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.gpt_neox.modeling_gpt_neox",
-    "mteb",
-    "datasets",
-    "sklearn.cluster",
-    "h5py",
-    "zarr",
-)
+LIBRARIES = ("torch", "transformers", "mteb", "datasets", "sklearn.cluster", "h5py", "zarr")
 
 
 def child(request: dict[str, Any]) -> int:

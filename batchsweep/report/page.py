@@ -128,9 +128,16 @@ def _head(view: View) -> dict[str, Any]:
     if best is None:
         return {"best": None, "done": int(view.measured_AT.sum()), "cells": cells}
     default = findings.default_arm(findings.arms[best].model)
-    facts = [("mean main score", _number(view.mean_A[best]), f"over {tasks} tasks")]
+    facts = [
+        (
+            "mean main score",
+            _number(view.mean_A[best]),
+            f"over {tasks} tasks{_predicted(view, best)}",
+        )
+    ]
     if best != default:
         more = f"of the same model; best is {_signed(view.mean_A[best] - view.mean_A[default])}"
+        more += _predicted(view, default)
         facts.append(("last checkpoint, last layer", _number(view.mean_A[default]), more))
     answer = view.answer
     if answer:
@@ -147,6 +154,12 @@ def _head(view: View) -> dict[str, Any]:
         every = checkpoints * len(findings.tasks)
         facts.append(("pairs extracted", f"{pairs}", f"of {every}: a checkpoint for a task"))
     return {"best": view.name(best), "facts": facts}
+
+
+def _predicted(view: View, arm: int) -> str:
+    """What of an arm's mean is no measurement; nothing where all of it is one."""
+    missing = len(view.tasks) - view.measured_tasks(arm)
+    return f"; {missing} of {len(view.tasks)} tasks predicted" if missing else ""
 
 
 def _why_stopped(reason: str) -> str:

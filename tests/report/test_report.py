@@ -158,6 +158,20 @@ def test_the_pages_data_tell_measured_cells_from_predicted_ones(tmp_path: Path) 
     assert data["best"] == view.best and data["usual"] == [view.findings.default_arm("tests/tiny")]
 
 
+def test_a_headline_tells_a_predicted_mean_from_a_measured_one(tmp_path: Path) -> None:
+    plan = plan_of()
+    store = store_of(tmp_path / "store.zarr", plan)
+    search(store, plan, policy="toptwo_gp", budget={"pulls": 12}, stop_at_regret=0)
+    findings = read(store)
+    best, default = View(findings).best, findings.default_arm("tests/tiny")
+    assert best is not None and best != default
+    seconds = findings.data["seconds"].values
+    seconds[[best, default]] = 1.0
+    assert "predicted</" not in render(findings, title="x")
+    seconds[default, 0] = np.nan
+    assert render(findings, title="x").count("; 1 of 2 tasks predicted") == 1
+
+
 def test_a_page_of_thousands_of_arms_and_pulls_stays_below_three_megabytes(tmp_path: Path) -> None:
     steps, layers, tasks = 154, 12, [f"Task{i}" for i in range(32)]
     checkpoints = [

@@ -123,8 +123,8 @@ class Kernel:
         """Compute the tables for these hyperparameters."""
         self.log = dict(zip(NAMES, hyper.log.tolist(), strict=True))
         self.var = {n: float(np.exp(2 * v)) for n, v in self.log.items()}
-        self._kstep, self._dstep = _matern(self._step_gap, self.log["step_length"])
-        self._kdepth, self._ddepth = _matern(self._depth_gap, self.log["depth_length"])
+        self._kstep, _ = _matern(self._step_gap, self.log["step_length"])
+        self._kdepth, _ = _matern(self._depth_gap, self.log["depth_length"])
 
     def _masks(self, i: Ints, j: Ints) -> tuple[Floats, Floats, Floats, Floats]:
         model = self._model[i][:, None] == self._model[j][None, :]

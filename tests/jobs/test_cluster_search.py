@@ -1,13 +1,12 @@
 """A search whose waves are Jobs of a cluster: real kubectl, an API server of the tests' own."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from command_line import parsed
-from kubernetes_server import Cluster, Refused
+from kubernetes_server import Cluster, Refused, needs_kubectl
 from tiny import make_suite, make_tasks, write_config
 
 from batchsweep.bandit.stored_waves import wave_of
@@ -21,7 +20,7 @@ from batchsweep.signals import StopRequest
 from batchsweep.store import open_store
 from batchsweep.store.pairs import ready_tasks
 
-pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+pytestmark = needs_kubectl
 
 REVISIONS = ("step0", "step10", "step1000", "main")
 

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import tarfile
@@ -27,14 +26,14 @@ from typing import Any
 
 import pytest
 from killable import Commands
-from kubernetes_server import Cluster
+from kubernetes_server import Cluster, needs_kubectl
 from simulated_cluster import Controller, Nodes
 from tiny import make_suite, make_tasks, write_config
 
 from batchsweep.jobs.index import parse_indexes
 from batchsweep.store import open_store
 
-pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+pytestmark = needs_kubectl
 
 REVISIONS = ("step0", "step1", "step2", "step4", "step8", "step16")
 JOB = "sweep-extract-0-4"

@@ -1,10 +1,10 @@
 """What kubectl's errors mean, and what the user is told to type."""
 
 import shlex
-import shutil
 
 import pytest
 from instant_cluster import instant_cluster
+from kubernetes_server import needs_kubectl
 
 from batchsweep.errors import TryAgain, UsageError
 from batchsweep.jobs.kubectl import Commands, Kubectl
@@ -59,7 +59,7 @@ def test_no_kubectl_and_no_cluster_are_one_line_each(tmp_path):
         saying(tmp_path, words).items("jobs", "demo")
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+@needs_kubectl
 @pytest.mark.parametrize("method", ["GET", "POST", "PATCH", "DELETE"])
 def test_every_request_is_made_again_while_the_server_is_away(tmp_path, monkeypatch, method):
     labels = {

@@ -1,6 +1,5 @@
 """Kubernetes objects: valid for every version, and right where schemas don't look."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from command_line import parsed
+from kubernetes_server import NO_KUBECTL
 
 from batchsweep import errors
 from batchsweep.checkpoints.audit import nominal
@@ -103,8 +103,8 @@ def by_identity(objects):
 
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_kustomize_gives_what_launch_renders(name):
-    if shutil.which("kubectl") is None:
-        pytest.skip("no kubectl on this machine, so kustomize can't be run")
+    if NO_KUBECTL:
+        pytest.skip(NO_KUBECTL)
     folder = ROOT / "k8s" / ("base" if name == "base" else f"overlays/{name}")
     built = subprocess.run(
         ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True
@@ -144,8 +144,8 @@ def test_the_demos_overlay_is_what_launch_writes():
 
 
 def test_the_demos_overlay_trains_the_suite_before_prepare():
-    if shutil.which("kubectl") is None:
-        pytest.skip("no kubectl on this machine, so kustomize can't be run")
+    if NO_KUBECTL:
+        pytest.skip(NO_KUBECTL)
     folder = ROOT / "k8s" / "overlays" / "cpu-demo"
     built = subprocess.run(
         ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True

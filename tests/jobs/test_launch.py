@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 import yaml
 from docker_engine import Engine
 from instant_cluster import instant_cluster, pod
+from kubernetes_server import NO_KUBECTL
 from tiny import make_suite, make_tasks, write_config
 
 from batchsweep.cli.main import main
@@ -154,8 +154,8 @@ def test_k8s_status_without_jobs_says_how_to_submit(config, tmp_path, monkeypatc
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
     """A cluster, with ``batchsweep`` for commands that are run as printed."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("needs kubectl")
+    if NO_KUBECTL:
+        pytest.skip(NO_KUBECTL)
     tool = tmp_path / "bin" / "batchsweep"
     tool.parent.mkdir()
     tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m batchsweep "$@"\n')

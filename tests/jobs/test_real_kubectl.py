@@ -1,6 +1,5 @@
 """A sweep through the real kubectl, against an API server of the tests' own."""
 
-import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -8,12 +7,13 @@ from typing import Any
 
 import pytest
 from instant_cluster import instant_cluster
+from kubernetes_server import needs_kubectl
 from tiny import make_suite, make_tasks, write_config
 
 from batchsweep.cli.main import main
 from batchsweep.jobs import kubectl
 
-pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+pytestmark = needs_kubectl
 
 
 @pytest.fixture

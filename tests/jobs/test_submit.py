@@ -1,12 +1,12 @@
 """Submitting and following, through kubectl, in a cluster that ends what is released at once."""
 
 import logging
-import shutil
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from instant_cluster import instant_cluster, pod
+from kubernetes_server import needs_kubectl
 
 from batchsweep.errors import IndexFailed, UsageError
 from batchsweep.jobs.advice import advice, index_table, summary
@@ -20,7 +20,7 @@ from batchsweep.jobs.submit import follow as follow_watch
 COMMANDS = Commands("demo.yaml", None)
 
 
-pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+pytestmark = needs_kubectl
 
 
 @pytest.fixture

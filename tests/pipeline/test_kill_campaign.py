@@ -67,6 +67,18 @@ def damage(store: Path, chance: random.Random) -> str:
     return f"{how} {path.relative_to(store)} at {place} of {len(body)}"
 
 
+def sound(commands: Commands, config: Path, corpus_dropped: bool) -> bool:
+    """Whether verify finds nothing wrong.
+
+    A corpus that a repair dropped may be missing until prepare has ended, where embeddings are of
+    its texts.
+    """
+    if commands.run(config, "verify") == 0:
+        return True
+    missing = "corpus is missing" in commands.output and ": 1 faults" in commands.output
+    return corpus_dropped and missing
+
+
 def campaign(commands: Commands, folder: Path, sections: dict, format: str, kills: int) -> None:
     """Kill the commands ``kills`` times; then the same commands end as if nothing had been."""
     chance = random.Random(kills)
@@ -95,19 +107,16 @@ def campaign(commands: Commands, folder: Path, sections: dict, format: str, kill
             assert stored(store) == whole and answer_and_pulls(store) == found, log[-8:]
             shutil.rmtree(store)
         elif (store / "plan.json").exists():
-            # What was killed has left nothing behind that is wrong. A corpus that a repair dropped
-            # may be missing until prepare has ended, where embeddings are of its texts.
-            faults = commands.run(config, "verify") != 0
-            missing = "corpus is missing" in commands.output and ": 1 faults" in commands.output
-            assert not faults or (corpus_dropped and missing), f"{log[-8:]}: {commands.output}"
+            # What was killed has left nothing behind that is wrong.
+            assert sound(commands, config, corpus_dropped), f"{log[-8:]}: {commands.output}"
             if chance.random() < 0.3:
                 log.append(damage(store, chance))
                 # What checks against the plan waits for the plan, where that is what is gone.
                 if (store / "plan.json").exists():
                     assert commands.run(config, "verify", "--repair") in (0, 4), commands.output
-                corpus_dropped = not any((store / "corpus").glob("*"))
-                if (store / "plan.json").exists() and not corpus_dropped:
-                    assert commands.run(config, "verify") == 0, f"{log[-8:]}: {commands.output}"
+                corpus_dropped = corpus_dropped or not any((store / "corpus").glob("*"))
+                if (store / "plan.json").exists() and any((store / "corpus").glob("*")):
+                    assert sound(commands, config, corpus_dropped), f"{log[-8:]}: {commands.output}"
     for command in COMMANDS:
         commands.succeed(config, *command)
     commands.succeed(config, "verify")

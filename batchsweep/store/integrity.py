@@ -68,7 +68,7 @@ def verify(store: Store, *, expected: Mapping[str, Mapping[str, Any]] | None = N
             faults += [Fault("corpus", f"corpus/{name}: {what}") for name, what in damaged]
     except StoreCorrupt as error:
         faults.append(Fault("corpus", _what(error)))
-    keys = store.keys()
+    keys = fmt.keys()
     faults += [
         Fault("group", f"{fmt.folder(key)} is missing", key=key)
         for key in sorted(set(fmt.noted_keys()) - set(keys))

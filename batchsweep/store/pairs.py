@@ -79,8 +79,8 @@ def ready_tasks(store: Store, keys: Collection[str] | None = None) -> dict[str, 
             blocks[size] = TaskBlocks(corpus, size)
         return blocks[size].tasks if reader.complete else blocks[size].ready(reader.sealed)
 
-    keys = store.keys() if keys is None else keys
-    return {key: of(store.reader(key)) for key in keys if key in store}
+    keys = store.keys() if keys is None else [key for key in keys if key in store]
+    return {key: of(store.reader(key)) for key in keys}
 
 
 def _is_of(reader: GroupReader, corpus: Corpus) -> bool:

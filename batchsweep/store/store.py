@@ -176,8 +176,19 @@ class Store:
         return self.backend.attributes(key) is not None
 
     def keys(self) -> list[str]:
-        """Keys of all checkpoints that have a group, sorted."""
-        return self.backend.keys()
+        """Keys of all checkpoints that have a group, sorted.
+
+        A damaged group is one; one that a kill left half made is none.
+        """
+
+        def is_there(key: str) -> bool:
+            try:
+                return key in self
+            except StoreError:
+                return True
+
+        keys = self.backend.keys()
+        return [key for key, there in zip(keys, self.map(is_there, keys), strict=True) if there]
 
     def status(self) -> list[GroupStatus]:
         """Blocks sealed of each checkpoint; reads no embeddings and verifies nothing."""
@@ -190,7 +201,7 @@ class Store:
             sealed = spec.blocks if complete else self.backend.count_sealed(key, spec)
             return GroupStatus(key, spec.blocks, sealed, complete)
 
-        return [s for s in self._blobs.map(one, self.keys()) if s is not None]
+        return [s for s in self._blobs.map(one, self.backend.keys()) if s is not None]
 
 
 def create_store(url: str | Path, *, format: str = "zarr") -> Store:

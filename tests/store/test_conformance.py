@@ -18,7 +18,7 @@ from batchsweep.bandit import ledger
 from batchsweep.errors import StoreCorrupt, StoreError, StoreMismatch, TryAgain
 from batchsweep.score.record import path_of
 from batchsweep.score.records import TABLE, score_rows
-from batchsweep.store import Store, create_store, digest_of, open_store, verify
+from batchsweep.store import Store, convert, create_store, digest_of, open_store, verify
 from batchsweep.store.values import decode, encode
 
 
@@ -204,6 +204,24 @@ def test_another_sweeps_group_is_refused_by_name(store: Store) -> None:
     newer = dataclasses.replace(of, provenance={**of.provenance, "versions": {"torch": "3"}})
     with store.writer(KEY, newer) as writer:
         assert writer.sealed == {0, 1, 2}
+
+
+def test_a_group_that_a_kill_left_half_made_is_none(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.backend, "write_attributes", killed)
+        with pytest.raises(KeyboardInterrupt), store.writer("m/half", spec()):
+            pass
+    write_group(store, KEY, spec())
+    assert store.backend.keys() == [KEY, "m/half"]
+    assert store.keys() == [KEY] == [status.key for status in store.status()]
+    assert verify(store) == []
+    convert(store, create_store(tmp_path / "copy"))
+    assert open_store(tmp_path / "copy").keys() == [KEY]
 
 
 def test_one_writer_a_group(store: Store) -> None:

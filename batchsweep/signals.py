@@ -12,6 +12,9 @@ from types import FrameType
 
 from batchsweep.errors import Terminated
 
+#: Seconds between SIGTERM and kill -9 where nobody says: Kubernetes has 30.
+GRACE = 25.0
+
 
 class StopRequest:
     """Whether someone asked this process to stop, and how much of the grace period is left."""

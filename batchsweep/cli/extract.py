@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchsweep.cli.options import GRACE, ConfigFile, Grace, Strict, only_one
+from batchsweep.cli.options import ConfigFile, Grace, Strict, only_one
 from batchsweep.errors import (
     BatchsweepError,
     IndexFailed,
@@ -18,6 +18,7 @@ from batchsweep.errors import (
     StoreFull,
     UsageError,
 )
+from batchsweep.signals import GRACE
 
 if TYPE_CHECKING:
     from batchsweep.bandit.chooser import Visit

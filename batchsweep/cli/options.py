@@ -31,9 +31,6 @@ LogFormat = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="debug messages, full tracebacks")]
 
-#: What ``--grace`` is where nobody says: Kubernetes sends SIGTERM 30 s before the kill.
-GRACE = 25.0
-
 
 def only_one(**given: object) -> None:
     """Of options that exclude each other, at most one may be given (neither None nor False).

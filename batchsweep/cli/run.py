@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchsweep.cli.options import GRACE, ConfigFile, Grace, PerGpu
+from batchsweep.cli.options import ConfigFile, Grace, PerGpu
+from batchsweep.signals import GRACE
 
 if TYPE_CHECKING:
     from batchsweep.bandit.outcome import Outcome

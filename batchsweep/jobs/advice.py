@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from batchsweep.jobs.exit_rules import action_of
 from batchsweep.jobs.index import format_indexes
@@ -12,6 +13,8 @@ from batchsweep.jobs.snapshot import INDEX_LABEL, Snapshot
 from batchsweep.jobs.submit import what_next
 from batchsweep.jobs.troubles import JOB_LABEL
 from batchsweep.table import Column, table_text
+
+logger = logging.getLogger(__name__)
 
 
 def summary(now: Snapshot) -> str:
@@ -23,6 +26,20 @@ def summary(now: Snapshot) -> str:
         reason = f" ({job.reason})" if job.reason else ""
         lines.append(f"{job.name}: {job.state}{reason}{': ' + listed if listed else ''}")
     return "\n".join(lines)
+
+
+def log_changes() -> Callable[[Snapshot], None]:
+    """What logs a snapshot's summary, unless that of the last one was the same."""
+    said: str | None = None
+
+    def show(now: Snapshot) -> None:
+        nonlocal said
+        text = summary(now)
+        if text != said:
+            said = text
+            logger.info("%s", text)
+
+    return show
 
 
 def advice(now: Snapshot, sweep: str, commands: Commands) -> str:

@@ -108,6 +108,11 @@ def remembered_options(objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {}
 
 
+def resized_claims(given: Mapping[str, Any]) -> set[str]:
+    """Components of the volume claims whose size is among the options that the user set."""
+    return {what for what, size in (("runs", "storage"), ("cache", "cache")) if size in given}
+
+
 def by_job(flag: str, texts: Sequence[str]) -> dict[str, str]:
     """``32Gi`` (of extract) and ``bandit=8Gi`` as a value for each Job.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from batchsweep.config import Config, load
 from batchsweep.errors import IndexFailed, UsageError
-from batchsweep.jobs.advice import advice, index_table, summary
+from batchsweep.jobs.advice import advice, index_table, log_changes, summary
 from batchsweep.jobs.chosen import (
     elsewhere_indexes,
     names,
@@ -21,7 +21,7 @@ from batchsweep.jobs.chosen import (
     sealed_blocks,
     sealed_indexes,
 )
-from batchsweep.jobs.cluster import Cluster, remembered_options
+from batchsweep.jobs.cluster import Cluster, remembered_options, resized_claims
 from batchsweep.jobs.index import format_indexes
 from batchsweep.jobs.kubectl import OUTAGE_SECONDS, Commands, Kubectl
 from batchsweep.jobs.kubernetes import Object, render, sweep_name, to_yaml
@@ -124,16 +124,13 @@ def apply(
         within = _within_cost(config, cluster, snapshot(kubectl, sweep), chosen)
         if len(within) < len(chosen):
             cluster, whole, chosen = replace(cluster, affordable=len(within)), False, within
-    shown: list[str] = []
-
-    def show(now: Snapshot) -> None:
-        text = summary(now)
-        if shown[-1:] != [text]:
-            shown.append(text)
-            logger.info("%s", text)
-
     watch = Watch(
-        kubectl, sweep, commands, tell=tell, show=show, sealed=lambda: sealed_indexes(config)
+        kubectl,
+        sweep,
+        commands,
+        tell=tell,
+        show=log_changes(),
+        sealed=lambda: sealed_indexes(config),
     )
     with _without_terminal():
         submit(
@@ -143,7 +140,7 @@ def apply(
             again=indexes is not None,
             queue=cluster.queue is not None,
             whole=whole,
-            resized={what for what, size in _CLAIMS.items() if size in given},
+            resized=resized_claims(given),
             changed=bool(given.keys() - {"namespace"}),
         )
     end = follow(watch)
@@ -157,10 +154,6 @@ def apply(
         logs = commands.kubectl("logs", f"job/{job.name}", "--tail=-1")
         raise IndexFailed(f"Job {job.name} failed: {job.reason}; see '{logs}'")
     return summary(end)
-
-
-#: A volume claim's component, and the option that is its size.
-_CLAIMS = {"runs": "storage", "cache": "cache"}
 
 
 def _within_cost(

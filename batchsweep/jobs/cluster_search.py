@@ -13,14 +13,14 @@ from batchsweep.bandit.waves import Wave
 from batchsweep.config import Config, load
 from batchsweep.errors import IndexFailed, UsageError
 from batchsweep.jobs import kubernetes_search
-from batchsweep.jobs.advice import advice, summary
-from batchsweep.jobs.cluster import Cluster, remembered_options
+from batchsweep.jobs.advice import advice, log_changes, summary
+from batchsweep.jobs.cluster import Cluster, remembered_options, resized_claims
 from batchsweep.jobs.in_cluster import InCluster
 from batchsweep.jobs.kubectl import OUTAGE_SECONDS, Commands, Kubectl
 from batchsweep.jobs.kubernetes import Object, sweep_name, to_yaml
-from batchsweep.jobs.search import Elsewhere, run_sweep
+from batchsweep.jobs.search import RemoteWaves, run_sweep
 from batchsweep.jobs.snapshot import JobView, Snapshot, snapshot
-from batchsweep.jobs.submit import Watch, without_claims
+from batchsweep.jobs.submit import Watch, replace_ended, without_claims
 from batchsweep.plan.plan import Plan
 from batchsweep.store import Store
 
@@ -108,7 +108,7 @@ def drive(config_file: Path, template_file: Path) -> tuple[Store, Plan, str, Out
     )
     jobs = WaveJobs(watch, template)
     gpu = bool(asked.keys() - {"cpu", "memory"})
-    return run_sweep(config_file, elsewhere=Elsewhere(jobs.extract, gpu=gpu, workers=workers))
+    return run_sweep(config_file, remote=RemoteWaves(jobs.extract, gpu=gpu, workers=workers))
 
 
 def search_from_here(
@@ -127,8 +127,8 @@ def search_from_here(
         )
     watch, cluster, template = _applied(config, config_file, given, driver=False, tell=tell)
     jobs = WaveJobs(watch, template)
-    elsewhere = Elsewhere(jobs.extract, gpu=cluster.gpu is not None, workers=cluster.parallelism)
-    return run_sweep(config_file, elsewhere=elsewhere)
+    remote = RemoteWaves(jobs.extract, gpu=cluster.gpu is not None, workers=cluster.parallelism)
+    return run_sweep(config_file, remote=remote)
 
 
 def search_there(
@@ -171,27 +171,13 @@ def _applied(
     kubectl = Kubectl(namespace, patience=OUTAGE_SECONDS)
     cluster = Cluster.of(remembered_options(kubectl.items("configmaps", sweep)), given)
     objects, template = _render(config, config_file, cluster, driver=driver)
-    shown: list[str] = []
-
-    def show(now: Snapshot) -> None:
-        text = summary(now)
-        if shown[-1:] != [text]:
-            shown.append(text)
-            logger.info("%s", text)
-
     commands = Commands(str(config_file), namespace)
-    watch = Watch(kubectl, sweep, commands, tell=tell, show=show)
-    resized = {what for what, size in (("runs", "storage"), ("cache", "cache")) if size in given}
-    kubectl.apply(without_claims(objects, kubectl.claims(sweep), resized))
+    watch = Watch(kubectl, sweep, commands, tell=tell, show=log_changes())
+    kubectl.apply(without_claims(objects, kubectl.claims(sweep), resized_claims(given)))
     jobs = {job.name: job for job in snapshot(kubectl, sweep).jobs}
     for item in objects:
         if item["kind"] == "Job":
-            there = jobs.get(item["metadata"]["name"])
-            if there is not None and not there.ended:
-                continue
-            if there is not None:
-                kubectl.delete_job(there.name)
-            kubectl.apply([item])
+            replace_ended(kubectl, jobs, item)
     return watch, cluster, template
 
 

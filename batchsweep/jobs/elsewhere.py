@@ -15,7 +15,7 @@ from pathlib import Path
 from batchsweep.config import Config, LocalTask
 from batchsweep.errors import UsageError
 from batchsweep.jobs.chosen import elsewhere_indexes, plan_in_reach, sealed_indexes
-from batchsweep.jobs.exit_rules import RETRIES, RULES, Action, retry_delay
+from batchsweep.jobs.exit_rules import RETRIES, Action, retry_delay, shell_cases
 
 #: Passed on from the caller's environment, where set: the store's place, and what only the owner
 #: of Hub and store may read.
@@ -89,10 +89,6 @@ class Elsewhere:
     def script(self, *more: str) -> str:
         """A shell script that extracts the index that its arguments or its environment name."""
         delays = [f"    {n}) sleep {retry_delay(n):g} & wait $! ;;" for n in range(1, RETRIES + 1)]
-        cases = [
-            f"    {'|'.join(map(str, sorted(r.exit_codes)))}) {_ACTIONS[r.action]} ;;  # {r.why}"
-            for r in RULES
-        ]
         config = f"${{TMPDIR:-/tmp}}/{self.config_file.name}"
         words = ["batchsweep extract", f'--config "{config}"', "--log-format json", *more]
         return _SCRIPT.format(
@@ -100,7 +96,7 @@ class Elsewhere:
             config=config,
             delays="\n".join(delays),
             extract=" ".join(words),
-            cases="\n".join(cases),
+            cases=shell_cases(_ACTIONS, indent="    "),
         )
 
 

@@ -1,11 +1,12 @@
 """What each exit code of a worker means for its index: the one table of retry rules.
 
 ``launch local`` and ``launch docker`` act by it, Kubernetes gets it as a ``podFailurePolicy``, and
-Slurm as the cases of a shell script.
+Slurm and rented machines as the cases of a shell script.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,6 +64,15 @@ def max_failed_indexes(indexes: int) -> int:
     More than that is no longer a matter of single checkpoints, and the GPUs are wanted elsewhere.
     """
     return max(1, indexes // 4)
+
+
+def shell_cases(actions: Mapping[Action, str], *, indent: str) -> str:
+    """The table as the cases of a shell script's ``case $code in``, each with its action."""
+    return "\n".join(
+        f"{indent}{'|'.join(map(str, sorted(rule.exit_codes)))}) {actions[rule.action]} ;;  "
+        f"# {rule.why}"
+        for rule in RULES
+    )
 
 
 def pod_failure_policy(*, indexed: bool) -> dict[str, Any]:

@@ -25,20 +25,18 @@ from batchsweep.jobs.local import visible_gpus
 from batchsweep.jobs.runner import Launcher, run_indexes
 from batchsweep.plan.estimate import gib
 from batchsweep.plan.pairs import Pairs
-from batchsweep.plan.plan import Plan
+from batchsweep.plan.plan import Plan, PlanEntry
 from batchsweep.plan.prepare import prepare
 from batchsweep.plan.space import disk_of
 from batchsweep.plan.timings import timings
 from batchsweep.progress import duration
-from batchsweep.signals import stop_on_signals
+from batchsweep.signals import GRACE, stop_on_signals
 from batchsweep.store import Store
 
 logger = logging.getLogger(__name__)
 
 #: Extract processes at a time where there is no GPU.
 CPU_WORKERS = 2
-#: Seconds that a worker gets to seal its open block, where nobody says.
-GRACE = 25.0
 
 
 class WaveLauncher(Launcher, Protocol):
@@ -48,8 +46,8 @@ class WaveLauncher(Launcher, Protocol):
 
 
 @dataclass(frozen=True)
-class Elsewhere:
-    """Extraction by a job somewhere else.
+class RemoteWaves:
+    """Waves that jobs somewhere else extract.
 
     Attributes:
         submit: has a wave's pairs extracted, and waits for it.
@@ -69,7 +67,7 @@ def run_sweep(
     parallel: int | None = None,
     grace: float = GRACE,
     launch: Callable[[Config, int], WaveLauncher] | None = None,
-    elsewhere: Elsewhere | None = None,
+    remote: RemoteWaves | None = None,
 ) -> tuple[Store, Plan, str, Outcome]:
     """Prepare, then extract what the search asks for until it is sure; or all, then search.
 
@@ -79,7 +77,7 @@ def run_sweep(
         parallel: extract processes at a time; default: one a GPU, or two.
         grace: seconds that a worker gets to seal its open block.
         launch: what starts the workers, given their number; default: processes.
-        elsewhere: where waves are extracted instead.
+        remote: extracts the waves instead.
 
     Returns:
         The store, its plan, the search's name and its outcome.
@@ -94,8 +92,8 @@ def run_sweep(
     gpus = visible_gpus(os.environ)
     cores = len(os.sched_getaffinity(0))
     workers = at_once(parallel, gpus, without_gpu=min(CPU_WORKERS, cores))
-    if elsewhere is not None:
-        workers = elsewhere.workers
+    if remote is not None:
+        workers = remote.workers
         if config.bandit.policy not in WITH_A_MODEL:
             raise UsageError(
                 f"bandit.policy {config.bandit.policy} can't say what should be extracted; launch "
@@ -113,9 +111,9 @@ def run_sweep(
         if launch is None
         else launch(config, workers)
     )
-    submit = None if elsewhere is None else elsewhere.submit
+    submit = None if remote is None else remote.submit
     job = _Job(store, plan, config, launcher, workers, grace, submit)
-    gpu = bool(gpus) if elsewhere is None else elsewhere.gpu
+    gpu = bool(gpus) if remote is None else remote.gpu
     if exhaustive:
         job.extract_all()
         name, outcome = search(store, config)
@@ -168,14 +166,13 @@ class _Job:
         reasons = {visit.key: visit.reason for visit in wave.visits}
         entries = [self._plan.entry(index) for index in left]
         takes = [self.pairs.missing(entry, left[entry.index]).store_bytes for entry in entries]
-        pairs = sum(len(self.pairs.ready(entry)) for entry in self._plan.entries)
-        regret = wave.expected_regret
+        ready = [(entry, self.pairs.ready(entry)) for entry in self._plan.entries]
+        regret, done = wave.expected_regret, sum(len(tasks) for _, tasks in ready)
         title = (
             f"wave {wave.number}: {sum(len(tasks) for tasks in left.values())} pairs of "
             f"{len(left)} checkpoints, {gib(sum(takes))}; "
             f"{'nothing is known yet' if regret is None else f'expected regret {regret:.4f}'}; "
-            f"{pairs} of {len(self._plan.entries) * len(self.pairs.tasks)} pairs are ready, "
-            f"{self._spent()}"
+            f"{done} of {len(ready) * len(self.pairs.tasks)} pairs are ready, {self._spent(ready)}"
         )
         logger.info("%s", title)
         for entry in entries:
@@ -194,15 +191,16 @@ class _Job:
         self._launcher.more = {i: ("--tasks", ",".join(tasks)) for i, tasks in left.items()}
         self._extract(list(left), title)
 
-    def _spent(self) -> str:
+    def _spent(self, ready: Sequence[tuple[PlanEntry, Sequence[str]]]) -> str:
         """Disk and time that extraction took so far, each with its limit where there is one."""
-        ready = ((entry, self.pairs.ready(entry)) for entry in self._plan.entries)
         stored = sum(self.pairs.whole(entry, tasks).store_bytes for entry, tasks in ready if tasks)
         seconds = sum(t.start_seconds + t.seconds for t in timings(self._store).values())
         budget = self._config.bandit.budget
-        limits = budget if isinstance(budget, PullBudget) else PullBudget(pulls=1)
-        disk = f" of {gib(limits.bytes)}" if limits.bytes is not None else ""
-        hours = f" of {duration(3600 * limits.gpu_hours)}" if limits.gpu_hours is not None else ""
+        disk = hours = ""
+        if isinstance(budget, PullBudget):
+            disk = f" of {gib(budget.bytes)}" if budget.bytes is not None else ""
+            if budget.gpu_hours is not None:
+                hours = f" of {duration(3600 * budget.gpu_hours)}"
         return f"{gib(stored)}{disk} and {duration(seconds)}{hours} of extraction are spent"
 
     def _extract(self, indexes: list[int], title: str = "") -> None:

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 
 from batchsweep.errors import UsageError
-from batchsweep.jobs.exit_rules import RETRIES, RULES, Action
+from batchsweep.jobs.exit_rules import RETRIES, Action, shell_cases
 from batchsweep.jobs.index import format_indexes
 
 #: Seconds before the time limit at which Slurm warns the script, which stops the worker.
@@ -180,10 +180,6 @@ def _command(name: str, config_path: str, *more: str) -> str:
 def _script(head: str, *, name: str, each: str | None, command: str, array: str, gpu: bool) -> str:
     """``each``: the variable that tells the tasks of an array apart."""
     actions = _ACTIONS if each else {**_ACTIONS, "fail job": ":"}
-    cases = "\n".join(
-        f"  {'|'.join(map(str, sorted(rule.exit_codes)))}) {actions[rule.action]} ;;  # {rule.why}"
-        for rule in RULES
-    )
     return head + _OPTIONS.format(
         name=name,
         command=command,
@@ -194,5 +190,5 @@ def _script(head: str, *, name: str, each: str | None, command: str, array: str,
         retries=f"{name}-${each}" if each else name,
         job=f"${{SLURM_ARRAY_JOB_ID}}_${each}" if each else "$SLURM_JOB_ID",
         max_retries=RETRIES,
-        cases=cases,
+        cases=shell_cases(actions, indent="  "),
     )

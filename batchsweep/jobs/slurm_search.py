@@ -12,7 +12,7 @@ from batchsweep.bandit.waves import Wave
 from batchsweep.config import load
 from batchsweep.jobs.kubernetes import sweep_name
 from batchsweep.jobs.launch import at_once
-from batchsweep.jobs.search import Elsewhere, run_sweep
+from batchsweep.jobs.search import RemoteWaves, run_sweep
 from batchsweep.jobs.slurm import array_script, sbatch, search_script
 from batchsweep.plan.plan import Plan
 from batchsweep.store import Store
@@ -86,8 +86,8 @@ class SlurmSearch:
                 f"job {search} searches on after it"
             )
 
-        elsewhere = Elsewhere(submit, gpu=self.gpu, workers=at_once(self.parallel))
-        return run_sweep(self.config_file, elsewhere=elsewhere)
+        remote = RemoteWaves(submit, gpu=self.gpu, workers=at_once(self.parallel))
+        return run_sweep(self.config_file, remote=remote)
 
     @property
     def _sweep(self) -> str:

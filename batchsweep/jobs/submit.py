@@ -152,17 +152,17 @@ def submit(
     for job in waiting:
         _change(watch, render, job)
     if new:
-        _replace(kubectl, jobs, prepare)
+        replace_ended(kubectl, jobs, prepare)
     if new or prepare["metadata"]["name"] in jobs:
         _wait_for(watch, prepare["metadata"]["name"])
     if new:
-        _replace(kubectl, jobs, extract)
+        replace_ended(kubectl, jobs, extract)
     if not queue:
         for name in {*(j.name for j in halted), *([extract["metadata"]["name"]] if new else [])}:
             kubectl.release(name)
     logger.info("submitted %d indexes: %s", len(new), format_indexes(new))
     if new or not now.of("bandit"):
-        _replace(kubectl, jobs, bandit)
+        replace_ended(kubectl, jobs, bandit)
 
 
 def without_claims(
@@ -186,7 +186,7 @@ def without_claims(
     return kept
 
 
-def _replace(kubectl: Kubectl, jobs: dict[str, JobView], job: Object) -> None:
+def replace_ended(kubectl: Kubectl, jobs: dict[str, JobView], job: Object) -> None:
     """Create a Job; an ended one of that name makes room, a running one stays."""
     there = jobs.get(job["metadata"]["name"])
     if there is not None and not there.ended:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchsweep.cli.options import GRACE, ConfigFile, Grace, Indexes, PerGpu, only_one
+from batchsweep.cli.options import ConfigFile, Grace, Indexes, PerGpu, only_one
 from batchsweep.jobs import IMAGE
+from batchsweep.signals import GRACE
 
 if TYPE_CHECKING:
     from batchsweep.config import Config

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from batchsweep.cli.options import GRACE, ConfigFile, Grace, Indexes, PerGpu
+from batchsweep.cli.options import ConfigFile, Grace, Indexes, PerGpu
+from batchsweep.signals import GRACE
 
 
 def command(

@@ -31,7 +31,8 @@ def command(
 
     example:
       batchsweep prepare --config sweep.yaml
-      batchsweep launch skypilot --config sweep.yaml --image ghcr.io/me/batchsweep:root --apply
+      batchsweep launch skypilot --config sweep.yaml --apply \\
+        --image ghcr.io/me/batchsweep-root:0.1.0
     """
     from batchsweep.jobs.skypilot import skypilot
 

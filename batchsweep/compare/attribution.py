@@ -26,7 +26,7 @@ from batchsweep.errors import UsageError
 from batchsweep.extract.extract import extract
 from batchsweep.plan.plan import Plan, deciding
 from batchsweep.plan.prepare import prepare
-from batchsweep.signals import stop_on_signals
+from batchsweep.signals import GRACE, stop_on_signals
 from batchsweep.store import open_store
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
 
-#: Seconds that a checkpoint has to seal its open block, once asked to stop.
-GRACE = 25.0
 #: What two configs may differ in, in the order in which it is changed.
 CONVENTIONS = (
     "embedding.layers",
@@ -172,23 +170,24 @@ def compare(a: Config, b: Config, folder: Path) -> Comparison:
     for convention in found:
         way.append(_changed(way[-1], convention))
     alone = [_changed(a, convention) for convention in found]
-    scored: dict[str, Measured] = {}
-    measured = {}
-    for config in [*way, *alone]:
-        name = _digest(config)
+    scored: dict[tuple[str, ...], Measured] = {}
+
+    def measured(config: Config) -> Measured:
+        name = (_vectors(config), *config.embedding.transforms)
         if name not in scored:
             logger.info("config %d of at most %d", len(scored) + 1, 2 * len(found))
             scored[name] = _measured(config, folder)
             if len({one.scores.shape for one in scored.values()}) > 1:
                 raise UsageError(_UNEQUAL)
-        measured[id(config)] = scored[name]
-    steps = [measured[id(config)] for config in way]
+        return scored[name]
+
+    steps = [measured(config) for config in way]
     return Comparison(
         a=steps[0],
         b=steps[-1],
         conventions=found,
         in_turn=tuple(pairwise(steps)),
-        alone=tuple(measured[id(config)] for config in alone),
+        alone=tuple(measured(config) for config in alone),
     )
 
 
@@ -198,16 +197,14 @@ def _changed(config: Config, convention: Convention) -> Config:
     return config.model_copy(update={section: part})
 
 
-def _digest(config: Config) -> str:
-    """Names what is scored: vectors and transforms."""
-    text = json.dumps([deciding(config), config.embedding.transforms], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _vectors(config: Config) -> str:
+    """Names the vectors of a config."""
+    return hashlib.sha256(json.dumps(deciding(config), sort_keys=True).encode()).hexdigest()
 
 
 def _measured(config: Config, folder: Path) -> Measured:
     """All cells of a config, from a store that is kept."""
-    vectors = hashlib.sha256(json.dumps(deciding(config), sort_keys=True).encode()).hexdigest()
-    place = config.store.model_copy(update={"path": str(folder / f"{vectors[:12]}.zarr")})
+    place = config.store.model_copy(update={"path": str(folder / f"{_vectors(config)[:12]}.zarr")})
     config = config.model_copy(
         update={
             "store": place,

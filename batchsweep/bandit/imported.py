@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchsweep.arm import Arm, names_for_mteb
 from batchsweep.bandit.ledger import Observation
+from batchsweep.bandit.mteb_results import META, mteb_results, read_result
 from batchsweep.bandit.policies import Problem, Pull
 from batchsweep.config import Config
 from batchsweep.errors import UsageError
@@ -56,10 +56,7 @@ def imported(folder: Path, plan: Plan, problem: Problem, config: Config) -> tupl
     reader = _Reader(plan, problem, config)
     pulls: dict[tuple[str, str], Observation] = {}
     skipped: Counter[str] = Counter()
-    for file in sorted(folder.rglob("*.json")):
-        content = _content(file)
-        if file.name == "model_meta.json" or "scores" not in content:
-            continue
+    for file, content in mteb_results(folder):
         try:
             one = reader.pull(file, content)
             if pulls.setdefault((one.arm, one.task), one) is not one:
@@ -117,10 +114,10 @@ class _Reader:
     def _arm(self, file: Path) -> str:
         if file.parent.parent.name != "experiments":
             raise _Unfit("of whole models: no experiment says which layer they are of")
-        meta_file = file.parent / "model_meta.json"
+        meta_file = file.parent / META
         if not meta_file.is_file():
-            raise _Unfit("without model_meta.json, which says what they are of")
-        meta = _content(meta_file)
+            raise _Unfit(f"without {META}, which says what they are of")
+        meta = read_result(meta_file)
         entry = self._entries.get((str(meta.get("name")), str(meta.get("revision"))))
         if entry is None:
             raise _Unfit("of checkpoints that the plan doesn't have")
@@ -150,11 +147,3 @@ class _Reader:
         subsets = {s: {one["hf_subset"] for one in of} for s, of in result.scores.items()}
         if subsets != {split: set(task.hf_subsets) for split in task.eval_splits}:
             raise _Unfit("of other splits or subsets of the task")
-
-
-def _content(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{file}: can't be read as a result of MTEB: {error}") from None
-    return content if isinstance(content, dict) else {}

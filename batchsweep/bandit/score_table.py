@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchsweep.arm import Arm
+from batchsweep.bandit.mteb_results import mteb_results
 from batchsweep.bandit.policies import Problem
 from batchsweep.bandit.rewards import Floats, aggregate, raw_scale, z_scale
 from batchsweep.checkpoints.checkpoint import steps_in
@@ -273,20 +274,10 @@ def _read_frame(path: Path) -> pd.DataFrame:
 
 def _mteb_folder(folder: Path) -> pd.DataFrame:
     """Rows from MTEB's result files below a folder."""
-    import json
-
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
-    for file in sorted(folder.rglob("*.json")):
-        if file.name == "model_meta.json":
-            continue
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(f"{file}: can't be read as a result of MTEB: {error}") from None
-        if not isinstance(content, dict) or "scores" not in content:
-            continue
+    for file, content in mteb_results(folder):
         place = file.relative_to(folder).as_posix()
         layer = re.search(r"layer[_-]?(\d+)", place)
         if layer is None:

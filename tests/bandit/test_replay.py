@@ -124,24 +124,24 @@ def test_reads_an_exhaustively_scored_store(frame, tmp_path):
     check(read_scores(tmp_path / "store.zarr"), frame)
 
 
-def test_arms_of_several_poolings_are_spelled_as_everywhere(tmp_path):
-    store = create_store(str(tmp_path / "store.zarr"))
-    for pooling in ("mean", "last"):
+def problem_of_poolings(folder, *poolings):
+    """Of a store with a score of one layer in each of these poolings."""
+    store = create_store(str(folder / "store.zarr"))
+    for pooling in poolings:
         record = {"model": "m", "revision": "step1", "step": 1, "layer": 2, "pooling": pooling}
         record |= {"task": "T", "main_score": 0.5, "seconds": 1.0}
         store.write_json(f"scores/m/step1/2-{pooling}/T.json", record)
-    arms = read_scores(tmp_path / "store.zarr").problem.arms
+    return read_scores(folder / "store.zarr").problem
+
+
+def test_arms_of_several_poolings_are_spelled_as_everywhere(tmp_path):
+    arms = problem_of_poolings(tmp_path, "mean", "last").arms
     assert sorted(arms) == ["m/step1#2#last", "m/step1#2#mean"]
     assert [str(Arm.parse(arm)) for arm in arms] == list(arms)
 
 
 def test_arms_of_a_transform_are_surfaces_of_their_own(tmp_path):
-    store = create_store(str(tmp_path / "store.zarr"))
-    for pooling in ("mean", "mean+center"):
-        record = {"model": "m", "revision": "step1", "step": 1, "layer": 2, "pooling": pooling}
-        record |= {"task": "T", "main_score": 0.5, "seconds": 1.0}
-        store.write_json(f"scores/m/step1/2-{pooling}/T.json", record)
-    problem = read_scores(tmp_path / "store.zarr").problem
+    problem = problem_of_poolings(tmp_path, "mean", "mean+center")
     assert problem.arms == ("m/step1#2", "m/step1#2#mean+center")
     # The usual guess is an arm as stored.
     assert problem.default_arm() == 0

@@ -54,6 +54,12 @@ def transformed(poolings: Sequence[str], transforms: Sequence[str]) -> list[str]
     return [p if t == STORED else f"{p}+{t}" for p in poolings for t in transforms]
 
 
+def split_transform(pooling: str) -> tuple[str, str]:
+    """``mean+center`` as (``mean``, ``center``); (``mean``, empty) of vectors as stored."""
+    stored, _, transform = pooling.partition("+")
+    return stored, transform
+
+
 def names_for_mteb(key: str) -> tuple[str, str]:
     """A checkpoint as mteb names models: (``EleutherAI/pythia-14m``, ``step1000``)."""
     model, revision = key.split("/")

@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 
 from batchsweep import __version__
-from batchsweep.arm import Arm
+from batchsweep.arm import Arm, split_transform
 from batchsweep.bandit.searches import answers
 from batchsweep.config import Config
 from batchsweep.plan.plan import PlanEntry
@@ -126,7 +126,7 @@ def _search(store: Store, arm: Arm) -> list[str]:
 def _is(text: str, arm: Arm) -> bool:
     other = Arm.parse(text)
     same = (other.key, other.layer) == (arm.key, arm.layer)
-    only = other.pooling is None and "+" not in str(arm.pooling)
+    only = other.pooling is None and not split_transform(str(arm.pooling))[1]
     return same and (only or other.pooling == arm.pooling)
 
 

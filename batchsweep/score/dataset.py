@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batchsweep.arm import STORED, Arm, transformed
+from batchsweep.arm import STORED, Arm, split_transform, transformed
 from batchsweep.errors import UsageError
 from batchsweep.plan.plan import Plan, load_plan
 from batchsweep.score.records import score_rows
@@ -61,7 +61,7 @@ def arm_dataset(store: Store, also: Collection[str] = ()) -> xr.Dataset:
     corpus = store.corpus()
     known = [] if corpus is None else list(corpus.tasks())
     rows = score_rows(store)
-    used = {name.partition("+")[2] for name in {*rows["pooling"], *also}}
+    used = {split_transform(name)[1] for name in {*rows["pooling"], *also}}
     transforms = [STORED, *(name for name in TRANSFORMS if name in used)]
     cells = [
         (c, layer, pooling)

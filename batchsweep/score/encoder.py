@@ -10,7 +10,7 @@ import numpy.typing as npt
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 
-from batchsweep.arm import Arm, names_for_mteb
+from batchsweep.arm import Arm, names_for_mteb, split_transform
 from batchsweep.corpus.lookup import TextIndex, prefix_of
 from batchsweep.score.transforms import ArmReader
 
@@ -29,7 +29,7 @@ def model_meta(key: str, layer: int, pooling: str, max_texts: int | None = None)
             nobody takes such scores for those of whole tasks.
     """
     name, revision = names_for_mteb(key)
-    stored, _, transform = pooling.partition("+")
+    stored, transform = split_transform(pooling)
     experiment: dict[str, int | str] = {"layer": layer, "pooling": stored}
     if transform:
         experiment["transform"] = transform

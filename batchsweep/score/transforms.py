@@ -19,20 +19,21 @@ Sentence Embeddings from Pre-trained Language Models" (EMNLP 2020). Of a task wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from batchsweep.arm import Arm
+from batchsweep.arm import STORED, Arm, split_transform
+from batchsweep.config import models
 from batchsweep.errors import StoreError, UsageError
 from batchsweep.store import GroupReader, Store
 
 Float32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
-#: The transforms by name; ``config.Transform`` lists the same, and ``stored``.
-TRANSFORMS = ("unit", "center", "all_but_the_top")
+#: The transforms by name.
+TRANSFORMS: tuple[str, ...] = tuple(name for name in get_args(models.Transform) if name != STORED)
 #: Texts that the statistics are taken from, at most, and the seed of the draw.
 SAMPLE, SEED = 4096, 0
 
@@ -103,7 +104,7 @@ def parts_of(pooling: str) -> tuple[str, str | None]:
     Raises:
         UsageError: no such transform.
     """
-    stored, _, transform = pooling.partition("+")
+    stored, transform = split_transform(pooling)
     if transform and transform not in TRANSFORMS:
         raise UsageError(f"no transform '{transform}' (of '{pooling}'); valid: {_valid(stored)}")
     return stored, transform or None

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from batchsweep.plan.plan import load_plan
 from batchsweep.progress import duration
 from batchsweep.report.findings import read
 from batchsweep.report.view import View
 from batchsweep.store import open_store
-from batchsweep.store.pairs import ready_tasks
 
 
 def summary(out: Path, *, seconds: float) -> str:
@@ -36,9 +34,7 @@ def summary(out: Path, *, seconds: float) -> str:
     if not view.measured_AT[[view.best, default]][:, view.tasks].all():
         lines.append("  (~: predicted by the policy, not measured)")
     share = answer["pulls"] / answer["exhaustive_pulls"]
-    store = open_store(out / "store.zarr")
-    ready = sum(map(len, ready_tasks(store).values()))
-    pairs = len(load_plan(store).entries) * len(findings.tasks)
+    ready, pairs = findings.pairs
     lines += [
         "",
         f"extracted:  {ready} of {pairs} (checkpoint, task) pairs ({ready / pairs:.0%})",

@@ -98,6 +98,11 @@ class Findings:
             return "extracted"
         return f"{len(self.ready.get(key, ()))} of {len(self.tasks)} tasks extracted"
 
+    @property
+    def pairs(self) -> tuple[int, int]:
+        """(checkpoint, task) pairs: how many can be scored, and how many there are."""
+        return sum(map(len, self.ready.values())), len(self.plan.entries) * len(self.tasks)
+
     @cached_property
     def tasks(self) -> tuple[str, ...]:
         """Names, in the corpus's order; then any that only scores know."""

@@ -150,8 +150,7 @@ def _head(view: View) -> dict[str, Any]:
     checkpoints = len(findings.plan.entries)
     facts.append(("checkpoints extracted", f"{done}", f"of {checkpoints} of the plan"))
     if done < checkpoints:
-        pairs = sum(map(len, findings.ready.values()))
-        every = checkpoints * len(findings.tasks)
+        pairs, every = findings.pairs
         facts.append(("pairs extracted", f"{pairs}", f"of {every}: a checkpoint for a task"))
     return {"best": view.name(best), "facts": facts}
 

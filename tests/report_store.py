@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from batchsweep.bandit.loop import StoreLedger, run
+from batchsweep.bandit.ledger import StoreLedger
+from batchsweep.bandit.loop import run
 from batchsweep.bandit.policies import Problem
 from batchsweep.checkpoints.checkpoint import Checkpoint
 from batchsweep.checkpoints.shape import Shape

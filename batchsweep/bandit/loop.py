@@ -7,8 +7,6 @@ first answers in the ledger, and ends as if nothing had happened.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -21,27 +19,23 @@ from threadpoolctl import threadpool_limits
 
 from batchsweep.bandit.budget import Budget
 from batchsweep.bandit.final_check import after_full_check, by_aggregate, with_main_task
+from batchsweep.bandit.identity import search_header
 from batchsweep.bandit.ledger import (
     Kind,
     Ledger,
     MemoryLedger,
     Observation,
-    Record,
-    StoreLedger,
-    digest_of,
 )
-from batchsweep.bandit.outcome import VERSION, Outcome, Stopped
+from batchsweep.bandit.outcome import Outcome, Stopped
 from batchsweep.bandit.policies import Answer, Policy, Problem, Pull, make_policy
 from batchsweep.bandit.pull_noise import SplitHalvesNoise
 from batchsweep.bandit.pulls import Pulls, ScoreFn
 from batchsweep.bandit.rewards import Floats, describe, raw_scale, z_scale
 from batchsweep.bandit.waves import Waves
-from batchsweep.config import BanditConfig, PullBudget, RewardsConfig
+from batchsweep.config import BanditConfig, RewardsConfig
 from batchsweep.errors import UsageError
 from batchsweep.numerics import one_compute_thread
 from batchsweep.progress import progress
-
-__all__ = ["Ledger", "MemoryLedger", "Outcome", "StoreLedger", "run", "run_digest"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,32 +44,6 @@ CHECK_SHARE = 0.2
 CHECK_PASSES = 3
 #: Top arms whose checkpoints are extracted in full for the check, where waves extract.
 FINALISTS = 2
-
-
-def run_digest(
-    problem: Problem,
-    config: BanditConfig,
-    rewards: RewardsConfig,
-    *,
-    waves: bool = False,
-    imported: Sequence[Observation] = (),
-) -> str:
-    """sha256 (hex) of what decides the pulls: two runs with one digest are the same run."""
-    header = _header(problem, config, rewards, waves=waves, imported=imported)
-    text = json.dumps(header, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def search_settings(config: BanditConfig, rewards: RewardsConfig) -> Record:
-    """What a ledger's header says of the config: searches that differ in it are not the same."""
-    settings = config.model_dump(mode="json")
-    if settings["texts_per_pull"] is None:
-        del settings["texts_per_pull"]  # The same search as before there was such a setting.
-    if isinstance(config.budget, PullBudget):
-        limits = ("gpu_hours", "bytes", "checkpoints")  # Likewise.
-        unset = {name for name in limits if settings["budget"][name] is None}
-        settings["budget"] = {k: v for k, v in settings["budget"].items() if k not in unset}
-    return {**settings, "rewards": rewards.model_dump(mode="json")}
 
 
 def run(
@@ -119,9 +87,8 @@ def run(
     # One BLAS thread: the same sums, to the last bit, whatever the machine's setting; matrices of
     # this size are no quicker on several, and many times slower where others want the cores too.
     with one_compute_thread(), threadpool_limits(limits=1):
-        header = _header(problem, config, rewards, waves=waves is not None, imported=imported) | {
-            "options": options or {}
-        }
+        header = search_header(problem, config, rewards, waves=waves is not None, imported=imported)
+        header["options"] = options or {}
         made = Pulls(
             ledger or MemoryLedger(), header, score_fn, full_fn or score_fn, executor, imported
         )
@@ -436,27 +403,6 @@ class _Loop:
 
 def _ignore(*_: object) -> None:
     """Nobody wants to know."""
-
-
-def _header(
-    problem: Problem,
-    config: BanditConfig,
-    rewards: RewardsConfig,
-    *,
-    waves: bool,
-    imported: Sequence[Observation],
-) -> Record:
-    def digest(names: tuple[str, ...]) -> str:
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
-
-    return {
-        "version": VERSION,
-        **search_settings(config, rewards),
-        "arms": digest(problem.arms),
-        "tasks": list(problem.tasks),
-        **({"waves": True} if waves else {}),
-        **({"imported": digest_of(imported)} if imported else {}),
-    }
 
 
 def _batches(pulls: list[Pull], size: int) -> list[list[Pull]]:

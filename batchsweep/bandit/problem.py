@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batchsweep.arm import Arm, transformed
+from batchsweep.bandit.identity import run_digest
 from batchsweep.bandit.ledger import Observation
-from batchsweep.bandit.loop import run_digest
 from batchsweep.bandit.policies import Problem
 from batchsweep.config import Config
 from batchsweep.errors import IndexFailed, TryAgain, UsageError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from batchsweep.bandit.answer_document import checked_answer
+from batchsweep.bandit.identity import search_settings
 from batchsweep.bandit.ledger import read_header
-from batchsweep.bandit.loop import search_settings
 from batchsweep.config import Config
 from batchsweep.errors import UsageError
 from batchsweep.store import Store

@@ -11,8 +11,9 @@ import pytest
 import tiny
 from simulated import problem_of, surface
 
+from batchsweep.bandit.identity import run_digest
 from batchsweep.bandit.ledger import MemoryLedger, Observation, StoreLedger, observations
-from batchsweep.bandit.loop import run, run_digest
+from batchsweep.bandit.loop import run
 from batchsweep.bandit.policies import POLICIES
 from batchsweep.bandit.search import search
 from batchsweep.cli.main import main

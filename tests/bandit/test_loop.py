@@ -13,7 +13,9 @@ from json_store import FolderStore
 from simulated import problem_of, surface
 from threadpoolctl import threadpool_limits
 
-from batchsweep.bandit.loop import MemoryLedger, StoreLedger, run, run_digest
+from batchsweep.bandit.identity import run_digest
+from batchsweep.bandit.ledger import MemoryLedger, StoreLedger
+from batchsweep.bandit.loop import run
 from batchsweep.bandit.policies import POLICIES, Problem
 from batchsweep.bandit.policies.baselines.simple import Random
 from batchsweep.bandit.rewards import aggregate, raw_scale, z_scale

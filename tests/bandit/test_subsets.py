@@ -16,7 +16,9 @@ from scoring_tasks import all_tasks
 from tiny import extracted_store, make_suite, make_tasks, write_config
 
 from batchsweep.bandit import replay
-from batchsweep.bandit.loop import StoreLedger, run, run_digest
+from batchsweep.bandit.identity import run_digest
+from batchsweep.bandit.ledger import StoreLedger
+from batchsweep.bandit.loop import run
 from batchsweep.bandit.policies import Problem
 from batchsweep.bandit.pull_noise import SplitHalvesNoise
 from batchsweep.bandit.score_table import ScoreTable

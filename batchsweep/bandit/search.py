@@ -28,7 +28,7 @@ from batchsweep.bandit.stored_waves import (
 from batchsweep.bandit.waves import Waves
 from batchsweep.config import Config, PullBudget
 from batchsweep.errors import StoreMismatch
-from batchsweep.plan.plan import frozen_plan
+from batchsweep.plan.frozen import frozen_plan
 from batchsweep.score.records import Origins
 from batchsweep.score.workers import ScoreFunction, score_processes
 from batchsweep.store import Store

@@ -53,7 +53,7 @@ def command(
     from batchsweep.bandit.search import search
     from batchsweep.cli.answer_text import summary
     from batchsweep.config import BanditConfig, load
-    from batchsweep.plan.plan import load_plan
+    from batchsweep.plan.frozen import load_plan
     from batchsweep.store import open_store
 
     sweep = load(config)

@@ -90,7 +90,7 @@ def command(
     from batchsweep.extract import weights
     from batchsweep.extract.extract import extract
     from batchsweep.extract.figures import Figures, served
-    from batchsweep.plan.plan import frozen_plan
+    from batchsweep.plan.frozen import frozen_plan
     from batchsweep.signals import stop_on_signals
     from batchsweep.store import open_store
 

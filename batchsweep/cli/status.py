@@ -28,7 +28,7 @@ def command(
     """
     from batchsweep.config import load
     from batchsweep.extract import status
-    from batchsweep.plan.plan import load_plan
+    from batchsweep.plan.frozen import load_plan
     from batchsweep.store import open_store
     from batchsweep.table import Column, table_text
 

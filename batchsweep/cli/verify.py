@@ -24,7 +24,7 @@ def command(
       batchsweep verify --config configs/quick.yaml --repair
     """
     from batchsweep.config import load
-    from batchsweep.plan.plan import PLAN_PATH, frozen_plan
+    from batchsweep.plan.frozen import PLAN_PATH, frozen_plan
     from batchsweep.score.records import misplaced
     from batchsweep.store import integrity, open_store
 

@@ -177,8 +177,8 @@ class EmbeddingConfig(Section):
     ] = ("stored",)
     """Further arms that cost no forward pass: vectors as ``stored``, of length 1 (``unit``), with
     the mean of the task's texts removed (``center``), or with its main components too
-    (``all_but_the_top``). Worked out
-    when vectors are read: it can be changed at any time, also after extraction."""
+    (``all_but_the_top``). Worked out when vectors are read: it can be changed at any time, also
+    after extraction."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What the model computes in. ``auto``: as published on a GPU, float32 on a CPU."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
@@ -192,6 +192,14 @@ class EmbeddingConfig(Section):
     """Whether the prefix's own tokens take part in pooling."""
     batch_tokens: int = Field(default=16384, gt=0)
     """Tokens (padding included) of one forward batch."""
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides a stored vector, as JSON values.
+
+        ``device`` and ``batch_tokens`` are left out: they move rounding, not meaning. So are
+        ``transforms``, which are worked out when vectors are read.
+        """
+        return self.model_dump(mode="json", exclude={"device", "batch_tokens", "transforms"})
 
 
 class CorpusConfig(Section):
@@ -385,11 +393,8 @@ class Config(Section):
         """sha256 (hex) of what decides the bytes of a block, the corpus and weights apart.
 
         Two configs with one digest write the same arrays from the same corpus and checkpoint.
-        ``device`` and ``batch_tokens`` are left out: they move rounding, not meaning. So are
-        ``transforms``, which are worked out when vectors are read.
         """
-        left_out = {"device", "batch_tokens", "transforms"}
-        embedding = self.embedding.model_dump(mode="json", exclude=left_out)
+        embedding = self.embedding.deciding()
         store = self.store.model_dump(mode="json", include={"dtype", "block_texts"})
         text = json.dumps({"embedding": embedding, "store": store}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -22,7 +22,8 @@ from batchsweep.corpus.tokens import load_tokenizer
 from batchsweep.errors import IndexFailed, StoreError, StoreMismatch, UsageError
 from batchsweep.export.card import model_card
 from batchsweep.extract.weights import check_weights
-from batchsweep.plan.plan import PlanEntry, frozen_plan
+from batchsweep.plan.frozen import frozen_plan
+from batchsweep.plan.plan import PlanEntry
 from batchsweep.score.transforms import ArmReader, Transform, Unit, has_statistics, parts_of
 from batchsweep.store import Store
 from batchsweep.store.pairs import ready_tasks

@@ -17,7 +17,8 @@ from batchsweep.errors import (
     TryAgain,
     UsageError,
 )
-from batchsweep.plan.plan import Plan, frozen_plan
+from batchsweep.plan.frozen import frozen_plan
+from batchsweep.plan.plan import Plan
 from batchsweep.store import Store, open_store
 from batchsweep.store.notes import note_path, noted, read_note
 from batchsweep.store.pairs import ready_tasks

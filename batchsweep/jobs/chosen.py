@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from batchsweep.config import Config
 from batchsweep.errors import StoreError, TryAgain, UsageError
 from batchsweep.jobs.index import format_indexes, parse_indexes
-from batchsweep.plan.plan import Plan, load_plan, make_plan
+from batchsweep.plan.frozen import load_plan
+from batchsweep.plan.plan import Plan, make_plan
 
 if TYPE_CHECKING:
     from batchsweep.extract.status import IndexStatus

@@ -19,7 +19,7 @@ from batchsweep.jobs.local import LocalLauncher, LocalWorker, visible_gpus
 from batchsweep.jobs.runner import Launcher, Worker, run_indexes, run_once
 from batchsweep.jobs.slurm import array_script
 from batchsweep.log import log_format
-from batchsweep.plan.plan import load_plan
+from batchsweep.plan.frozen import load_plan
 from batchsweep.progress import duration
 from batchsweep.signals import stop_on_signals
 

@@ -12,7 +12,8 @@ from batchsweep.corpus.tokens import load_tokenizer
 from batchsweep.corpus.write import Summary, write_corpus
 from batchsweep.errors import StoreCorrupt, StoreMismatch, UsageError
 from batchsweep.plan.differences import differences
-from batchsweep.plan.plan import Plan, freeze, make_plan, merged
+from batchsweep.plan.frozen import freeze, merged
+from batchsweep.plan.plan import Plan, make_plan
 from batchsweep.plan.preview import refuse_if_too_large
 from batchsweep.store import Store, create_store
 from batchsweep.store.notes import forget_refusals

@@ -15,7 +15,8 @@ from batchsweep.config import Config, ModelConfig, Schedule
 from batchsweep.corpus.size import corpus_size
 from batchsweep.errors import BatchsweepError, ConfigError
 from batchsweep.plan.estimate import Estimate, estimate
-from batchsweep.plan.plan import Plan, frozen_plan, make_plan
+from batchsweep.plan.frozen import frozen_plan
+from batchsweep.plan.plan import Plan, make_plan
 from batchsweep.plan.space import Space, check_space, space
 from batchsweep.store import Store, open_store
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from batchsweep.arm import Arm
 from batchsweep.bandit.ledger import Observation, StoreLedger, header_of, observations
 from batchsweep.bandit.searches import answers
-from batchsweep.plan.plan import Plan, PlanEntry, load_plan
+from batchsweep.plan.frozen import load_plan
+from batchsweep.plan.plan import Plan, PlanEntry
 from batchsweep.score.dataset import arm_dataset, metric_names, with_metrics
 from batchsweep.score.export import counted
 from batchsweep.store import GroupStatus, Store

@@ -13,7 +13,8 @@ import numpy as np
 
 from batchsweep.arm import STORED, Arm, split_transform, transformed
 from batchsweep.errors import UsageError
-from batchsweep.plan.plan import Plan, load_plan
+from batchsweep.plan.frozen import load_plan
+from batchsweep.plan.plan import Plan
 from batchsweep.score.records import score_rows
 from batchsweep.score.transforms import TRANSFORMS
 from batchsweep.store import GroupReader, Store

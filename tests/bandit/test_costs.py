@@ -8,8 +8,8 @@ from batchsweep.bandit.costs import PairCosts, even_costs, planned_costs
 from batchsweep.bandit.problem import planned_problem
 from batchsweep.cli.main import main
 from batchsweep.config import load
+from batchsweep.plan.frozen import frozen_plan
 from batchsweep.plan.pairs import Pairs
-from batchsweep.plan.plan import frozen_plan
 from batchsweep.plan.timings import Timing
 from batchsweep.store import open_store
 

@@ -14,7 +14,7 @@ from batchsweep.errors import StoreMismatch
 from batchsweep.extract import extract as module
 from batchsweep.extract.extract import extract
 from batchsweep.numerics import ARITHMETIC
-from batchsweep.plan.plan import frozen_plan
+from batchsweep.plan.frozen import frozen_plan
 from batchsweep.signals import StopRequest
 
 

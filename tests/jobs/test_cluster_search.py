@@ -15,7 +15,7 @@ from batchsweep.config import load
 from batchsweep.errors import UsageError
 from batchsweep.extract.extract import extract
 from batchsweep.jobs import cluster_search, in_cluster, kubectl
-from batchsweep.plan.plan import frozen_plan
+from batchsweep.plan.frozen import frozen_plan
 from batchsweep.signals import StopRequest
 from batchsweep.store import open_store
 from batchsweep.store.pairs import ready_tasks

@@ -16,7 +16,8 @@ from batchsweep.checkpoints.audit import audit
 from batchsweep.cli.main import main
 from batchsweep.config import load
 from batchsweep.jobs.elsewhere import Elsewhere
-from batchsweep.plan.plan import freeze, make_plan
+from batchsweep.plan.frozen import freeze
+from batchsweep.plan.plan import make_plan
 from batchsweep.store import create_store
 
 REVISIONS = ("step0", "step1", "step2", "main")

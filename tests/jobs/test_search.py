@@ -15,8 +15,8 @@ from batchsweep.cli.main import main
 from batchsweep.config import load
 from batchsweep.errors import IndexFailed, StoreCorrupt, TryAgain
 from batchsweep.extract.extract import extract
+from batchsweep.plan.frozen import frozen_plan
 from batchsweep.plan.pairs import Pairs
-from batchsweep.plan.plan import frozen_plan
 from batchsweep.signals import StopRequest
 from batchsweep.store import open_store
 from batchsweep.store.pairs import ready_tasks

@@ -19,8 +19,8 @@ from batchsweep.config import load
 from batchsweep.errors import StoreCorrupt, UsageError
 from batchsweep.extract.extract import extract
 from batchsweep.extract.status import index_statuses
+from batchsweep.plan.frozen import frozen_plan
 from batchsweep.plan.pairs import Missing, Pairs
-from batchsweep.plan.plan import frozen_plan
 from batchsweep.plan.timings import add_timing, timings
 from batchsweep.signals import StopRequest
 from batchsweep.store.integrity import verify

@@ -26,7 +26,8 @@ from batchsweep.errors import (
     UsageError,
 )
 from batchsweep.plan.estimate import estimate
-from batchsweep.plan.plan import PLAN_PATH, Plan, freeze, frozen_plan, load_plan, make_plan
+from batchsweep.plan.frozen import PLAN_PATH, freeze, frozen_plan, load_plan
+from batchsweep.plan.plan import Plan, make_plan
 from batchsweep.plan.space import check_space, space
 from batchsweep.store import create_store
 

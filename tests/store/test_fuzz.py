@@ -21,7 +21,7 @@ from store_data import KEY, OTHER, spec, tree, write_corpus, write_group
 
 import batchsweep
 from batchsweep.extract.status import index_statuses
-from batchsweep.plan.plan import load_plan
+from batchsweep.plan.frozen import load_plan
 from batchsweep.store import (
     Corpus,
     Store,

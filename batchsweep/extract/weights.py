@@ -43,7 +43,8 @@ def check_weights(model: ModelConfig, entry: PlanEntry) -> None:
     """
     from batchsweep.checkpoints.hub import Hub
     from batchsweep.checkpoints.json_cache import JsonCache, cache_file
-    from batchsweep.checkpoints.sources import check_download, check_unchanged, open_suite
+    from batchsweep.checkpoints.sources import open_suite
+    from batchsweep.checkpoints.unchanged import check_download, check_unchanged
     from batchsweep.forward.loading import fetch
 
     checkpoint = entry.checkpoint

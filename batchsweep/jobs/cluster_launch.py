@@ -24,7 +24,8 @@ from batchsweep.jobs.chosen import (
 from batchsweep.jobs.cluster import Cluster, remembered_options, resized_claims
 from batchsweep.jobs.index import format_indexes
 from batchsweep.jobs.kubectl import OUTAGE_SECONDS, Commands, Kubectl
-from batchsweep.jobs.kubernetes import Object, render, sweep_name, to_yaml
+from batchsweep.jobs.kubernetes import render, sweep_name, to_yaml
+from batchsweep.jobs.kubernetes_objects import Object
 from batchsweep.jobs.snapshot import Snapshot, snapshot
 from batchsweep.jobs.spending import gpu_named, spending
 from batchsweep.jobs.submit import Watch, follow, submit

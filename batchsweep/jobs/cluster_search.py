@@ -17,7 +17,8 @@ from batchsweep.jobs.advice import advice, log_changes, summary
 from batchsweep.jobs.cluster import Cluster, remembered_options, resized_claims
 from batchsweep.jobs.in_cluster import InCluster
 from batchsweep.jobs.kubectl import OUTAGE_SECONDS, Commands, Kubectl
-from batchsweep.jobs.kubernetes import Object, sweep_name, to_yaml
+from batchsweep.jobs.kubernetes import sweep_name, to_yaml
+from batchsweep.jobs.kubernetes_objects import Object
 from batchsweep.jobs.search import RemoteWaves, run_sweep
 from batchsweep.jobs.snapshot import JobView, Snapshot, snapshot
 from batchsweep.jobs.submit import Watch, replace_ended, without_claims

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from batchsweep.errors import TryAgain, UsageError
 from batchsweep.jobs.kubectl import OUTAGE_SECONDS, Kubectl, selector
-from batchsweep.jobs.kubernetes import Object
+from batchsweep.jobs.kubernetes_objects import Object
 
 #: Where Kubernetes puts a pod's token, the cluster's certificate and the namespace.
 #: https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchsweep.errors import TryAgain, UsageError
-from batchsweep.jobs.kubernetes import Object
+from batchsweep.jobs.kubernetes_objects import Object
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import copy
 import json
 from collections.abc import Sequence
 
-from batchsweep.jobs import kubernetes
+from batchsweep.jobs import kubernetes, kubernetes_objects
 from batchsweep.jobs.cluster import Cluster
 from batchsweep.jobs.exit_rules import RETRIES, pod_failure_policy
-from batchsweep.jobs.kubernetes import Object
+from batchsweep.jobs.kubernetes_objects import Object
 
 #: The file beside the config that holds the wave Job's template.
 TEMPLATE = "wave-job.json"
@@ -40,9 +40,9 @@ def render(
     """
     kubernetes.check_store(store_url, cluster)
     objects = [
-        kubernetes.config_map(sweep, config_file, config_text, cluster),
-        kubernetes.claim_object(sweep, "runs", cluster.storage, cluster.storage_class),
-        kubernetes.claim_object(sweep, "cache", cluster.cache, cluster.storage_class),
+        kubernetes_objects.config_map(sweep, config_file, config_text, cluster),
+        kubernetes_objects.claim_object(sweep, "runs", cluster.storage, cluster.storage_class),
+        kubernetes_objects.claim_object(sweep, "cache", cluster.cache, cluster.storage_class),
         *(_account(sweep) if driver else ()),
         _template(sweep, config_file, cluster),
         *([_search_job(sweep, config_file, cluster)] if driver else ()),
@@ -86,7 +86,7 @@ def _template(sweep: str, config_file: str, cluster: Cluster) -> Object:
         "podReplacementPolicy": "Failed",
     }
     pod = kubernetes.extract_pod(sweep, "wave", config_file, (), cluster)
-    job = kubernetes.job_object(f"{sweep}-wave", sweep, "wave", spec, pod)
+    job = kubernetes_objects.job_object(f"{sweep}-wave", sweep, "wave", spec, pod)
     kubernetes.queued(job, cluster)
     if cluster.queue is not None:
         job["spec"]["suspend"] = True
@@ -95,23 +95,23 @@ def _template(sweep: str, config_file: str, cluster: Cluster) -> Object:
 
 def _search_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
     """The search on a CPU: it holds no GPU while it thinks, and no GPU waits for it."""
-    config = kubernetes.config_arguments(config_file)
+    config = kubernetes_objects.config_arguments(config_file)
     arguments = ["launch", "k8s", *config, "--search", "--wave-job", f"/configs/{TEMPLATE}"]
-    container = kubernetes.container_object("bandit", arguments, cluster)
-    pod = kubernetes.pod_template(sweep, "search", [container], cluster)
+    container = kubernetes_objects.container_object("bandit", arguments, cluster)
+    pod = kubernetes_objects.pod_template(sweep, "search", [container], cluster)
     pod["spec"] |= {"serviceAccountName": f"{sweep}-search", "automountServiceAccountToken": True}
     spec = {
         "backoffLimit": RETRIES,
         "podFailurePolicy": pod_failure_policy(indexed=False),
         "podReplacementPolicy": "Failed",
     }
-    return kubernetes.job_object(f"{sweep}-search", sweep, "search", spec, pod)
+    return kubernetes_objects.job_object(f"{sweep}-search", sweep, "search", spec, pod)
 
 
 def _account(sweep: str) -> Sequence[Object]:
     """The right to make Jobs and to look at them, in this namespace, and no other."""
     group = "rbac.authorization.k8s.io"
-    metadata = {"name": f"{sweep}-search", "labels": kubernetes.labels(sweep, "search")}
+    metadata = {"name": f"{sweep}-search", "labels": kubernetes_objects.labels(sweep, "search")}
     rule = {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create", "get", "list"]}
     return (
         {

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from batchsweep.jobs.index import parse_indexes
 from batchsweep.jobs.kubectl import Kubectl
-from batchsweep.jobs.kubernetes import INDEXES_ANNOTATION, Object
+from batchsweep.jobs.kubernetes import INDEXES_ANNOTATION
+from batchsweep.jobs.kubernetes_objects import Object
 from batchsweep.jobs.troubles import COMPONENT_LABEL, COMPONENTS, JOB_LABEL, Trouble, troubles
 
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from batchsweep.errors import IndexFailed, UsageError
 from batchsweep.jobs.index import format_indexes
 from batchsweep.jobs.kubectl import Commands, Kubectl
-from batchsweep.jobs.kubernetes import Object
+from batchsweep.jobs.kubernetes_objects import Object
 from batchsweep.jobs.snapshot import JobView, Snapshot, snapshot
 from batchsweep.jobs.troubles import COMPONENT_LABEL, Trouble
 

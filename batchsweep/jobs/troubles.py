@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from batchsweep.jobs.kubernetes import Object
+from batchsweep.jobs.kubernetes_objects import Object
 
 Kind = Literal["image", "container", "claim", "node", "quota", "refused", "memory"]
 

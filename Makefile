@@ -15,7 +15,7 @@ GPU_VERSION ?= 3.12
 GPU_PATH = PYTHONPATH=$(CURDIR):$(CURDIR)/$(GPU_PACKAGES)$(shell $(GPU_PYTHON) -c \
   'import platform; print(platform.python_version().rpartition(".")[0])')
 # What runs on any machine, in minutes.
-HERE := not containers and not browser and not torture
+HERE := not containers and not installs and not browser and not torture
 SEED ?= $(shell date +%j)
 
 .PHONY: demo test test-fast test-random lint docs test-browser test-containers test-gpu bench-gpu \
@@ -49,7 +49,7 @@ test-browser: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m browser tests/browser
 
 test-containers: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m containers tests/containers
+	$(BIN)/python -m pytest -m "containers or installs" tests/containers tests/jobs/test_elsewhere.py
 
 # Everything that needs a GPU; installs nothing.
 test-gpu:

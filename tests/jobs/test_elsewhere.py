@@ -155,11 +155,38 @@ def test_a_task_of_skypilot(config, monkeypatch, capsys):
     assert "--indexes 1,3" in task["run"]
 
 
-def test_skypilot_accepts_the_task(config, capsys):
-    sky = pytest.importorskip("sky", reason="needs skypilot, which pins other versions than ours")
-    assert launched("skypilot", config) == 0
-    task = sky.Task.from_yaml_str(capsys.readouterr().out)
-    assert task.name == "my-sweep-extract"
+@pytest.fixture(scope="module")
+def skypilot(tmp_path_factory):
+    """The Python of an environment that has SkyPilot."""
+    folder = tmp_path_factory.mktemp("skypilot")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps"]
+    packages = Path(__file__).parents[1] / "skypilot_packages.txt"
+    done = subprocess.run(
+        [python, "-m", "pip", "install", *options, "-r", packages], capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+        pytest.skip(f"SkyPilot can't be installed: not tested: what it makes of tasks: {said[-1]}")
+    return python
+
+
+@pytest.mark.installs
+def test_skypilot_accepts_the_task(config, capsys, monkeypatch, skypilot):
+    def read(text):
+        code = "import sky, sys; print(sky.Task.from_yaml_str(sys.stdin.read()).name)"
+        return subprocess.run(
+            [skypilot, "-c", code], input=text, capture_output=True, text=True, cwd=skypilot.parent
+        )
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    assert launched("skypilot", config, "--indexes", "1,3", "--spot") == 0
+    text = capsys.readouterr().out
+    assert read(text).stdout.split()[-1:] == ["my-sweep-extract"], read(text).stderr
+    wrong = text.replace("max_restarts_on_errors: 0", "max_restarts_on_errors: often")
+    assert wrong != text and read(wrong).returncode != 0
 
 
 def frozen(url):

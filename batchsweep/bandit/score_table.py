@@ -15,7 +15,7 @@ from batchsweep.bandit.mteb_results import mteb_results
 from batchsweep.bandit.policies import Problem
 from batchsweep.bandit.rewards import Floats, aggregate, raw_scale, z_scale
 from batchsweep.checkpoints.checkpoint import steps_in
-from batchsweep.config import RewardsConfig
+from batchsweep.config import RewardsConfig, local_path
 from batchsweep.errors import UsageError
 from batchsweep.score.export import counted
 from batchsweep.score.records import score_rows
@@ -311,10 +311,8 @@ def _mteb_folder(folder: Path) -> pd.DataFrame:
 
 
 def _is_store(path: str | Path) -> bool:
-    if "://" in str(path):
-        return True
-    path = Path(path)
-    return any((path / name).exists() for name in ("zarr.json", "sweep.h5", "scores"))
+    local = local_path(str(path))
+    return local is None or any((local / f).exists() for f in ("zarr.json", "sweep.h5", "scores"))
 
 
 def _store_frame(url: str) -> pd.DataFrame:

@@ -22,3 +22,4 @@ from batchsweep.config.models import RewardsConfig as RewardsConfig
 from batchsweep.config.models import Schedule as Schedule
 from batchsweep.config.models import StoreConfig as StoreConfig
 from batchsweep.config.models import TaskType as TaskType
+from batchsweep.config.place import local_path as local_path

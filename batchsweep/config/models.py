@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from batchsweep.bandit.policy_names import PolicyName
+from batchsweep.config.place import local_path
 
 LayerOutput = Literal["final_norm", "raw", "hidden_states"]
 Pooling = Literal["mean", "last", "first", "max", "weighted_mean"]
@@ -227,8 +228,7 @@ class StoreConfig(Section):
 
     @model_validator(mode="after")
     def _hdf5_is_local(self) -> StoreConfig:
-        url = self.path is not None and re.match(r"(?!file:)[a-z0-9+.-]+://", self.path)
-        if self.format == "hdf5" and url:
+        if self.format == "hdf5" and self.path is not None and local_path(self.path) is None:
             raise ValueError("an hdf5 store is a local file; use 'format: zarr' for a URL")
         return self
 
@@ -378,8 +378,8 @@ class Config(Section):
     @property
     def run_folder(self) -> Path:
         """Where logs and reports go by default: beside a local store, else ``runs/<name>``."""
-        url = self.store_url
-        return Path("runs") / self.name if "://" in url else Path(url).parent
+        path = local_path(self.store_url)
+        return Path("runs") / self.name if path is None else path.parent
 
     @property
     def store_url(self) -> str:

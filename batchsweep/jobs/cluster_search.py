@@ -10,7 +10,7 @@ from typing import Any
 
 from batchsweep.bandit.outcome import Outcome
 from batchsweep.bandit.waves import Wave
-from batchsweep.config import Config, load
+from batchsweep.config import Config, load, local_path
 from batchsweep.errors import IndexFailed, UsageError
 from batchsweep.jobs import kubernetes_search
 from batchsweep.jobs.advice import advice, log_changes, summary
@@ -121,7 +121,7 @@ def search_from_here(
         UsageError: the store is on a volume of the cluster's.
     """
     config = load(config_file)
-    if "://" not in config.store_url:
+    if local_path(config.store_url) is not None:
         raise UsageError(
             f"store.path '{config.store_url}' is on a volume that only the cluster sees: let the "
             "search run there too (--driver), or take a store at a URL such as s3://bucket/x.zarr"

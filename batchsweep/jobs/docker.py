@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from batchsweep.config import Config, LocalTask
+from batchsweep.config import Config, LocalTask, local_path
 from batchsweep.errors import TryAgain, UsageError
 from batchsweep.jobs.local import worker_environment
 
@@ -45,10 +45,8 @@ def mounts(config: Config, config_path: Path, *, cache: Path) -> dict[str, dict[
     readable += [Path(m.name) for m in config.models if Path(m.name).exists()]
     readable += [t.path for t in config.tasks if isinstance(t, LocalTask)]
     found = {str(path.resolve()): {"bind": str(path.resolve()), "mode": "ro"} for path in readable}
-    writable = [cache]
-    if "://" not in config.store_url:
-        writable.append(Path(config.store_url).parent)
-    for path in writable:
+    store = local_path(config.store_url)
+    for path in [cache] if store is None else [cache, store.parent]:
         # Made here, or the engine makes it and it is root's.
         path.mkdir(parents=True, exist_ok=True)
         found[str(path.resolve())] = {"bind": str(path.resolve()), "mode": "rw"}

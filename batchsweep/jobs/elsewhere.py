@@ -12,7 +12,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchsweep.config import Config, LocalTask
+from batchsweep.config import Config, LocalTask, local_path
 from batchsweep.errors import UsageError
 from batchsweep.jobs.chosen import elsewhere_indexes, plan_in_reach, sealed_indexes
 from batchsweep.jobs.exit_rules import RETRIES, Action, retry_delay, shell_cases
@@ -106,7 +106,7 @@ def elsewhere(config_file: Path, config: Config, indexes: str | None, *, submit:
     Raises:
         UsageError: the config names what is only on this machine, or nothing is prepared.
     """
-    if "://" not in config.store_url:
+    if local_path(config.store_url) is not None:
         raise UsageError(
             f"store.path '{config.store_url}' is a folder of this machine: rented ones need a URL "
             "such as s3://bucket/store.zarr"

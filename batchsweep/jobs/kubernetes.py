@@ -11,6 +11,7 @@ import posixpath
 import re
 from collections.abc import Sequence
 
+from batchsweep.config import local_path
 from batchsweep.errors import UsageError
 from batchsweep.jobs.cluster import Cluster
 from batchsweep.jobs.exit_rules import RETRIES, max_failed_indexes, pod_failure_policy
@@ -107,8 +108,9 @@ def check_store(store_url: str, cluster: Cluster) -> None:
     Raises:
         UsageError: it wouldn't.
     """
-    inside = posixpath.join(cluster.workdir, store_url)
-    if "://" not in store_url and not inside.startswith("/runs/"):
+    path = local_path(store_url)
+    inside = posixpath.join(cluster.workdir, path or "")
+    if path is not None and not inside.startswith("/runs/"):
         raise UsageError(
             f"store.path '{store_url}' would be {inside} in the cluster, which isn't on a volume: "
             "it must be below runs/, or a URL such as s3://bucket/store.zarr"
@@ -117,7 +119,7 @@ def check_store(store_url: str, cluster: Cluster) -> None:
 
 def finished(objects: list[Object], sweep: str, store_url: str, cluster: Cluster) -> list[Object]:
     """With the user's labels and patches, and without a volume for a store at a URL."""
-    if "://" in store_url:
+    if local_path(store_url) is None:
         _without_runs_claim(objects, f"{sweep}-runs")
     for item in objects:
         _set_metadata(item, cluster)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from batchsweep.config import Config, EveryLayers
+from batchsweep.config import Config, EveryLayers, local_path
 from batchsweep.corpus.size import CorpusSize
 from batchsweep.errors import UsageError
 from batchsweep.plan.estimate import Estimate, estimate, gib, relayered
@@ -65,10 +65,10 @@ def space(plan: Plan, config: Config, costs: Estimate, store: Store | None = Non
 
 def disk_of(config: Config) -> Path | None:
     """A folder on the disk that the store is or will be on; None for an object store."""
-    url = config.store_url
-    if "://" in url and not url.startswith("file://"):
+    folder = local_path(config.store_url)
+    if folder is None:
         return None
-    folder = Path(url.removeprefix("file://")).absolute()
+    folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
     return folder

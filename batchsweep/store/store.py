@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from batchsweep.config import local_path
 from batchsweep.errors import NoStore, StoreCorrupt, StoreError
 from batchsweep.store import documents
 from batchsweep.store.corpus import Corpus, CorpusWriter
@@ -143,6 +144,17 @@ class Store:
         source = self.backend.corpus_source()
         return None if source is None else Corpus(source, where=f"{self.url}: corpus")
 
+    def require_corpus(self) -> Corpus:
+        """The corpus.
+
+        Raises:
+            StoreError: there is none.
+        """
+        corpus = self.corpus()
+        if corpus is None:
+            raise StoreError(f"{self.url}: no corpus; run 'batchsweep prepare'")
+        return corpus
+
     @contextmanager
     def corpus_writer(self) -> Iterator[CorpusWriter]:
         """Write the corpus anew, as the only process that does.
@@ -257,10 +269,9 @@ def open_store(url: str | Path, *, repair_root: bool = False, format: str = "zar
 
 def open_blobs(url: str) -> Blobs:
     """The place that a path or URL names."""
-    if "://" not in url:
-        return LocalBlobs(Path(url))
-    if url.startswith("file://"):
-        return LocalBlobs(Path(url.removeprefix("file://")))
+    path = local_path(url)
+    if path is not None:
+        return LocalBlobs(path)
     from batchsweep.store.places.objects import ObjectBlobs
 
     return ObjectBlobs(url)

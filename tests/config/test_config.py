@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 from batchsweep import config
-from batchsweep.errors import ConfigError
+from batchsweep.errors import ConfigError, UsageError
+from batchsweep.jobs.cluster import Cluster
+from batchsweep.jobs.elsewhere import elsewhere
+from batchsweep.jobs.kubernetes import check_store
+from batchsweep.plan.space import disk_of
 
 MINIMAL = "models: [org/model]\ntasks: [STS12]\n"
 
@@ -44,6 +48,36 @@ def test_default_name_and_store_come_from_the_file(tmp_path):
     path = tmp_path / "my_sweep.yaml"
     path.write_text(MINIMAL + "store: {format: hdf5}\n")
     assert config.load(path).store_url == "runs/my_sweep/store-hdf5"
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("runs/x/store.zarr", Path("runs/x/store.zarr")),
+        ("file:///shared/x/store.zarr", Path("/shared/x/store.zarr")),
+        ("s3://bucket/store.zarr", None),
+    ],
+)
+def test_whether_a_store_is_on_this_machine_is_the_same_everywhere(
+    url, path, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("batchsweep.jobs.elsewhere.elsewhere_indexes", lambda *_: ((0,), False))
+    sweep = parse(MINIMAL + f"store: {{path: '{url}'}}\n")
+    assert config.local_path(url) == path
+    assert sweep.run_folder == (Path("runs/sweep") if path is None else path.parent)
+    assert (disk_of(sweep) is None) == (path is None)
+    try:
+        elsewhere(tmp_path / "sweep.yaml", sweep, "0", submit=False)
+    except UsageError as error:
+        assert path is not None and "is a folder of this machine" in str(error)
+    else:
+        assert path is None
+    try:
+        check_store(url, Cluster(workdir="/"))
+    except UsageError as error:
+        assert path is not None and f"would be {path} in the cluster" in str(error)
+    else:
+        assert path in (None, Path("runs/x/store.zarr"))
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda p: p.name)

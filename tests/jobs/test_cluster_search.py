@@ -87,11 +87,11 @@ def cluster(tmp_path, monkeypatch, controller):
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch, suite, controller):
+def config(tmp_path, monkeypatch, suite, controller, s3_url):
     """Writes a config; the default store is at a URL that this machine and the "cluster" see."""
     monkeypatch.chdir(tmp_path)
 
-    def write(store: str = f"file://{tmp_path}/runs/sweep/store.zarr", **sections) -> str:
+    def write(store: str = s3_url, **sections) -> str:
         path = write_config(
             Path("sweep.yaml"),
             models=[str(suite)],

@@ -65,3 +65,13 @@ class Terminated(BatchsweepError):
     """SIGTERM or SIGINT arrived and the open block is sealed; the same command resumes."""
 
     exit_code = 143
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shortened(text: str, most: int = 40) -> str:
+    """A text of anybody's, for a message: its beginning where it is long."""
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchsweep.arm import Arm
-from batchsweep.errors import StoreError, UsageError
+from batchsweep.errors import UsageError
 from batchsweep.plan.plan import Plan
 from batchsweep.score.dataset import (
     arm_dataset,
@@ -125,9 +125,8 @@ class Sweep:
         Raises:
             StoreError: no such task.
         """
-        if self._corpus is None:
-            raise StoreError(f"{self.store.url}: no corpus; run 'batchsweep prepare'")
-        return self._corpus.texts(None if task is None else self._corpus.rows_of(task))
+        corpus = self._corpus or self.store.require_corpus()
+        return corpus.texts(None if task is None else corpus.rows_of(task))
 
     def embeddings(self, arm: str, task: str | None = None) -> Embeddings:
         """The vectors of an arm, [text, hidden]; of one task's texts, if one is named.
@@ -153,9 +152,7 @@ class Sweep:
             )
         rows = None
         if task is not None:
-            if self._corpus is None:
-                raise StoreError(f"{self.store.url}: no corpus; run 'batchsweep prepare'")
-            rows = self._corpus.rows_of(task)
+            rows = (self._corpus or self.store.require_corpus()).rows_of(task)
         return Embeddings(self._reader(found.key), found, rows)
 
     @cached_property

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 import yaml
 
-from batchsweep.errors import ConfigError
+from batchsweep.errors import ConfigError, first_line
 
 Format = Literal["yaml", "json", "lines", "k8s"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -73,8 +73,7 @@ def replace_revisions(text: str, revisions: Sequence[str], *, source: str) -> st
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        problem = str(error).splitlines()[0]
-        raise ConfigError(f"{source}: not valid YAML: {problem}; mend it first") from None
+        raise ConfigError(f"{source}: not valid YAML: {first_line(error)}; mend it first") from None
     if root is not None and not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{source}: a config is a mapping of keys, such as 'models: [...]'")
     newline = "\r\n" if "\r\n" in text else "\n"

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from batchsweep.config.models import Config, Section
 from batchsweep.config.suites import expand
 from batchsweep.config.yaml_text import yaml_mapping
-from batchsweep.errors import ConfigError
+from batchsweep.errors import ConfigError, shortened
 
 
 def load(path: str | Path) -> Config:
@@ -79,7 +79,7 @@ def _explain(error: ValidationError, root: yaml.MappingNode, source: str) -> str
         return f"{where}: missing key '{fault['loc'][-1]}'"
     alternatives = [f for f in faults if _yaml_path(root, f["loc"])[0] == keys]
     reasons = list(dict.fromkeys(_reason(f) for f in alternatives))
-    return f"{where}: {' or '.join(reasons)}; got {_shown(fault['input'])}"
+    return f"{where}: {' or '.join(reasons)}; got {shortened(repr(fault['input']), 60)}"
 
 
 def _reason(fault: ErrorDetails) -> str:
@@ -91,11 +91,6 @@ def _reason(fault: ErrorDetails) -> str:
 
 def _yaml_word(match: re.Match[str]) -> str:
     return "list" if match[0] == "valid tuple" else "mapping"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _yaml_path(

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from batchsweep.errors import ConfigError
+from batchsweep.errors import ConfigError, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class _Loader(yaml.SafeLoader):
             value = super().construct_object(node, deep=deep)
         except (ValueError, KeyError, AttributeError, OverflowError):
             # What PyYAML's own constructors raise for "!!int foo", "!!bool foo", "!!timestamp foo".
-            _refuse(f"no {kind} is written {_shortened(node.value)}", node.start_mark)
+            _refuse(f"no {kind} is written {shortened(node.value)!r}", node.start_mark)
         if isinstance(value, float) and math.isinf(value):
             _refuse("a number should be finite", node.start_mark)
         if isinstance(value, int) and value.bit_length() > 63:
@@ -109,10 +109,6 @@ class _Loader(yaml.SafeLoader):
         if isinstance(value, str) and _UNUSABLE.search(value):
             _refuse("a text with NUL or half a surrogate pair", node.start_mark)
         return value
-
-
-def _shortened(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 def _check_repeats(node: yaml.Node, source: str, *, top: bool = False) -> None:

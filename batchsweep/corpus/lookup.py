@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batchsweep.errors import StoreError
+from batchsweep.errors import StoreError, shortened
 from batchsweep.store import Store
 from batchsweep.store.corpus import digest_of
 
@@ -44,9 +44,7 @@ class TextIndex:
         Raises:
             StoreError: the store has no corpus.
         """
-        corpus = store.corpus()
-        if corpus is None:
-            raise StoreError(f"{store.url}: no corpus; run 'batchsweep prepare'")
+        corpus = store.require_corpus()
         return cls(corpus.digests(), corpus.attributes.get("prefix", ""), store.url)
 
     def rows(self, texts: Sequence[str], *, task: str) -> Rows:
@@ -70,11 +68,10 @@ class TextIndex:
                 place[i] += 1
         if not found.all():
             missing = texts[int(np.flatnonzero(~found)[0])]
-            shown = missing if len(missing) <= 40 else missing[:37] + "..."
             raise StoreError(
                 f"{self._where}: task '{task}' asks for {int((~found).sum())} texts that are not "
-                f"in the corpus, such as {shown!r}; add the task to the config and run "
-                "'batchsweep prepare' with a new store.path"
+                f"in the corpus, such as {shortened(missing)!r}; add the task to the config and "
+                "run 'batchsweep prepare' with a new store.path"
             )
         return self._order[place].astype(np.int64, copy=False)
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchsweep.corpus.lookup import Rows
-from batchsweep.errors import IndexFailed, TryAgain
+from batchsweep.errors import IndexFailed, TryAgain, first_line
 from batchsweep.store import Corpus
 
 
@@ -39,7 +39,7 @@ def load_tokenizer(model: str, revision: str, *, trust_remote_code: bool = False
         found = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, **where)
     except Exception as error:
         # transformers lets every kind of error through, from KeyError to tokenizers' own.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
+        reason = first_line(error).rstrip(":")
         if "couldn't connect" in str(error) or "Connection" in type(error).__name__:
             raise TryAgain(f"tokenizer of {model}@{revision}: {reason}") from None
         raise IndexFailed(

@@ -122,9 +122,7 @@ def write_corpus(
                 "categories": {t.metadata.name: str(t.metadata.type) for t in tasks},
             }
         )
-    written = store.corpus()
-    assert written is not None
-    return _summary(written)
+    return _summary(store.require_corpus())
 
 
 class _Recorder:

@@ -146,9 +146,7 @@ def _known(store: Store, config: Config, arm: Arm) -> tuple[PlanEntry, Arm]:
 
 def _rows(store: Store, arm: Arm) -> npt.NDArray[np.int64]:
     """Rows of the corpus to compare on: seeded, of the tasks that are extracted."""
-    corpus = store.corpus()
-    if corpus is None:
-        raise StoreError(f"{store.url}: no corpus; run 'batchsweep prepare'")
+    corpus = store.require_corpus()
     ready = ready_tasks(store, [arm.key]).get(arm.key, ()) if arm.key in store else ()
     rows = [corpus.rows_of(task) for task in ready]
     there = np.unique(np.concatenate(rows)) if rows else np.empty(0, np.int64)
@@ -282,8 +280,7 @@ def _compare(
     """
     from sentence_transformers import SentenceTransformer
 
-    corpus, reader = store.corpus(), store.reader(arm.key)
-    assert corpus is not None
+    corpus, reader = store.require_corpus(), store.reader(arm.key)
     if reader.provenance.get("config_digest") != config.embedding_digest:
         raise StoreMismatch(
             f"{store.url}: the vectors of {arm.key} were made with another 'embedding' than this "

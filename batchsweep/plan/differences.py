@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from batchsweep.errors import shortened
+
 
 def differences(there: Any, now: Any, name: str) -> list[str]:
     """What differs between two JSON values, by dotted key."""
@@ -31,5 +33,4 @@ def _short(value: Any) -> str:
     if isinstance(value, dict) and "name" in value:
         value = {k: v for k, v in value.items() if v not in (None, False, {})}
         value = value["name"] if len(value) == 1 else value
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shortened(value if isinstance(value, str) else json.dumps(value), 60)

@@ -75,9 +75,7 @@ class Scorer:
         self._readers: dict[str, GroupReader] = {}
         # Once the numerical libraries are loaded, which the imports above see to.
         self._threads = ThreadpoolController()
-        there = store.corpus()
-        if there is None:
-            raise StoreError(f"{store.url}: no corpus; run 'batchsweep prepare'")
+        there = store.require_corpus()
         self._corpus_digest = there.digest
         if missing := [name for name in self.tasks if name not in there.tasks()]:
             raise StoreError(

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from batchsweep.arm import STORED, Arm, split_transform
 from batchsweep.config import models
-from batchsweep.errors import StoreError, UsageError
+from batchsweep.errors import UsageError
 from batchsweep.store import GroupReader, Store
 
 Float32 = npt.NDArray[np.float32]
@@ -160,10 +160,7 @@ class ArmReader:
         """
         if not has_statistics(str(arm.pooling)):
             return cls(reader, arm, None)
-        corpus = store.corpus()
-        if corpus is None:
-            raise StoreError(f"{store.url}: no corpus; run 'batchsweep prepare'")
-        return cls(reader, arm, corpus.rows_of(task))
+        return cls(reader, arm, store.require_corpus().rows_of(task))
 
     @property
     def hidden(self) -> int:

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from batchsweep.errors import StoreCorrupt, StoreError
+from batchsweep.errors import StoreCorrupt, StoreError, shortened
 from batchsweep.store.validation import (
     MAX_BLOCKS,
     MAX_CHUNK_BYTES,
@@ -206,8 +206,7 @@ def _flat(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return shortened(json.dumps(value))
 
 
 def _canonical(value: Any) -> str:

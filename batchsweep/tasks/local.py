@@ -44,7 +44,7 @@ from mteb.abstasks import (
     AbsTaskSummarization,
 )
 
-from batchsweep.errors import ConfigError
+from batchsweep.errors import ConfigError, first_line, shortened
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -352,8 +352,7 @@ def from_columns(
         return cls(name, parts, where)
     except (ArithmeticError, LookupError, NotImplementedError, TypeError, ValueError) as error:
         # Of pyarrow, where a column mixes types, or a number is larger than any.
-        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{where}: task '{name}': no data set: {problem}") from None
+        raise ConfigError(f"{where}: task '{name}': no data set: {first_line(error)}") from None
 
 
 def _rows(columns: Columns) -> int:
@@ -392,7 +391,7 @@ def _check_columns(
             if wanted:
                 raise ConfigError(
                     f"{rows[row]}: task '{name}', column '{column}': "
-                    f"must be {wanted}, not {_shown(value)}"
+                    f"must be {wanted}, not {shortened(repr(value))}"
                 )
 
 
@@ -435,11 +434,6 @@ def _is_number(value: Any) -> bool:
 
 def _is_list(value: Any, of: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(x, of) for x in value)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _numbers(labels: Sequence[Any]) -> dict[Any, int]:

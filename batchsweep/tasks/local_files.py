@@ -17,7 +17,7 @@ from typing import Any
 from mteb.abstasks import AbsTask
 
 from batchsweep.config import LocalTask
-from batchsweep.errors import ConfigError, Terminated
+from batchsweep.errors import ConfigError, Terminated, first_line
 from batchsweep.tasks.local import KINDS, from_columns
 
 
@@ -93,8 +93,7 @@ def _read(path: Path, name: str) -> tuple[dict[str, list[Any]], list[str]]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file (task '{name}')") from None
     except (OSError, ValueError) as error:
-        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{path}: can't be read (task '{name}'): {problem}") from None
+        raise ConfigError(f"{path}: can't be read (task '{name}'): {first_line(error)}") from None
     raise ConfigError(f"{path}: task '{name}': a data file ends in .jsonl or .parquet")
 
 

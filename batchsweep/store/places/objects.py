@@ -30,7 +30,7 @@ from obstore.exceptions import (
 )
 from obstore.store import from_url
 
-from batchsweep.errors import StoreError, TryAgain
+from batchsweep.errors import StoreError, TryAgain, first_line, shortened
 from batchsweep.store.places.local import busy, holder
 from batchsweep.store.places.pieces import pieces_of
 
@@ -63,7 +63,7 @@ class ObjectBlobs:
             self._store: Any = from_url(self.url, retry_config=retries)
         except (BaseError, ValueError) as error:
             raise StoreError(
-                f"{url}: can't be opened ({_first_line(error)}); "
+                f"{url}: can't be opened ({_said(error)}); "
                 "valid: a directory, s3://, gs:// or az://"
             ) from None
 
@@ -184,7 +184,7 @@ class ObjectBlobs:
                 logger.warning("%s: %s was taken over by another process", self.url, path)
                 return
             except BaseError as error:
-                logger.warning("%s: can't renew %s: %s", self.url, path, _first_line(error))
+                logger.warning("%s: can't renew %s: %s", self.url, path, _said(error))
 
     @contextmanager
     def _errors(self, path: str) -> Iterator[None]:
@@ -194,11 +194,11 @@ class ObjectBlobs:
             raise
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
             raise StoreError(
-                f"{self.url}: no permission for {path} ({_first_line(error)}); "
+                f"{self.url}: no permission for {path} ({_said(error)}); "
                 "check the credentials in the environment"
             ) from None
         except BaseError as error:
-            raise TryAgain(f"{self.url}: {path}: {_first_line(error)}; try again") from None
+            raise TryAgain(f"{self.url}: {path}: {_said(error)}; try again") from None
 
 
 def _stamp(entry: Any) -> str:
@@ -230,9 +230,9 @@ def _is_dead(name: str, said: bytes) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
+        pass  # It is somebody else's.
     return False
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+def _said(error: BaseException) -> str:
+    return shortened(first_line(error), 200)

@@ -40,7 +40,7 @@ from mteb.abstasks.retrieval_dataset_loaders import RetrievalDatasetLoader
 from mteb.models import search_wrappers
 
 from batchsweep.config import CorpusConfig
-from batchsweep.errors import BatchsweepError, ConfigError, TryAgain
+from batchsweep.errors import BatchsweepError, ConfigError, TryAgain, first_line
 from batchsweep.tasks.evaluators.base import Fetch, PreparedTask, Request, State
 from batchsweep.tasks.evaluators.caps import cap_task, forget_cap
 from batchsweep.tasks.evaluators.classification import prepare_classification, prepare_multilabel
@@ -280,8 +280,7 @@ def _naming(name: str) -> Iterator[None]:
     except BatchsweepError as error:
         raise ConfigError(f"task '{name}': {error}") from error
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TryAgain(f"task '{name}': its data can't be loaded: {reason}") from error
+        raise TryAgain(f"task '{name}': its data can't be loaded: {first_line(error)}") from error
 
 
 def _prepared(task: AbsTask, state: State) -> PreparedTask:

@@ -6,6 +6,7 @@ import textwrap
 from itertools import groupby
 
 from batchsweep.checkpoints.same_weights import last_step_twice
+from batchsweep.jobs.index import format_indexes
 from batchsweep.plan.estimate import DOWNLOAD_RATE, START_SECONDS, WRITE_RATE, Estimate, gib
 from batchsweep.plan.plan import Plan
 from batchsweep.plan.space import Space
@@ -56,7 +57,7 @@ def _models(plan: Plan, costs: Estimate) -> str:
         rows.append(
             (
                 model,
-                _indexes([e.index for e in entries]),
+                format_indexes(e.index for e in entries).replace(",", ", "),
                 str(len(entries)),
                 " or ".join(map(str, layers)),
                 f"{costs.arms_per_model[model]:,}",
@@ -137,17 +138,6 @@ def _notes(plan: Plan, costs: Estimate) -> list[str]:
         "writing, and 4 to 40 % of the GPU's peak by the model's width."
     )
     return notes
-
-
-def _indexes(indexes: list[int]) -> str:
-    """``0-7``, or ``0-7, 24-30`` for a model that a sweep grew by."""
-    runs: list[list[int]] = []
-    for index in indexes:
-        if runs and index == runs[-1][-1] + 1:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
 
 
 def _count(n: float) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,35 +74,24 @@ def connect() -> Any:
     return client
 
 
+@dataclass
 class DockerLauncher:
     """Starts one container per index, pinned to its slot's GPU."""
 
-    def __init__(
-        self,
-        client: Any,
-        arguments: Sequence[str],
-        *,
-        name: str,
-        image: str,
-        mounts: Mapping[str, Mapping[str, str]],
-        cache: Path,
-        parallel: int,
-        gpus: Sequence[str],
-        network: str | None = None,
-    ) -> None:
-        self.client = client
-        #: ``extract`` and its options, without the index.
-        self.arguments = tuple(arguments)
-        #: The sweep's name; containers are called after it.
-        self.name = name
-        self.image = image
-        self.mounts = mounts
-        self.cache = cache
-        self.parallel = parallel
-        self.gpus = gpus
-        self.network = network
-        #: What an index's own call has beside ``arguments``, such as ``--tasks``.
-        self.more: Mapping[int, Sequence[str]] = {}
+    client: Any
+    arguments: Sequence[str]
+    """``extract`` and its options, without the index."""
+    _: KW_ONLY
+    name: str
+    """The sweep's; containers are called after it."""
+    image: str
+    mounts: Mapping[str, Mapping[str, str]]
+    cache: Path
+    parallel: int
+    gpus: Sequence[str]
+    network: str | None = None
+    more: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    """What an index's own call has beside ``arguments``, such as ``--tasks``."""
 
     def start(self, index: int, slot: int) -> DockerWorker:
         gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None

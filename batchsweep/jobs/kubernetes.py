@@ -150,6 +150,15 @@ def _without_runs_claim(objects: list[Object], name: str) -> None:
             runs["emptyDir"] = {}
 
 
+def one_pod() -> Object:
+    """What a Job of one pod says of its failures."""
+    return {
+        "backoffLimit": RETRIES,
+        "podFailurePolicy": pod_failure_policy(indexed=False),
+        "podReplacementPolicy": "Failed",
+    }
+
+
 def prepare_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
     """Corpus and frozen plan, once, on a CPU."""
     container = container_object("prepare", ["prepare", *config_arguments(config_file)], cluster)
@@ -157,11 +166,7 @@ def prepare_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
         f"{sweep}-prepare",
         sweep,
         "prepare",
-        {
-            "backoffLimit": RETRIES,
-            "podFailurePolicy": pod_failure_policy(indexed=False),
-            "podReplacementPolicy": "Failed",
-        },
+        one_pod(),
         pod_template(sweep, "prepare", [container], cluster),
     )
 
@@ -254,11 +259,7 @@ def bandit_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
         f"{sweep}-bandit",
         sweep,
         "bandit",
-        {
-            "backoffLimit": RETRIES,
-            "podFailurePolicy": pod_failure_policy(indexed=False),
-            "podReplacementPolicy": "Failed",
-        },
+        one_pod(),
         pod,
     )
 

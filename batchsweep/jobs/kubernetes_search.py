@@ -100,12 +100,9 @@ def _search_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
     container = kubernetes_objects.container_object("bandit", arguments, cluster)
     pod = kubernetes_objects.pod_template(sweep, "search", [container], cluster)
     pod["spec"] |= {"serviceAccountName": f"{sweep}-search", "automountServiceAccountToken": True}
-    spec = {
-        "backoffLimit": RETRIES,
-        "podFailurePolicy": pod_failure_policy(indexed=False),
-        "podReplacementPolicy": "Failed",
-    }
-    return kubernetes_objects.job_object(f"{sweep}-search", sweep, "search", spec, pod)
+    return kubernetes_objects.job_object(
+        f"{sweep}-search", sweep, "search", kubernetes.one_pod(), pod
+    )
 
 
 def _account(sweep: str) -> Sequence[Object]:

@@ -7,7 +7,6 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from batchsweep.errors import UsageError
 from batchsweep.jobs.chosen import chosen_indexes, elsewhere_indexes, names, sealed_blocks
 from batchsweep.jobs.kubernetes import sweep_name
 from batchsweep.jobs.local import LocalLauncher, LocalWorker, visible_gpus
-from batchsweep.jobs.runner import Launcher, Worker, run_indexes, run_once
+from batchsweep.jobs.runner import IndexedJob, Worker, run_once
 from batchsweep.jobs.slurm import array_script
 from batchsweep.log import log_format
 from batchsweep.plan.frozen import load_plan
@@ -41,15 +40,13 @@ def local(config_file: Path, *, indexes: str | None, parallel: int | None, grace
         UsageError: ``indexes`` or ``parallel`` can't be.
         BatchsweepError: what the workers ended with.
     """
-    config = load(config_file)
     workers = at_once(parallel, visible_gpus(os.environ))
     launcher = local_launcher(config_file, workers=workers, grace=grace)
 
     def prepare() -> LocalWorker:
         return launcher.run(["prepare", *_config_arguments(config_file)])
 
-    machine = _OneMachine(config, config_file, launcher, workers, grace)
-    return machine.run(prepare, indexes)
+    return _on_one_machine(load(config_file), config_file, launcher, prepare, indexes, grace)
 
 
 def docker(
@@ -73,8 +70,7 @@ def docker(
     def prepare() -> DockerWorker:
         return launcher.run(["prepare", *_config_arguments(config_file.resolve())], "prepare")
 
-    machine = _OneMachine(config, config_file, launcher, workers, grace)
-    return machine.run(prepare, indexes)
+    return _on_one_machine(config, config_file, launcher, prepare, indexes, grace)
 
 
 def local_launcher(config_file: Path, *, workers: int, grace: float) -> LocalLauncher:
@@ -128,38 +124,35 @@ def at_once(asked: int | None, gpus: Sequence[str] = (), *, without_gpu: int = 1
     return asked or len(gpus) or without_gpu
 
 
-@dataclass(frozen=True)
-class _OneMachine:
+def _on_one_machine(
+    config: Config,
+    config_file: Path,
+    launcher: LocalLauncher | DockerLauncher,
+    prepare: Callable[[], Worker],
+    indexes: str | None,
+    grace: float,
+) -> str:
     """Prepare, then all indexes; what both launchers of one machine do."""
+    from batchsweep.store import open_store
 
-    config: Config
-    config_file: Path
-    launcher: Launcher
-    parallel: int
-    grace: float
-
-    def run(self, prepare: Callable[[], Worker], indexes: str | None) -> str:
-        from batchsweep.store import open_store
-
-        logs = logs_folder(self.config)
-        start = time.monotonic()
-        with stop_on_signals(self.grace) as stop:
-            run_once(prepare(), what="prepare", log=logs / "prepare.log", stop=stop)
-            plan = load_plan(open_store(self.config.store_url))
-            chosen = chosen_indexes(indexes, plan)
-            run_indexes(
-                self.launcher,
-                chosen,
-                parallel=self.parallel,
-                logs=logs,
-                stop=stop,
-                names=names(plan),
-                sealed=lambda: sealed_blocks(self.config, plan),
-            )
-        return (
-            f"{len(chosen)} indexes done in {duration(time.monotonic() - start)}; logs in {logs}/\n"
-            f"next: {shlex.join(['batchsweep', 'bandit', '--config', str(self.config_file)])}"
-        )
+    logs = logs_folder(config)
+    start = time.monotonic()
+    with stop_on_signals(grace) as stop:
+        run_once(prepare(), what="prepare", log=logs / "prepare.log", stop=stop)
+        plan = load_plan(open_store(config.store_url))
+        chosen = chosen_indexes(indexes, plan)
+        IndexedJob(
+            launcher,
+            chosen,
+            launcher.parallel,
+            logs,
+            names=names(plan),
+            sealed=lambda: sealed_blocks(config, plan),
+        ).run(stop)
+    return (
+        f"{len(chosen)} indexes done in {duration(time.monotonic() - start)}; logs in {logs}/\n"
+        f"next: {shlex.join(['batchsweep', 'bandit', '--config', str(config_file)])}"
+    )
 
 
 def slurm(config_file: Path, *, indexes: str | None, parallel: int, gpu: bool) -> str:

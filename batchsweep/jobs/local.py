@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
@@ -37,24 +38,18 @@ def worker_environment(
     return added
 
 
+@dataclass
 class LocalLauncher:
     """Starts ``python -m batchsweep extract`` for an index."""
 
-    def __init__(
-        self,
-        arguments: Sequence[str],
-        *,
-        parallel: int,
-        gpus: Sequence[str],
-        command: Sequence[str] = (sys.executable, "-m", "batchsweep"),
-    ) -> None:
-        #: ``extract`` and its options, without the index.
-        self.arguments = tuple(arguments)
-        self.parallel = parallel
-        self.gpus = gpus
-        self.command = tuple(command)
-        #: What an index's own call has beside them, such as ``--tasks``.
-        self.more: Mapping[int, Sequence[str]] = {}
+    arguments: Sequence[str]
+    """``extract`` and its options, without the index."""
+    _: KW_ONLY
+    parallel: int
+    gpus: Sequence[str]
+    command: Sequence[str] = (sys.executable, "-m", "batchsweep")
+    more: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    """What an index's own call has beside them, such as ``--tasks``."""
 
     def start(self, index: int, slot: int) -> LocalWorker:
         arguments = [*self.arguments, "--index", str(index), *self.more.get(index, ())]

@@ -75,51 +75,6 @@ class _Index:
         return self.seconds + (time.monotonic() - self.started if self.state == "running" else 0)
 
 
-def run_indexes(
-    launcher: Launcher,
-    indexes: Sequence[int],
-    *,
-    parallel: int,
-    logs: Path,
-    stop: StopRequest,
-    names: Mapping[int, str] | None = None,
-    sealed: Callable[[], Mapping[int, str]] | None = None,
-    retries: int = RETRIES,
-    delay: Callable[[int], float] = retry_delay,
-    may_fail: int | None = None,
-    title: str = "",
-) -> dict[int, float]:
-    """Extract these indexes, as many at once as there are slots; returns when all are done.
-
-    Args:
-        launcher: starts a worker for an index.
-        indexes: which; each appears once.
-        parallel: number of slots.
-        logs: folder that gets ``extract-<index>.log``, appended to by every attempt.
-        stop: asked to stop, the workers get SIGTERM and then the grace period.
-        names: what the table calls an index: its checkpoint.
-        sealed: how far each index is, for the table.
-        retries: per index, for exit codes that may pass.
-        delay: seconds before the n-th retry.
-        may_fail: how many may fail before the others are given up; default: as the rule says.
-        title: a line above the table: what these indexes are for.
-
-    Returns:
-        Index -> seconds that its processes ran.
-
-    Raises:
-        UsageError: a worker exited 2; the others were stopped.
-        IndexFailed: some indexes failed; the message names them and their logs.
-        Terminated: ``stop`` was asked; the same call goes on.
-    """
-    run = _Run(
-        launcher, indexes, parallel=parallel, logs=logs, names=names or {}, sealed=sealed,
-        retries=retries, delay=delay, may_fail=may_fail, title=title,
-    )  # fmt: skip
-    run.run(stop)
-    return {number: index.seconds for number, index in run.indexes.items()}
-
-
 def run_once(worker: Worker, *, what: str, log: Path, stop: StopRequest) -> None:
     """See one worker through to its end, its output shown and kept.
 
@@ -155,58 +110,68 @@ def run_once(worker: Worker, *, what: str, log: Path, stop: StopRequest) -> None
         raise error
 
 
-class _Run:
-    def __init__(
-        self,
-        launcher: Launcher,
-        indexes: Sequence[int],
-        *,
-        parallel: int,
-        logs: Path,
-        names: Mapping[int, str],
-        sealed: Callable[[], Mapping[int, str]] | None,
-        retries: int,
-        delay: Callable[[int], float],
-        may_fail: int | None,
-        title: str,
-    ) -> None:
-        self.title = title
-        self.may_fail = max_failed_indexes(len(indexes)) if may_fail is None else may_fail
-        self.launcher = launcher
-        self.indexes = {i: _Index(i) for i in indexes}
-        self.logs = logs
-        self.names = names
-        self.sealed = sealed
-        self.retries = retries
-        self.delay = delay
-        self.free = list(range(min(parallel, len(self.indexes))))
+@dataclass
+class IndexedJob:
+    """Extracts indexes, as many at once as there are slots; each appears once."""
+
+    launcher: Launcher
+    """Starts a worker for an index."""
+    numbers: Sequence[int]
+    """The indexes."""
+    parallel: int
+    """Number of slots."""
+    logs: Path
+    """Folder that gets ``extract-<index>.log``, appended to by every attempt."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """What the table calls an index: its checkpoint."""
+    sealed: Callable[[], Mapping[int, str]] | None = None
+    """How far each index is, for the table."""
+    title: str = ""
+    """A line above the table: what these indexes are for."""
+    may_fail: int | None = None
+    """How many may fail before the others are given up; None: as the rule says."""
+    retries: int = RETRIES
+    """Per index, for exit codes that may pass."""
+    delay: Callable[[int], float] = retry_delay
+    """Seconds before the n-th retry."""
+
+    def __post_init__(self) -> None:
+        rule = max_failed_indexes(len(self.numbers))
+        self.most = rule if self.may_fail is None else self.may_fail
+        self.indexes = {i: _Index(i) for i in self.numbers}
+        self.free = list(range(min(self.parallel, len(self.indexes))))
         # (when it may start, index), so that a waiting retry never holds a slot.
         self.waiting = [(0.0, i) for i in sorted(self.indexes)]
         self.ended: queue.Queue[tuple[int, int]] = queue.Queue()
         self.view = _View(self)
 
-    def run(self, stop: StopRequest) -> None:
+    def run(self, stop: StopRequest) -> dict[int, float]:
+        """Returns when all are done: index -> seconds that its processes ran.
+
+        Args:
+            stop: once it is asked to, the workers get SIGTERM and then the grace period.
+
+        Raises:
+            UsageError: a worker exited 2; the others were stopped.
+            IndexFailed: some indexes failed; the message names them and their logs.
+            Terminated: ``stop`` was asked; the same call goes on.
+        """
         self.logs.mkdir(parents=True, exist_ok=True)
         broken: int | None = None
         try:
             with self.view.live():
-                while self.waiting or self._running():
+                while (self.waiting or self._in_state("running")) and not stop.asked:
                     self._start_what_can()
                     ended = self._next_end()
                     if ended is not None:
                         broken = self._end(*ended)
-                    failed = self._in_state("failed")
-                    if broken is not None or len(failed) > self.may_fail:
-                        break
-                    if stop.asked:
+                    if broken is not None or len(self._in_state("failed")) > self.most:
                         break
         finally:
             # Also when starting a worker raised: nothing is left running.
             self._stop_all(stop.grace)
         self._raise_outcome(stop, broken)
-
-    def _running(self) -> list[_Index]:
-        return self._in_state("running")
+        return {number: index.seconds for number, index in self.indexes.items()}
 
     def _in_state(self, state: State) -> list[_Index]:
         return [x for x in self.indexes.values() if x.state == state]
@@ -270,7 +235,7 @@ class _Run:
         heapq.heappush(self.waiting, (time.monotonic() + seconds, index.number))
 
     def _stop_all(self, grace: float) -> None:
-        running = [x for x in self._running() if x.worker is not None]
+        running = [x for x in self._in_state("running") if x.worker is not None]
         if not running:
             return
         logger.info("stopping %d workers; each seals its open block", len(running))
@@ -312,7 +277,7 @@ class _Run:
             listed = ", ".join(f"{x.number} (exit {x.exit_code})" for x in failed)
             dropped = (
                 f"; {len(open_ones)} more were not tried any further, because more than "
-                f"{self.may_fail} failed"
+                f"{self.most} failed"
                 if open_ones
                 else ""
             )
@@ -326,7 +291,7 @@ class _Run:
 class _View:
     """The live table on a terminal; elsewhere only the workers' lines, with their index."""
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: IndexedJob) -> None:
         self._run = run
         self._live: Live | None = None
         self._blocks: Mapping[int, str] = {}

@@ -22,7 +22,7 @@ from batchsweep.errors import IndexFailed, UsageError
 from batchsweep.jobs.chosen import names
 from batchsweep.jobs.launch import at_once, local_launcher, logs_folder
 from batchsweep.jobs.local import visible_gpus
-from batchsweep.jobs.runner import Launcher, run_indexes
+from batchsweep.jobs.runner import IndexedJob, Launcher
 from batchsweep.plan.estimate import gib
 from batchsweep.plan.pairs import Pairs
 from batchsweep.plan.plan import Plan, PlanEntry
@@ -206,16 +206,15 @@ class _Job:
     def _extract(self, indexes: list[int], title: str = "") -> None:
         with stop_on_signals(self._grace) as stop:
             try:
-                run_indexes(
+                IndexedJob(
                     self._launcher,
                     indexes,
-                    parallel=self._workers,
-                    logs=logs_folder(self._config),
-                    stop=stop,
+                    self._workers,
+                    logs_folder(self._config),
                     names=names(self._plan),
                     title=title,
                     may_fail=len(indexes),
-                )
+                ).run(stop)
             except IndexFailed as error:
                 # Each is noted in the store; the search goes on with what is there.
                 logger.warning("%s", error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 
 from batchsweep.errors import IndexFailed, UsageError
 from batchsweep.jobs.index import format_indexes
@@ -23,38 +24,25 @@ logger = logging.getLogger(__name__)
 LASTING_SECONDS = 300.0
 
 
+@dataclass
 class Watch:
-    """Looks at a sweep again and again, and tells every trouble when it is first seen.
+    """Looks at a sweep again and again, and tells every trouble when it is first seen."""
 
-    Args:
-        kubectl: the cluster.
-        sweep: name of the sweep's objects.
-        commands: what the user is told to type.
-        tell: gets commands for the user to type.
-        show: gets every look.
-        sealed: indexes that the store has to the end; asked where an index seems to have failed.
-        lasting: seconds for which a trouble that doesn't pass by itself is looked at.
-    """
-
-    def __init__(
-        self,
-        kubectl: Kubectl,
-        sweep: str,
-        commands: Commands,
-        *,
-        tell: Callable[[str], None],
-        show: Callable[[Snapshot], None] = lambda now: None,
-        sealed: Callable[[], frozenset[int]] = frozenset,
-        lasting: float | None = None,
-    ) -> None:
-        self.kubectl = kubectl
-        self.sweep = sweep
-        self.commands = commands
-        self._tell = tell
-        self._show = show
-        self._sealed = sealed
-        self._lasting = LASTING_SECONDS if lasting is None else lasting
-        self._since: dict[tuple[str, str], float] = {}
+    kubectl: Kubectl
+    sweep: str
+    """Name of the sweep's objects."""
+    commands: Commands
+    """What the user is told to type."""
+    _: KW_ONLY
+    tell: Callable[[str], None]
+    """Gets commands for the user to type."""
+    show: Callable[[Snapshot], None] = lambda now: None
+    """Gets every look."""
+    sealed: Callable[[], frozenset[int]] = frozenset
+    """Indexes that the store has to the end; asked where an index seems to have failed."""
+    lasting: float = field(default_factory=lambda: LASTING_SECONDS)
+    """Seconds for which a trouble that doesn't pass by itself is looked at."""
+    _since: dict[tuple[str, str], float] = field(default_factory=dict, init=False)
 
     def look(self) -> Snapshot:
         """The sweep now.
@@ -65,10 +53,10 @@ class Watch:
         """
         now = snapshot(self.kubectl, self.sweep)
         if now.failed or now.broken:
-            sealed = self._sealed()
+            sealed = self.sealed()
             if sealed:
                 now = snapshot(self.kubectl, self.sweep, sealed)
-        self._show(now)
+        self.show(now)
         clock = time.monotonic()
         seen = {(t.job, t.kind): t for t in now.troubles}
         for key, trouble in seen.items():
@@ -77,8 +65,8 @@ class Watch:
         self._since = {key: self._since.get(key, clock) for key in seen}
         for key, trouble in seen.items():
             stuck = trouble.lasting and trouble.job not in now.running
-            if stuck and clock - self._since[key] >= self._lasting:
-                self._tell(what_next(trouble, self.commands))
+            if stuck and clock - self._since[key] >= self.lasting:
+                self.tell(what_next(trouble, self.commands))
                 raise IndexFailed(str(trouble))
         return now
 

@@ -10,7 +10,7 @@ from docker_engine import Container, Engine
 from batchsweep.config import parse
 from batchsweep.errors import IndexFailed, TryAgain, UsageError
 from batchsweep.jobs.docker import DockerLauncher, DockerWorker, connect, mounts
-from batchsweep.jobs.runner import run_indexes
+from batchsweep.jobs.runner import IndexedJob
 from batchsweep.signals import StopRequest
 
 CODE = "import sys; print('line one\\nand two of', sys.argv[-1]); sys.exit({code})"
@@ -34,15 +34,15 @@ def engine(code=0):
 
 
 def run(started, tmp_path, indexes, **options):
-    run_indexes(
+    job = IndexedJob(
         started,
         indexes,
-        parallel=2,
-        logs=tmp_path / "logs",
-        stop=StopRequest(5),
+        2,
+        tmp_path / "logs",
         delay=lambda retry: 0.01,
         **options,
     )
+    job.run(StopRequest(5))
 
 
 def test_one_container_an_index_with_its_lines_whole(tmp_path):

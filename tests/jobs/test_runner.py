@@ -12,7 +12,7 @@ import pytest
 
 from batchsweep.errors import BatchsweepError, IndexFailed, Terminated, UsageError
 from batchsweep.jobs.local import LocalLauncher, visible_gpus, worker_environment
-from batchsweep.jobs.runner import run_indexes, run_once
+from batchsweep.jobs.runner import IndexedJob, run_once
 from batchsweep.signals import StopRequest
 
 # Appends a line a start, then does what the plan file says for this index and attempt.
@@ -55,15 +55,15 @@ def run(folder, plan, *, indexes=(0, 1, 2, 3), parallel=2, gpus=(), stop=None, *
     launcher = LocalLauncher(
         ["extract"], parallel=parallel, gpus=gpus, command=[sys.executable, "worker.py"]
     )
-    run_indexes(
+    job = IndexedJob(
         launcher,
         indexes,
-        parallel=parallel,
-        logs=folder / "logs",
-        stop=stop or StopRequest(5),
+        parallel,
+        folder / "logs",
         delay=lambda retry: 0.01,
         **options,
     )
+    job.run(stop or StopRequest(5))
 
 
 def starts(folder, index):
@@ -159,14 +159,7 @@ def test_a_waiting_retry_holds_no_slot(folder):
     launcher = LocalLauncher(
         ["extract"], parallel=1, gpus=(), command=[sys.executable, "worker.py"]
     )
-    run_indexes(
-        launcher,
-        [0, 1],
-        parallel=1,
-        logs=folder / "logs",
-        stop=StopRequest(5),
-        delay=lambda retry: 0.5,
-    )
+    IndexedJob(launcher, [0, 1], 1, folder / "logs", delay=lambda retry: 0.5).run(StopRequest(5))
     assert float(Path("end-1").read_text()) < float(Path("end-0").read_text())
 
 
@@ -212,13 +205,13 @@ def test_the_table_says_where_every_index_is(folder, monkeypatch):
     code = (
         "import sys, json; from pathlib import Path\n"
         "from batchsweep.jobs.local import LocalLauncher\n"
-        "from batchsweep.jobs.runner import run_indexes\n"
+        "from batchsweep.jobs.runner import IndexedJob\n"
         "from batchsweep.signals import StopRequest\n"
         "launcher = LocalLauncher(['extract'], parallel=1, gpus=(),"
         " command=[sys.executable, 'worker.py'])\n"
-        "run_indexes(launcher, [0, 1], parallel=1, logs=Path('logs'), stop=StopRequest(5),"
-        " names={0: 'org--model/step1'}, sealed=lambda: {0: '3/12'}, delay=lambda n: 0.01,"
-        " title='wave 2: [two] pairs')\n"
+        "IndexedJob(launcher, [0, 1], 1, Path('logs'), names={0: 'org--model/step1'},"
+        " sealed=lambda: {0: '3/12'}, delay=lambda n: 0.01, title='wave 2: [two] pairs')"
+        ".run(StopRequest(5))\n"
     )
     (folder / "plan.json").write_text('{"1": [75, 0]}')
     import pty

@@ -7,7 +7,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from batchsweep.jobs.cluster import Cluster, remembered_options, resized_claims
 from batchsweep.jobs.index import format_indexes
 from batchsweep.jobs.kubectl import OUTAGE_SECONDS, Commands, Kubectl
 from batchsweep.jobs.kubernetes import render, sweep_name, to_yaml
-from batchsweep.jobs.kubernetes_objects import Object
+from batchsweep.jobs.kubernetes_objects import ClusterSweep
 from batchsweep.jobs.snapshot import Snapshot, snapshot
 from batchsweep.jobs.spending import gpu_named, spending
 from batchsweep.jobs.submit import Watch, follow, submit
@@ -34,24 +35,15 @@ from batchsweep.plan.estimate import DEFAULT_GPU
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Sweep:
-    """A sweep's Kubernetes objects, for any choice of its indexes."""
+def cluster_sweep(config: Config, config_file: Path, cluster: Cluster) -> ClusterSweep:
+    """What a sweep's objects are made from.
 
-    config: Config
-    config_file: Path
-    cluster: Cluster
-
-    def objects(self, indexes: Sequence[int], whole: bool) -> list[Object]:
-        return render(
-            sweep=sweep_name(self.config.name),
-            config_file=self.config_file.name,
-            config_text=self.config_file.read_text(encoding="utf-8"),
-            store_url=self.config.store_url,
-            indexes=indexes,
-            whole=whole,
-            cluster=self.cluster,
-        )
+    Raises:
+        UsageError: its name is too long for objects of a cluster.
+    """
+    text = config_file.read_text(encoding="utf-8")
+    name = sweep_name(config.name)
+    return ClusterSweep(name, config_file.name, text, config.store_url, cluster)
 
 
 def print_objects(config_file: Path, given: Mapping[str, Any], *, indexes: str | None) -> str:
@@ -63,8 +55,9 @@ def print_objects(config_file: Path, given: Mapping[str, Any], *, indexes: str |
         indexes: of the plan; None: all.
     """
     config = load(config_file)
-    sweep = _Sweep(config, config_file, Cluster.of({}, given))
-    return to_yaml(sweep.objects(*elsewhere_indexes(indexes, config)))
+    sweep = cluster_sweep(config, config_file, Cluster.of({}, given))
+    chosen, whole = elsewhere_indexes(indexes, config)
+    return to_yaml(render(sweep, chosen, whole=whole))
 
 
 def status(config_file: Path, *, namespace: str | None) -> str:
@@ -136,7 +129,7 @@ def apply(
     with _without_terminal():
         submit(
             watch,
-            _Sweep(config, config_file, cluster).objects,
+            partial(render, cluster_sweep(config, config_file, cluster)),
             chosen,
             again=indexes is not None,
             queue=cluster.queue is not None,

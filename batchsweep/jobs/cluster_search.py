@@ -15,6 +15,7 @@ from batchsweep.errors import IndexFailed, UsageError
 from batchsweep.jobs import kubernetes_search
 from batchsweep.jobs.advice import advice, log_changes, summary
 from batchsweep.jobs.cluster import Cluster, remembered_options, resized_claims
+from batchsweep.jobs.cluster_launch import cluster_sweep
 from batchsweep.jobs.in_cluster import InCluster
 from batchsweep.jobs.kubectl import OUTAGE_SECONDS, Commands, Kubectl
 from batchsweep.jobs.kubernetes import sweep_name, to_yaml
@@ -90,7 +91,8 @@ class WaveJobs:
 def print_objects(config_file: Path, given: Mapping[str, Any]) -> str:
     """The objects of a search that runs in the cluster, to be read or applied by hand."""
     config = load(config_file)
-    objects, _ = _render(config, config_file, Cluster.of({}, given), driver=True)
+    sweep = cluster_sweep(config, config_file, Cluster.of({}, given))
+    objects, _ = kubernetes_search.render(sweep, driver=True)
     return to_yaml(objects)
 
 
@@ -167,29 +169,16 @@ def _applied(
     tell: Callable[[str], None],
 ) -> tuple[Watch, Cluster, Object]:
     """The sweep with its objects in the cluster; options that aren't given are as before."""
-    sweep = sweep_name(config.name)
-    namespace = given.get("namespace")
+    name, namespace = sweep_name(config.name), given.get("namespace")
     kubectl = Kubectl(namespace, patience=OUTAGE_SECONDS)
-    cluster = Cluster.of(remembered_options(kubectl.items("configmaps", sweep)), given)
-    objects, template = _render(config, config_file, cluster, driver=driver)
+    cluster = Cluster.of(remembered_options(kubectl.items("configmaps", name)), given)
+    sweep = cluster_sweep(config, config_file, cluster)
+    objects, template = kubernetes_search.render(sweep, driver=driver)
     commands = Commands(str(config_file), namespace)
-    watch = Watch(kubectl, sweep, commands, tell=tell, show=log_changes())
-    kubectl.apply(without_claims(objects, kubectl.claims(sweep), resized_claims(given)))
-    jobs = {job.name: job for job in snapshot(kubectl, sweep).jobs}
+    watch = Watch(kubectl, name, commands, tell=tell, show=log_changes())
+    kubectl.apply(without_claims(objects, kubectl.claims(name), resized_claims(given)))
+    jobs = {job.name: job for job in snapshot(kubectl, name).jobs}
     for item in objects:
         if item["kind"] == "Job":
             replace_ended(kubectl, jobs, item)
     return watch, cluster, template
-
-
-def _render(
-    config: Config, config_file: Path, cluster: Cluster, *, driver: bool
-) -> tuple[list[Object], Object]:
-    return kubernetes_search.render(
-        sweep=sweep_name(config.name),
-        config_file=config_file.name,
-        config_text=config_file.read_text(encoding="utf-8"),
-        store_url=config.store_url,
-        cluster=cluster,
-        driver=driver,
-    )

@@ -16,15 +16,7 @@ from batchsweep.errors import UsageError
 from batchsweep.jobs.cluster import Cluster
 from batchsweep.jobs.exit_rules import RETRIES, max_failed_indexes, pod_failure_policy
 from batchsweep.jobs.index import format_indexes
-from batchsweep.jobs.kubernetes_objects import (
-    Object,
-    claim_object,
-    config_arguments,
-    config_map,
-    container_object,
-    job_object,
-    pod_template,
-)
+from batchsweep.jobs.kubernetes_objects import ClusterSweep, Object
 from batchsweep.jobs.patch import patched
 
 #: Seconds that ``extract`` gets to seal its open block (``--grace``); Kubernetes waits a little
@@ -66,40 +58,21 @@ def extract_name(sweep: str, indexes: Sequence[int], *, whole: bool) -> str:
     return f"{sweep}-extract-{text}"
 
 
-def render(
-    *,
-    sweep: str,
-    config_file: str,
-    config_text: str,
-    store_url: str,
-    indexes: Sequence[int],
-    whole: bool,
-    cluster: Cluster,
-) -> list[Object]:
+def render(sweep: ClusterSweep, indexes: Sequence[int], *, whole: bool) -> list[Object]:
     """All objects of a sweep, in the order in which they are applied.
 
     Args:
-        sweep: from :func:`sweep_name`.
-        config_file: the config's file name.
-        config_text: its text, for the ConfigMap.
-        store_url: the config's store: below ``runs/``, which is a volume, or a URL.
+        sweep: what they are made from.
         indexes: of the plan, which this extract Job works on.
         whole: they are the whole plan.
-        cluster: what differs from cluster to cluster.
 
     Raises:
         UsageError: the store would not be on the volume.
     """
-    check_store(store_url, cluster)
-    objects = [
-        config_map(sweep, config_file, config_text, cluster),
-        claim_object(sweep, "runs", cluster.storage, cluster.storage_class),
-        claim_object(sweep, "cache", cluster.cache, cluster.storage_class),
-        prepare_job(sweep, config_file, cluster),
-        extract_job(sweep, config_file, indexes, whole=whole, cluster=cluster),
-        bandit_job(sweep, config_file, cluster),
-    ]
-    return finished(objects, sweep, store_url, cluster)
+    check_store(sweep.store_url, sweep.cluster)
+    extract = extract_job(sweep, indexes, whole=whole)
+    objects = [*sweep.files(), prepare_job(sweep), extract, bandit_job(sweep)]
+    return finished(objects, sweep)
 
 
 def check_store(store_url: str, cluster: Cluster) -> None:
@@ -117,13 +90,13 @@ def check_store(store_url: str, cluster: Cluster) -> None:
         )
 
 
-def finished(objects: list[Object], sweep: str, store_url: str, cluster: Cluster) -> list[Object]:
+def finished(objects: list[Object], sweep: ClusterSweep) -> list[Object]:
     """With the user's labels and patches, and without a volume for a store at a URL."""
-    if local_path(store_url) is None:
-        _without_runs_claim(objects, f"{sweep}-runs")
+    if local_path(sweep.store_url) is None:
+        _without_runs_claim(objects, f"{sweep.name}-runs")
     for item in objects:
-        _set_metadata(item, cluster)
-    for patch in cluster.patches:
+        _set_metadata(item, sweep.cluster)
+    for patch in sweep.cluster.patches:
         objects = patched(objects, patch)
     return objects
 
@@ -159,47 +132,33 @@ def one_pod() -> Object:
     }
 
 
-def prepare_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
+def prepare_job(sweep: ClusterSweep) -> Object:
     """Corpus and frozen plan, once, on a CPU."""
-    container = container_object("prepare", ["prepare", *config_arguments(config_file)], cluster)
-    return job_object(
-        f"{sweep}-prepare",
-        sweep,
-        "prepare",
-        one_pod(),
-        pod_template(sweep, "prepare", [container], cluster),
-    )
+    container = sweep.container("prepare", ["prepare", *sweep.config_arguments])
+    return sweep.job("prepare", one_pod(), sweep.pod("prepare", [container]))
 
 
-def extract_job(
-    sweep: str, config_file: str, indexes: Sequence[int], *, whole: bool, cluster: Cluster
-) -> Object:
+def extract_job(sweep: ClusterSweep, indexes: Sequence[int], *, whole: bool) -> Object:
     """One pod per checkpoint.
 
     It is made suspended and released once the plan is frozen: an init container that waits would
     hold the pod's GPU, because a pod is scheduled by its largest request.
     """
     more = [] if whole else ["--indexes", format_indexes(indexes)]
-    pod = extract_pod(sweep, "extract", config_file, more, cluster)
-    name = extract_name(sweep, indexes, whole=whole)
-    job = job_object(
-        name,
-        sweep,
-        "extract",
-        {
-            "suspend": True,
-            "completionMode": "Indexed",
-            "completions": len(indexes),
-            "parallelism": min(cluster.parallelism, len(indexes)),
-            "backoffLimitPerIndex": RETRIES,
-            "maxFailedIndexes": max_failed_indexes(len(indexes)),
-            "podFailurePolicy": pod_failure_policy(indexed=True),
-            "podReplacementPolicy": "Failed",
-        },
-        pod,
-    )
+    spec = {
+        "suspend": True,
+        "completionMode": "Indexed",
+        "completions": len(indexes),
+        "parallelism": min(sweep.cluster.parallelism, len(indexes)),
+        "backoffLimitPerIndex": RETRIES,
+        "maxFailedIndexes": max_failed_indexes(len(indexes)),
+        "podFailurePolicy": pod_failure_policy(indexed=True),
+        "podReplacementPolicy": "Failed",
+    }
+    name = extract_name(sweep.name, indexes, whole=whole)
+    job = sweep.job("extract", spec, extract_pod(sweep, "extract", more), name=name)
     job["metadata"]["annotations"] = {INDEXES_ANNOTATION: format_indexes(indexes)}
-    queued(job, cluster)
+    queued(job, sweep.cluster)
     return job
 
 
@@ -213,15 +172,14 @@ def queued(job: Object, cluster: Cluster) -> None:
             annotations["kueue.x-k8s.io/job-min-parallelism"] = "1"
 
 
-def extract_pod(
-    sweep: str, component: str, config_file: str, more: Sequence[str], cluster: Cluster
-) -> Object:
+def extract_pod(sweep: ClusterSweep, component: str, more: Sequence[str] = ()) -> Object:
     """A pod with a GPU that extracts one checkpoint."""
-    arguments = ["extract", *config_arguments(config_file), "--grace", str(GRACE), *more]
+    cluster = sweep.cluster
+    arguments = ["extract", *sweep.config_arguments, "--grace", str(GRACE), *more]
     if cluster.metrics_port is not None:
         arguments += ["--metrics-port", str(cluster.metrics_port)]
-    container = container_object("extract", arguments, cluster)
-    pod = pod_template(sweep, component, [container], cluster)
+    container = sweep.container("extract", arguments)
+    pod = sweep.pod(component, [container])
     pod["spec"]["terminationGracePeriodSeconds"] = GRACE + GRACE_MARGIN
     if cluster.metrics_port is not None:
         container["ports"] = [{"name": "metrics", "containerPort": cluster.metrics_port}]
@@ -241,27 +199,19 @@ def extract_pod(
     return pod
 
 
-def bandit_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
+def bandit_job(sweep: ClusterSweep) -> Object:
     """The search on a CPU, once enough indexes are sealed.
 
     Its init container waits for that. The pod holds the bandit's cores meanwhile, but no GPU; in
     exchange nobody has to release it.
     """
+    cluster = sweep.cluster
     limits = [n for n in (cluster.bandit_after, cluster.affordable) if n is not None]
     after = str(min(limits)) if limits else "all"
-    wait = container_object(
-        "wait", ["status", *config_arguments(config_file), "--wait", after], cluster
-    )
-    container = container_object("bandit", ["bandit", *config_arguments(config_file)], cluster)
-    pod = pod_template(sweep, "bandit", [container], cluster)
+    wait = sweep.container("wait", ["status", *sweep.config_arguments, "--wait", after])
+    pod = sweep.pod("bandit", [sweep.container("bandit", ["bandit", *sweep.config_arguments])])
     pod["spec"]["initContainers"] = [wait]
-    return job_object(
-        f"{sweep}-bandit",
-        sweep,
-        "bandit",
-        one_pod(),
-        pod,
-    )
+    return sweep.job("bandit", one_pod(), pod)
 
 
 def to_yaml(objects: Sequence[Object]) -> str:

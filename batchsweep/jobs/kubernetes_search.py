@@ -6,49 +6,34 @@ import copy
 import json
 from collections.abc import Sequence
 
-from batchsweep.jobs import kubernetes, kubernetes_objects
-from batchsweep.jobs.cluster import Cluster
+from batchsweep.jobs import kubernetes
 from batchsweep.jobs.exit_rules import RETRIES, pod_failure_policy
-from batchsweep.jobs.kubernetes_objects import Object
+from batchsweep.jobs.kubernetes_objects import ClusterSweep, Object
 
 #: The file beside the config that holds the wave Job's template.
 TEMPLATE = "wave-job.json"
 
 
-def render(
-    *,
-    sweep: str,
-    config_file: str,
-    config_text: str,
-    store_url: str,
-    cluster: Cluster,
-    driver: bool,
-) -> tuple[list[Object], Object]:
+def render(sweep: ClusterSweep, *, driver: bool) -> tuple[list[Object], Object]:
     """What a search needs in the cluster, and the template of its waves.
 
     Args:
-        sweep: from :func:`~batchsweep.jobs.kubernetes.sweep_name`.
-        config_file: the config's file name.
-        config_text: its text, for the ConfigMap.
-        store_url: the config's store.
-        cluster: what differs from cluster to cluster.
+        sweep: what the objects are made from.
         driver: the search itself runs there too: a Job, with a service account that may make Jobs
             in its namespace and look at them, and nothing else.
 
     Raises:
         UsageError: the store would not be on the volume.
     """
-    kubernetes.check_store(store_url, cluster)
+    kubernetes.check_store(sweep.store_url, sweep.cluster)
     objects = [
-        kubernetes_objects.config_map(sweep, config_file, config_text, cluster),
-        kubernetes_objects.claim_object(sweep, "runs", cluster.storage, cluster.storage_class),
-        kubernetes_objects.claim_object(sweep, "cache", cluster.cache, cluster.storage_class),
+        *sweep.files(),
         *(_account(sweep) if driver else ()),
-        _template(sweep, config_file, cluster),
-        *([_search_job(sweep, config_file, cluster)] if driver else ()),
+        _template(sweep),
+        *([_search_job(sweep)] if driver else ()),
     ]
-    objects = kubernetes.finished(objects, sweep, store_url, cluster)
-    template = next(o for o in objects if o["metadata"]["name"] == f"{sweep}-wave")
+    objects = kubernetes.finished(objects, sweep)
+    template = next(o for o in objects if o["metadata"]["name"] == f"{sweep.name}-wave")
     objects.remove(template)
     if driver:
         objects[0]["data"][TEMPLATE] = json.dumps(template, indent=1) + "\n"
@@ -75,40 +60,38 @@ def wave_job(template: Object, number: int, attempt: int, checkpoints: int) -> O
     return job
 
 
-def _template(sweep: str, config_file: str, cluster: Cluster) -> Object:
+def _template(sweep: ClusterSweep) -> Object:
     """Any number of its checkpoints may fail: the search goes on with what is there."""
     spec = {
         "completionMode": "Indexed",
-        "completions": cluster.parallelism,
-        "parallelism": cluster.parallelism,
+        "completions": sweep.cluster.parallelism,
+        "parallelism": sweep.cluster.parallelism,
         "backoffLimitPerIndex": RETRIES,
         "podFailurePolicy": pod_failure_policy(indexed=True),
         "podReplacementPolicy": "Failed",
     }
-    pod = kubernetes.extract_pod(sweep, "wave", config_file, (), cluster)
-    job = kubernetes_objects.job_object(f"{sweep}-wave", sweep, "wave", spec, pod)
-    kubernetes.queued(job, cluster)
-    if cluster.queue is not None:
+    job = sweep.job("wave", spec, kubernetes.extract_pod(sweep, "wave"))
+    kubernetes.queued(job, sweep.cluster)
+    if sweep.cluster.queue is not None:
         job["spec"]["suspend"] = True
     return job
 
 
-def _search_job(sweep: str, config_file: str, cluster: Cluster) -> Object:
+def _search_job(sweep: ClusterSweep) -> Object:
     """The search on a CPU: it holds no GPU while it thinks, and no GPU waits for it."""
-    config = kubernetes_objects.config_arguments(config_file)
+    config = sweep.config_arguments
     arguments = ["launch", "k8s", *config, "--search", "--wave-job", f"/configs/{TEMPLATE}"]
-    container = kubernetes_objects.container_object("bandit", arguments, cluster)
-    pod = kubernetes_objects.pod_template(sweep, "search", [container], cluster)
-    pod["spec"] |= {"serviceAccountName": f"{sweep}-search", "automountServiceAccountToken": True}
-    return kubernetes_objects.job_object(
-        f"{sweep}-search", sweep, "search", kubernetes.one_pod(), pod
-    )
+    pod = sweep.pod("search", [sweep.container("bandit", arguments)])
+    account = f"{sweep.name}-search"
+    pod["spec"] |= {"serviceAccountName": account, "automountServiceAccountToken": True}
+    return sweep.job("search", kubernetes.one_pod(), pod)
 
 
-def _account(sweep: str) -> Sequence[Object]:
+def _account(sweep: ClusterSweep) -> Sequence[Object]:
     """The right to make Jobs and to look at them, in this namespace, and no other."""
+    name = f"{sweep.name}-search"
     group = "rbac.authorization.k8s.io"
-    metadata = {"name": f"{sweep}-search", "labels": kubernetes_objects.labels(sweep, "search")}
+    metadata = {"name": name, "labels": sweep.labels("search")}
     rule = {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create", "get", "list"]}
     return (
         {
@@ -123,7 +106,7 @@ def _account(sweep: str) -> Sequence[Object]:
             "apiVersion": f"{group}/v1",
             "kind": "RoleBinding",
             "metadata": copy.deepcopy(metadata),
-            "subjects": [{"kind": "ServiceAccount", "name": f"{sweep}-search"}],
-            "roleRef": {"apiGroup": group, "kind": "Role", "name": f"{sweep}-search"},
+            "subjects": [{"kind": "ServiceAccount", "name": name}],
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": name},
         },
     )

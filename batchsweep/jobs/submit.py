@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Protocol
 
 from batchsweep.errors import IndexFailed, UsageError
 from batchsweep.jobs.index import format_indexes
@@ -22,6 +23,12 @@ logger = logging.getLogger(__name__)
 
 #: A Job of which nothing runs, for a reason that doesn't pass, is given up after this long.
 LASTING_SECONDS = 300.0
+
+
+class Render(Protocol):
+    """Objects for some indexes, and whether these are the whole plan."""
+
+    def __call__(self, indexes: Sequence[int], *, whole: bool) -> list[Object]: ...
 
 
 @dataclass
@@ -89,7 +96,7 @@ def what_next(trouble: Trouble, commands: Commands) -> str:
 
 def submit(
     watch: Watch,
-    render: Callable[[Sequence[int], bool], list[Object]],
+    render: Render,
     indexes: Sequence[int],
     *,
     again: bool,
@@ -102,7 +109,7 @@ def submit(
 
     Args:
         watch: the cluster and the sweep.
-        render: objects for some indexes, and whether these are the whole plan.
+        render: makes the objects.
         indexes: the plan's, or those that were asked for.
         again: they were asked for by ``--indexes``, whether a Job had them before or not.
         queue: Kueue releases the extract Job, not this function.
@@ -126,7 +133,7 @@ def submit(
         logger.info("all %d indexes are already submitted", len(indexes))
         return
     # Without new indexes, what a call that was cut off has left undone.
-    objects = render(new or indexes, whole and not again and len(new) in (0, len(indexes)))
+    objects = render(new or indexes, whole=whole and not again and len(new) in (0, len(indexes)))
     by_component = {o["metadata"]["labels"][COMPONENT_LABEL]: o for o in objects}
     prepare, extract, bandit = (by_component[c] for c in ("prepare", "extract", "bandit"))
     busy = [j for j in jobs.values() if not j.ended and set(j.indexes) & set(new)]
@@ -184,11 +191,9 @@ def replace_ended(kubectl: Kubectl, jobs: dict[str, JobView], job: Object) -> No
     kubectl.apply([job])
 
 
-def _change(
-    watch: Watch, render: Callable[[Sequence[int], bool], list[Object]], job: JobView
-) -> None:
+def _change(watch: Watch, render: Render, job: JobView) -> None:
     """Give a Job that waits to be started the options of now."""
-    objects = render(job.indexes, job.name == f"{watch.sweep}-extract")
+    objects = render(job.indexes, whole=job.name == f"{watch.sweep}-extract")
     spec = next(o["spec"] for o in objects if o["metadata"]["name"] == job.name)
     try:
         watch.kubectl.change(job.name, {key: spec[key] for key in ("parallelism", "template")})

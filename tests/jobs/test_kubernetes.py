@@ -1,6 +1,7 @@
 """Kubernetes objects: valid for every version, and right where schemas don't look."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import kubernetes_validate
@@ -18,6 +19,7 @@ from batchsweep.errors import UsageError
 from batchsweep.jobs import IMAGE
 from batchsweep.jobs.chosen import chosen_indexes
 from batchsweep.jobs.cluster import Cluster, toleration
+from batchsweep.jobs.cluster_launch import cluster_sweep
 from batchsweep.jobs.kubernetes import (
     GRACE,
     extract_name,
@@ -46,15 +48,9 @@ def rendered(cluster=CLUSTERS["gpu"], *, config_path=FULL, indexes=None, store_u
     config = load(config_path)
     plan = make_plan(config, nominal(config))
     chosen = chosen_indexes(indexes, plan)
-    return render(
-        sweep=sweep_name(config.name),
-        config_file=config_path.name,
-        config_text=config_path.read_text(),
-        store_url=store_url or config.store_url,
-        indexes=chosen,
-        whole=len(chosen) == len(plan.entries),
-        cluster=cluster,
-    )
+    sweep = cluster_sweep(config, config_path, cluster)
+    sweep = replace(sweep, store_url=store_url or config.store_url)
+    return render(sweep, chosen, whole=len(chosen) == len(plan.entries))
 
 
 def jobs(objects):
@@ -126,15 +122,8 @@ DEMO = Cluster(gpu=None, parallelism=2, storage="5Gi", cache="1Gi", workdir="/ru
 
 def demo_objects():
     path = ROOT / "configs" / "demo.yaml"
-    return render(
-        sweep="demo",
-        config_file=path.name,
-        config_text=path.read_text(),
-        store_url=load(path).store_url,
-        indexes=range(len(SIZES) * len(REVISIONS)),
-        whole=False,
-        cluster=DEMO,
-    )
+    sweep = cluster_sweep(load(path), path, DEMO)
+    return render(sweep, range(len(SIZES) * len(REVISIONS)), whole=False)
 
 
 def test_the_demos_overlay_is_what_launch_writes():

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from batchsweep.jobs.advice import advice, index_table, summary
 from batchsweep.jobs.cluster import Cluster
 from batchsweep.jobs.kubectl import Commands, Kubectl
 from batchsweep.jobs.kubernetes import render
+from batchsweep.jobs.kubernetes_objects import ClusterSweep
 from batchsweep.jobs.snapshot import job_view, snapshot
 from batchsweep.jobs.submit import Watch, submit
 from batchsweep.jobs.submit import follow as follow_watch
@@ -42,20 +44,11 @@ def follow(**options):
 
 
 def put(indexes, *, again=False, queue=None, resized=(), changed=False, cluster=None, **options):
-    def objects(indexes, whole):
-        return render(
-            sweep="demo",
-            config_file="demo.yaml",
-            config_text="models: []\n",
-            store_url="runs/demo/store.zarr",
-            indexes=indexes,
-            whole=whole,
-            cluster=cluster or Cluster(queue=queue),
-        )
-
+    options_of_now = cluster or Cluster(queue=queue)
+    text, store = "models: []\n", "runs/demo/store.zarr"
     submit(
         watch(**options),
-        objects,
+        partial(render, ClusterSweep("demo", "demo.yaml", text, store, options_of_now)),
         indexes,
         again=again,
         queue=queue is not None,

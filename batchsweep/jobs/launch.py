@@ -40,13 +40,14 @@ def local(config_file: Path, *, indexes: str | None, parallel: int | None, grace
         UsageError: ``indexes`` or ``parallel`` can't be.
         BatchsweepError: what the workers ended with.
     """
+    config = load(config_file)
     workers = at_once(parallel, visible_gpus(os.environ))
     launcher = local_launcher(config_file, workers=workers, grace=grace)
 
     def prepare() -> LocalWorker:
         return launcher.run(["prepare", *_config_arguments(config_file)])
 
-    return _on_one_machine(load(config_file), config_file, launcher, prepare, indexes, grace)
+    return _on_one_machine(config, config_file, launcher, prepare, indexes, grace)
 
 
 def docker(

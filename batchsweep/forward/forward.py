@@ -30,6 +30,8 @@ from torch.utils.hooks import RemovableHandle
 from batchsweep.errors import IndexFailed, UsageError
 from batchsweep.forward.architecture import LoadedCheckpoint, block_input, block_output
 from batchsweep.forward.batching import make_batches, pad, split
+from batchsweep.forward.fused_neox import Known
+from batchsweep.forward.gpt_neox import know_tokens
 from batchsweep.forward.loading import fetch, load_checkpoint
 from batchsweep.forward.pooling import Pooler
 from batchsweep.numerics import COMPUTE_THREADS, cores
@@ -129,13 +131,22 @@ def reduced_states(
     batches = deque(make_batches(lengths, batch_tokens))
     in_flight: deque[tuple[npt.NDArray[np.int64], _Started]] = deque()
     # One batch ahead on a GPU: it computes while the last batch's states come home.
-    workers = 1 if loaded.device.type == "cuda" else min(cores(), len(batches))
+    workers = 1 if loaded.device.type == "cuda" else max(min(cores(), len(batches)), 1)
     with ExitStack() as stack:
         passes = [
             stack.enter_context(_Pass(shell, sources, texts, make_reducer))
             for shell in (loaded, *(_sharing_weights(loaded) for _ in range(workers - 1)))
         ]
-        start = _starter(passes, lambda r, p: _finite(r, p, layers, first_row), stack)
+        threads = None
+        if loaded.device.type != "cuda":
+            threads = ThreadPoolExecutor(
+                workers, initializer=torch.set_num_threads, initargs=(COMPUTE_THREADS,)
+            )
+            stack.callback(threads.shutdown, cancel_futures=True)
+            known = know_tokens(loaded.model, texts, threads)
+            for each in passes:
+                each.known = known
+        start = _starter(passes, lambda r, p: _finite(r, p, layers, first_row), threads)
         while batches or in_flight:
             if batches and len(in_flight) < workers + 1:
                 positions = batches.popleft()
@@ -166,10 +177,10 @@ def reduced_states(
 def _starter(
     passes: Sequence[_Pass],
     finish: Callable[[_Result, _Pass], dict[str, npt.NDArray[Any]]],
-    stack: ExitStack,
+    threads: ThreadPoolExecutor | None,
 ) -> Callable[[npt.NDArray[np.int64]], _Started]:
-    """Starts a batch: on a GPU in its queue, on a CPU in a thread for each of the passes."""
-    if passes[0].loaded.device.type == "cuda":
+    """Starts a batch: in a thread for each of the passes or, without threads, in a GPU's queue."""
+    if threads is None:
         (forward,) = passes
 
         def start_here(positions: npt.NDArray[np.int64]) -> _Started:
@@ -189,10 +200,6 @@ def _starter(
         finally:
             free.put(forward)
 
-    threads = ThreadPoolExecutor(
-        len(passes), initializer=torch.set_num_threads, initargs=(COMPUTE_THREADS,)
-    )
-    stack.callback(threads.shutdown, cancel_futures=True)
     return lambda positions: threads.submit(run, positions).result
 
 
@@ -255,6 +262,7 @@ class _Pass:
         #: Of the batch that is running.
         self._reducer: Reducer | None = None
         self._out: dict[str, torch.Tensor] = {}
+        self.known: Known | None = None
         #: Copies to the host run beside the next batch's computing.
         self._copies: torch.cuda.Stream | None = None
         if loaded.device.type == "cuda":
@@ -327,7 +335,10 @@ class _Pass:
         # Without a mask a causal model takes its fastest attention, and right padding is behind
         # every real token anyway.
         needs_mask = not loaded.causal and bool((lengths < width).any())
-        loaded.model(input_ids=ids_BT, attention_mask=mask_BT.long() if needs_mask else None)
+        beside = {} if self.known is None else {"known": self.known}
+        loaded.model(
+            input_ids=ids_BT, attention_mask=mask_BT.long() if needs_mask else None, **beside
+        )
         out, self._out, self._reducer = self._out, {}, None
         finite = torch.stack([values.isfinite().all() for values in out.values()]).all()
         if self._copies is None:

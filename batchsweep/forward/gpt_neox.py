@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
 
-from batchsweep.forward.products import Product
+from batchsweep.forward.fused_neox import FusedBlock, Known, phases
 from batchsweep.forward.tensors import left_out
 
 #: Of config.json: what decides the states.
@@ -47,6 +50,10 @@ _SIZES = (
 )  # fmt: skip
 #: Token -> what it is where config.json leaves it out.
 _TOKENS = {"eos_token_id": 2, "bos_token_id": 0, "pad_token_id": None}
+#: Different tokens whose share of the first block is computed at once.
+KNOWN_AT_ONCE = 512
+#: Positions whose turns a fused model keeps: as many as texts have, unless a config says more.
+TURNS_KEPT = 512
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -121,6 +128,29 @@ def load(folder: Path, weights: Sequence[str], dtype: str) -> GPTNeoX | None:
             return None
     model.load_state_dict({name: found[name].to(wanted, copy=True) for name in places}, assign=True)
     return model.eval()
+
+
+def know_tokens(
+    model: nn.Module, texts: Sequence[npt.NDArray[Any]], threads: ThreadPoolExecutor
+) -> Known | None:
+    """What the first block makes of the tokens of some texts by themselves; None: can't be told.
+
+    In runs of a fixed size, so that it is the same whichever thread does which.
+
+    Args:
+        model: of any kind; none but a fused GPT-NeoX knows.
+        texts: token ids of each text, [text] of int [token].
+        threads: that compute on one thread each.
+    """
+    # In a block without a parallel residual, the perceptron waits for the attention.
+    if not isinstance(model, GPTNeoX) or not model.fused or not texts:
+        return None
+    if not model.config.use_parallel_residual:
+        return None
+    ids_N = torch.from_numpy(np.unique(np.concatenate(texts)).astype(np.int64))
+    runs = torch.split(ids_N, KNOWN_AT_ONCE)
+    parts = list(threads.map(model.alone, runs))
+    return Known.join(ids_N, parts)
 
 
 def _shape(config_file: Path) -> Shape | None:
@@ -198,7 +228,7 @@ class GPTNeoX(nn.Module):
         # Not by its constructor, whose random numbers, on "meta", import the compiler.
         table_VD = torch.empty(shape.vocab_size, shape.hidden_size)
         self.embed_in: nn.Embedding = nn.Embedding.from_pretrained(table_VD)  # type: ignore[no-untyped-call]
-        self.layers = nn.ModuleList(_Block(shape) for _ in range(shape.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_hidden_layers))
         self.final_layer_norm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
         # On the CPU even where the rest has no memory yet: it is no weight, so nothing loads it.
         pairs = torch.arange(0, shape.rotary_dimensions, 2, dtype=torch.float, device="cpu")
@@ -219,17 +249,29 @@ class GPTNeoX(nn.Module):
         if not here or (self.config.hidden_size // self.config.num_attention_heads) % 2:
             return
         for number, block in enumerate(self.layers):
-            assert isinstance(block, _Block)
-            self.layers[number] = _FusedBlock(block, self.config)
+            assert isinstance(block, Block)
+            self.layers[number] = FusedBlock(block, self.config)
         self.fused = True
+        kept = phases(self._angles(TURNS_KEPT), self.config)
+        self.register_buffer("phases", kept, persistent=False)
+
+    @torch.inference_mode()
+    def alone(self, ids_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the first block, fused, makes of tokens by themselves, for :class:`Known`."""
+        first = self.layers[0]
+        assert isinstance(first, FusedBlock)
+        return first.alone(self.embed_in(ids_N))
 
     def forward(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         output_hidden_states: bool = False,
+        known: Known | None = None,
     ) -> Output:
         """One pass over token ids [text, token]; padding, if there is any, is on the right.
+
+        ``known``: of all of these tokens; for a fused model only.
 
         Raises:
             NotImplementedError: a mask is given; the model is causal, so it needs none.
@@ -239,8 +281,11 @@ class GPTNeoX(nn.Module):
         states_BTD = self.embed_in(input_ids)
         turns = self._turns(input_ids.shape[1], states_BTD)
         between = [states_BTD]
-        for block in self.layers:
-            states_BTD = block(states_BTD, *turns)
+        for number, block in enumerate(self.layers):
+            if known is not None and number == 0:
+                states_BTD = block(states_BTD, *turns, known.of(input_ids))
+            else:
+                states_BTD = block(states_BTD, *turns)
             if output_hidden_states:
                 between.append(states_BTD)
         normed_BTD = self.final_layer_norm(states_BTD)
@@ -249,16 +294,24 @@ class GPTNeoX(nn.Module):
 
     def _turns(self, tokens: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """How each position rotates queries and keys, as its blocks take it."""
-        positions_T = torch.arange(tokens, device=like.device)
-        frequencies = self.get_buffer("frequencies")
-        angles = positions_T[None, :, None].float() * frequencies
         if self.fused:
-            return (_phases(angles[0], self.config),)
-        angles = torch.cat((angles, angles), dim=-1)[:, None]
+            if tokens <= TURNS_KEPT:
+                return (self.get_buffer("phases")[:tokens],)
+            return (phases(self._angles(tokens), self.config),)
+        angles = self._angles(tokens)
+        angles = torch.cat((angles, angles), dim=-1)[None, None]
         return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 
+    def _angles(self, tokens: int) -> torch.Tensor:
+        """By which each pair of dimensions is turned at each position, [token, pair]."""
+        frequencies = self.get_buffer("frequencies")
+        positions_T = torch.arange(tokens, device=frequencies.device)
+        return positions_T[:, None].float() * frequencies
 
-class _Block(nn.Module):
+
+class Block(nn.Module):
+    """A block as transformers computes it."""
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.parallel = shape.use_parallel_residual
@@ -321,67 +374,3 @@ def _rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> 
     turned, kept = states[..., :width], states[..., width:]
     half = torch.cat((-turned[..., width // 2 :], turned[..., : width // 2]), dim=-1)
     return torch.cat((turned * cosine + half * sine, kept), dim=-1)
-
-
-class _FusedBlock(nn.Module):
-    """A block in float32 on a CPU: four products, and between them as little as can be.
-
-    The rows of the first product's weights are sorted: the queries of all heads, their keys, their
-    values. In each query and key, a pair of dimensions that is rotated together lies together, as
-    a complex number: all of them are turned by one multiplication in place. (The order of a head's
-    dimensions is nothing to attention if queries and keys have the same.)
-    """
-
-    def __init__(self, block: _Block, shape: Shape) -> None:
-        super().__init__()
-        self.parallel = block.parallel
-        self.heads, self.head = shape.num_attention_heads, block.attention.head
-        self.input_layernorm = block.input_layernorm
-        self.post_attention_layernorm = block.post_attention_layernorm
-        joint = block.attention.query_key_value
-        self.queries_keys_values = Product(
-            self._sorted(joint.weight, shape.rotary_dimensions),
-            None if joint.bias is None else self._sorted(joint.bias, shape.rotary_dimensions),
-        )
-        self.dense = Product(block.attention.dense.weight, block.attention.dense.bias)
-        self.widen = Product(block.mlp.dense_h_to_4h.weight, block.mlp.dense_h_to_4h.bias)
-        self.narrow = Product(block.mlp.dense_4h_to_h.weight, block.mlp.dense_4h_to_h.bias)
-
-    def _sorted(self, rows: torch.Tensor, rotated: int) -> torch.Tensor:
-        """The rows [head, (query, key, value), dimension] of weights or biases in our order."""
-        turned = rotated + rotated % 2
-        pairs = torch.arange(turned).view(2, -1).t().flatten()
-        order = torch.cat((pairs, torch.arange(turned, self.head)))
-        by_kind = rows.detach().view(self.heads, 3, self.head, -1).transpose(0, 1)
-        return torch.cat((by_kind[:2, :, order], by_kind[2:])).reshape(rows.shape)
-
-    def forward(self, states_BTD: torch.Tensor, phases_TC: torch.Tensor) -> torch.Tensor:
-        states = states_BTD.flatten(0, 1)
-        attended = self.dense.plus(states, self._attention(states_BTD, phases_TC))
-        read = states if self.parallel else attended
-        wide: torch.Tensor = self.widen.gelu(self.post_attention_layernorm(read))
-        return self.narrow.plus(attended, wide).view(states_BTD.shape)
-
-    def _attention(self, states_BTD: torch.Tensor, phases_TC: torch.Tensor) -> torch.Tensor:
-        texts, tokens, hidden = states_BTD.shape
-        rows = self.queries_keys_values(self.input_layernorm(states_BTD.flatten(0, 1)))
-        pairs = torch.view_as_complex(rows.view(texts, tokens, -1, 2))
-        pairs[:, :, :hidden].mul_(phases_TC)
-        kinds = rows.view(texts, tokens, 3, self.heads, self.head).permute(2, 0, 3, 1, 4)
-        query, key, value = kinds.unbind()
-        out = functional.scaled_dot_product_attention(
-            query, key, value, scale=self.head**-0.5, is_causal=tokens > 1
-        )
-        return out.transpose(1, 2).reshape(texts * tokens, hidden)
-
-
-def _phases(angles_TP: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """What turns the queries and keys of all heads at each position: complex [token, pair].
-
-    Dimensions that aren't rotated are turned by nothing.
-    """
-    tokens, pairs = angles_TP.shape
-    of_head = shape.hidden_size // shape.num_attention_heads // 2
-    still = angles_TP.new_zeros(tokens, of_head - pairs)
-    angles = torch.cat((angles_TP, still), dim=1)
-    return torch.polar(torch.ones_like(angles), angles).repeat(1, 2 * shape.num_attention_heads)

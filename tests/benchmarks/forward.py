@@ -2,15 +2,18 @@
 
     python tests/benchmarks/forward.py [14m 70m 410m] [--seconds 60]
 
-Both sides of every ratio run in turns in one process, so that a busy machine slows both. On a CPU
-that other processes share, the ratio of CPU seconds (``by CPU time``) is the one to look at.
-Printed for each shape of Pythia:
+Both sides of every ratio run in turns in one process, on one thread, on the same texts, in
+processor time. Every round has other texts, so that ours pays for batches of sizes that it hasn't
+met. Printed for each shape of Pythia, as medians over the rounds with the lowest and the highest:
 
-- ``of bare``: our tokens/s over those of the bare forward pass of transformers' own model. Ours
-  pools every layer with the final norm and writes a float16 Zarr store; the bare one runs the same
-  texts in batches of its best size, without an attention mask, and drops what comes out.
-- ``of the products``: multiply-adds of our matrix products (attention not counted) a CPU second,
-  over those of ``functional.linear`` on matrices of the same sizes alone.
+- ``of bare``: our tokens a second over those of the bare forward pass of transformers' own model.
+  Ours pools every layer with the final norm and writes a float16 Zarr store, in blocks and batches
+  of the config's default sizes; the bare one runs the same texts in batches of its best size,
+  without an attention mask, and drops what comes out. Lengths are those of MTEB's mixture, token
+  ids as frequent as words are (the r-th 1 / (r + 2.7)): 45 % of a whole block's are different.
+- ``other ids``: the same on ids drawn evenly, 90 % of them different: ours at its worst.
+- ``of the products``: multiply-adds of the matrix products (attention not counted) a processor
+  second, over those of ``functional.linear`` on matrices of the same sizes alone.
 - ``padding``: share of the tokens in our batches that is padding.
 - ``metrics``: seconds of the label-free metrics on 256 texts, and the share of the pass that they
   are for the 376,000 unique texts of the study's tasks (the big clustering ones apart).
@@ -18,12 +21,13 @@ Printed for each shape of Pythia:
   batches of 32 texts, every task encoding its own copy of shared texts (3.35 rows for a unique
   text): forward passes, multiply-adds of the blocks, and measured CPU time, over ours.
 
-At the end, peak memory of a process for one and for four blocks of texts.
+At the end, peak memory of a process for 1, 4 and 16 blocks of texts of 14m.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -45,11 +49,32 @@ from batchsweep.store import GroupSpec, GroupWriter, create_store
 
 #: Blocks, hidden size, attention heads.
 SHAPES = {"14m": (6, 128, 4), "70m": (6, 512, 8), "410m": (24, 1024, 16)}
-BATCH_TOKENS = 2048
+#: A config's defaults.
+BLOCK_TEXTS, BATCH_TOKENS = 256, 16_384
+#: Rows of the matrices that the products' rate is measured with.
+PRODUCT_ROWS = 2048
 BARE_BATCH_TOKENS = (512, 2048, 8192)
 ROWS_PER_TEXT = 3.35
+IDS = 50_000
 STUDY_TEXTS = 376_000
 ROUNDS = 7
+PEAK_BLOCKS = (1, 4, 16)
+COLUMNS = [
+    measured.column("Pythia's shape", "{shape}"),
+    measured.column(
+        "times the bare pass (lowest, highest round)",
+        "{of_bare[median]:.2f} ({of_bare[lowest]:.2f}, {of_bare[highest]:.2f})",
+    ),
+    measured.column(
+        "ids that hardly repeat",
+        "{of_bare_with_other_ids[median]:.2f} ({of_bare_with_other_ids[lowest]:.2f}, "
+        "{of_bare_with_other_ids[highest]:.2f})",
+    ),
+    measured.column("of the products' rate", "{of_products:.0%}"),
+    measured.column("padding", "{padding:.1%}"),
+    measured.column("layer by layer", "{layer_by_layer[processor]:.0f} times ours"),
+    measured.column("rounds of texts", "{rounds} of {texts}"),
+]
 #: Seconds of wall time and of CPU time.
 Cost = tuple[float, float]
 
@@ -62,14 +87,21 @@ def random_models(shape: str) -> tuple[LoadedCheckpoint, LoadedCheckpoint]:
         return load_checkpoint(folder, device="cpu"), describe(shape, theirs)
 
 
-def make_texts(count: int, seed: int = 0) -> list[np.ndarray]:
-    """Token ids with the lengths of MTEB's mixture: mostly sentences, some passages."""
+def make_texts(count: int, seed: int = 0, *, even: bool = False) -> list[np.ndarray]:
+    """Token ids with the lengths of MTEB's mixture: mostly sentences, some passages.
+
+    As frequent as words are, or ``even``: each as often as any other.
+    """
     rng = np.random.default_rng(seed)
     passages = rng.random(count) < 0.15
     lengths = np.where(
         passages, rng.lognormal(np.log(150), 0.6, count), rng.lognormal(np.log(16), 0.6, count)
     )
-    return [rng.integers(5, 50_000, n) for n in np.clip(lengths.astype(int), 2, 512)]
+    share = np.full(IDS, 1 / IDS) if even else 1 / (np.arange(IDS) + 3.7)
+    ids = 5 + rng.permutation(IDS)
+    return [
+        ids[rng.choice(IDS, n, p=share / share.sum())] for n in np.clip(lengths.astype(int), 2, 512)
+    ]
 
 
 @torch.inference_mode()
@@ -139,21 +171,16 @@ def cost(run: Callable[..., object], *arguments: object) -> Cost:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def least(costs: list[Cost]) -> Cost:
-    """The least of each: noise only ever adds."""
-    return min(wall for wall, _ in costs), min(cpu for _, cpu in costs)
-
-
 def tokens_in(texts: list[np.ndarray]) -> int:
     return sum(map(len, texts))
 
 
-def sized(loaded: LoadedCheckpoint, seconds: float) -> list[np.ndarray]:
-    """As many texts as one pass does in about ``seconds``."""
+def sized(loaded: LoadedCheckpoint, seconds: float) -> int:
+    """As many texts as one pass does in about ``seconds``, a block at most."""
     some = make_texts(48, seed=1)
-    bare(loaded, some, BATCH_TOKENS)
-    rate = len(some) / cost(bare, loaded, some, BATCH_TOKENS)[0]
-    return make_texts(int(np.clip(rate * seconds, 64, 4096)))
+    bare(loaded, some, 2048)
+    rate = len(some) / cost(bare, loaded, some, 2048)[1]
+    return int(np.clip(rate * seconds, 24, BLOCK_TEXTS))
 
 
 @torch.inference_mode()
@@ -161,33 +188,60 @@ def product_rate(hidden: int) -> float:
     """Multiply-adds a CPU second of a block's four products by themselves, at their best."""
     least_cpu = 0.0
     for inputs, outputs in ((1, 3), (1, 1), (1, 4), (4, 1)):
-        rows = torch.randn(BATCH_TOKENS, inputs * hidden)
+        rows = torch.randn(PRODUCT_ROWS, inputs * hidden)
         weight = torch.randn(outputs * hidden, inputs * hidden)
-        costs = [cost(torch.nn.functional.linear, rows, weight) for _ in range(8)]
-        least_cpu += least(costs)[1]
-    return 12 * hidden**2 * BATCH_TOKENS / least_cpu
+        # The least: noise only ever adds.
+        least_cpu += min(cost(torch.nn.functional.linear, rows, weight)[1] for _ in range(8))
+    return 12 * hidden**2 * PRODUCT_ROWS / least_cpu
+
+
+def spread(ratios: list[float]) -> dict[str, float]:
+    return {"median": float(np.median(ratios)), "lowest": min(ratios), "highest": max(ratios)}
+
+
+def _said(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.3f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})"
+
+
+def rounds(
+    loaded: LoadedCheckpoint, theirs: LoadedCheckpoint, count: int, folder: str
+) -> tuple[dict[str, list[float]], int]:
+    """Processor seconds of each round, by side; and the tokens of all rounds."""
+    sides: dict[str, list[float]] = {}
+    tokens = 0
+    names = {"ours": False, "other ids": True}
+    with (
+        group(loaded, folder, count, ROUNDS) as writer,
+        group(loaded, folder, count, ROUNDS) as other,
+    ):
+        for number in range(ROUNDS):
+            texts = {name: make_texts(count, number, even=even) for name, even in names.items()}
+            tokens += tokens_in(texts["ours"])
+            for name, into in (("ours", writer), ("other ids", other)):
+                spent = cost(ours, loaded, texts[name], into, number)[1]
+                sides.setdefault(name, []).append(spent)
+            floors = [cost(bare, theirs, texts["ours"], size)[1] for size in BARE_BATCH_TOKENS]
+            sides.setdefault("bare", []).append(min(floors))
+    return sides, tokens
 
 
 def measure(shape: str, seconds: float, folder: str) -> dict[str, object]:
     loaded, theirs = random_models(shape)
-    texts = sized(theirs, seconds / (ROUNDS * (1 + len(BARE_BATCH_TOKENS))))
-    own: list[Cost] = []
-    floors: dict[int, list[Cost]] = {size: [] for size in BARE_BATCH_TOKENS}
-    with group(loaded, folder, len(texts), ROUNDS) as writer:
-        for block in range(ROUNDS):
-            own.append(cost(ours, loaded, texts, writer, block))
-            for size, costs in floors.items():
-                costs.append(cost(bare, theirs, texts, size))
-    best = min(floors, key=lambda size: least(floors[size])[1])
-    wall, cpu = least(own)
-    floor_wall, floor_cpu = (min(least(costs)[i] for costs in floors.values()) for i in (0, 1))
-    rate = tokens_in(texts) / wall
-    work = 12 * loaded.hidden**2 * loaded.num_layers * tokens_in(texts)
-    of_products = work / cpu / product_rate(loaded.hidden)
+    count = sized(theirs, seconds / (ROUNDS * (2 + len(BARE_BATCH_TOKENS))))
+    texts = make_texts(count)
+    sides, tokens = rounds(loaded, theirs, count, folder)
+    of_bare, others = (
+        spread([b / own for b, own in zip(sides["bare"], sides[name], strict=True)])
+        for name in ("ours", "other ids")
+    )
+    cpu = sum(sides["ours"])
+    rate = tokens / cpu
+    adds = 12 * loaded.hidden**2 * loaded.num_layers * tokens
+    of_products = adds / cpu / product_rate(loaded.hidden)
     print(
-        f"{shape}: {rate:,.0f} tokens/s with the store, {floor_wall / wall:.3f} of bare, by CPU "
-        f"time {floor_cpu / cpu:.3f} (its best batch: {best} tokens; {len(texts)} texts, "
-        f"{tokens_in(texts)} tokens); {of_products:.0%} of the products",
+        f"{shape}: {rate:,.0f} tokens a processor second with the store, "
+        f"{_said(of_bare)} of bare, with other ids {_said(others)}; {of_products:.0%} of the "
+        f"products ({ROUNDS} rounds of {count} texts)",
         flush=True,
     )
     lengths = np.array([len(t) for t in make_texts(4096)])
@@ -196,12 +250,12 @@ def measure(shape: str, seconds: float, folder: str) -> dict[str, object]:
     print(f"{shape}: padding {1 - lengths.sum() / padded:.2%}, {len(batches)} batches a block")
 
     sample = make_texts(256, seed=2)[: len(texts)]
-    start = time.perf_counter()
+    start = time.process_time()
     layers = range(1, loaded.num_layers + 1)
     representation_metrics(
         loaded, sample, layers=layers, layer_output="final_norm", batch_tokens=BATCH_TOKENS
     )
-    spent = time.perf_counter() - start
+    spent = time.process_time() - start
     mean_tokens = tokens_in(texts) / len(texts)
     share = spent / (STUDY_TEXTS * mean_tokens / rate)
     print(f"{shape}: metrics of {len(sample)} texts {spent:.1f} s, {share:.2%} of the study's pass")
@@ -220,9 +274,11 @@ def measure(shape: str, seconds: float, folder: str) -> dict[str, object]:
     )
     return {
         "shape": shape,
-        "tokens_per_second": rate,
-        "of_bare": floor_wall / wall,
-        "of_bare_by_processor": floor_cpu / cpu,
+        "rounds": ROUNDS,
+        "texts": count,
+        "tokens_per_processor_second": rate,
+        "of_bare": of_bare,
+        "of_bare_with_other_ids": others,
         "of_products": of_products,
         "padding": 1 - lengths.sum() / padded,
         "metrics_share": share,
@@ -233,9 +289,12 @@ def measure(shape: str, seconds: float, folder: str) -> dict[str, object]:
 def peak(blocks: int) -> None:
     """Peak memory in MiB of a process that extracts so many blocks, 14m."""
     loaded, _ = random_models("14m")
-    with tempfile.TemporaryDirectory() as folder, group(loaded, folder, 1024, blocks) as writer:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        group(loaded, folder, BLOCK_TEXTS, blocks) as writer,
+    ):
         for block in range(blocks):
-            ours(loaded, make_texts(1024, seed=block), writer, block)
+            ours(loaded, make_texts(BLOCK_TEXTS, seed=block), writer, block)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
@@ -249,15 +308,17 @@ def main() -> None:
     if arguments.peak:
         peak(arguments.peak)
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(shape, arguments.seconds, folder) for shape in arguments.shapes]
     command = [sys.executable, str(Path(__file__)), "--peak"]
-    one, four = (int(subprocess.check_output([*command, str(n)])) for n in (1, 4))
-    versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    peaks = {"peak_mib_1_block": one, "peak_mib_4_blocks": four}
-    measured.write(arguments.json, {**versions, **peaks, "rows": rows})
-    print(f"peak memory, 14m: {one} MiB for one block, {four} MiB for four")
+    peaks = {n: int(subprocess.check_output([*command, str(n)])) for n in PEAK_BLOCKS}
+    print("peak memory, 14m:", ", ".join(f"{mib} MiB for {n} blocks" for n, mib in peaks.items()))
+    measured.write(
+        arguments.json,
+        {"torch": torch.__version__, "peak_mib": peaks, "columns": COLUMNS, "rows": rows},
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 A file that has ``columns`` and ``rows`` is a table: copied to ``docs/figures/`` it is one of the
 documentation's, where docs/hooks.py shows it. A column is its title and what its cells are:
 Python's format of a row's values (``{share:.1%}``; ``{seconds:duration}`` as people read times).
-The cells of rows whose value ``bold`` names is true are bold.
+The cells of rows whose value ``bold`` names is true are bold. Each row says which commit made
+it, so that rows of several runs can stand in one file.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ def write(path: Path, figures: Mapping[str, object]) -> None:
     """Write figures with what belongs to all of them; a number that is none becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     document = _plain({**here(), **figures})
+    if isinstance(rows := document.get("rows"), list):
+        document["rows"] = [
+            {"commit": document["commit"], **row} if isinstance(row, dict) else row for row in rows
+        ]
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -101,6 +101,7 @@ def test_what_a_benchmark_writes_is_a_table_of_the_docs(tmp_path: Path) -> None:
     ]
     written = json.loads(file.read_text())
     assert written["rows"][1]["undefined"] is None
+    assert [row["commit"] for row in written["rows"]] == [written["commit"]] * 2
     assert datetime.fromisoformat(written["date"]).tzinfo is not None
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
 from batchsweep.errors import IndexFailed
-from batchsweep.forward import products
-from batchsweep.forward.gpt_neox import GPTNeoX, load
+from batchsweep.forward import gpt_neox, products
+from batchsweep.forward.fused_neox import FusedBlock
+from batchsweep.forward.gpt_neox import GPTNeoX, know_tokens, load
 from batchsweep.forward.loading import load_checkpoint
 from batchsweep.numerics import one_compute_thread
 
@@ -108,6 +111,44 @@ def test_fused_states_are_transformers_own_up_to_rounding(
             # No further from the exact states than a few times what float32 is anyway.
             size, away = best.abs().max(), (one - best).abs().max()
             assert away <= 4 * (other - best).abs().max() + 2**-23 * size
+
+
+@CONFIGS
+def test_what_is_known_of_tokens_beforehand_is_what_the_first_block_makes_of_them(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = load_checkpoint(str(saved(tmp_path, **config)), device="cpu").model
+    exact = transformers.AutoModel.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    theirs = transformers.AutoModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert isinstance(ours, GPTNeoX)
+    monkeypatch.setattr(gpt_neox, "KNOWN_AT_ONCE", 7)
+    ids = torch.randint(0, 61, (12, 9), generator=torch.Generator().manual_seed(1))
+    several = []
+    for threads in (1, 3):
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            several.append(know_tokens(ours, [*ids.numpy(), np.array([60])], pool))
+    known, again = several
+    if not config.get("use_parallel_residual", True):
+        assert known is None
+        return
+    assert known is not None and again is not None
+    assert torch.equal(known.read_NE, again.read_NE)
+    assert torch.equal(known.mixed_ND, again.mixed_ND)
+    assert len(known.read_NE) == len({60, *ids.flatten().tolist()})
+    first = ours.layers[0]
+    assert isinstance(first, FusedBlock)
+    with torch.inference_mode(), one_compute_thread():
+        # Nothing of a token alone is computed again.
+        monkeypatch.setattr(first.widen, "gelu", lambda rows: pytest.fail("the perceptron ran"))
+        got = ours(ids, output_hidden_states=True, known=known).hidden_states
+        assert all(
+            map(torch.equal, got, ours(ids, output_hidden_states=True, known=known).hidden_states)
+        )
+        want = theirs(ids, output_hidden_states=True).hidden_states
+        truth = exact(ids, output_hidden_states=True).hidden_states
+    for one, other, best in zip(got, want, truth, strict=True):
+        size, away = best.abs().max(), (one - best).abs().max()
+        assert away <= 4 * (other - best).abs().max() + 2**-23 * size
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from batchsweep.forward import products
 from batchsweep.forward.loading import load_checkpoint
-from batchsweep.forward.products import Product, fused_products
+from batchsweep.forward.products import Product, filled, fused_products
 
 
 @pytest.fixture(params=["fused", "not fused"])
@@ -46,6 +46,49 @@ def test_a_product_is_a_linear_layer(fused: bool, bias: bool, rows: int) -> None
     torch.testing.assert_close(product.gelu(x), functional.gelu(expected), **near)
     torch.testing.assert_close(product.plus(states, x), states + expected, **near)
     assert torch.equal(states, before)
+
+
+def test_rows_are_filled_up_to_few_numbers() -> None:
+    numbers = set()
+    for count in [*range(1, 3000), *range(3000, 16_385, 7)]:
+        numbers.add(full := len(filled(torch.ones(count, 1))))
+        assert count <= full <= max(count + 7, count * 33 / 32)
+    # Four products of each fit into the thousand that oneDNN keeps.
+    assert len(numbers) <= 250
+    assert filled(torch.ones(9, 2)).sum(dim=1).tolist() == [2] * 9 + [0] * 7
+    rows = torch.ones(64, 2)
+    assert filled(rows) is rows
+
+
+def test_batches_of_all_sizes_take_products_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not fused_products():
+        pytest.skip("this PyTorch has no fused products")
+    seen = set()
+    own = torch.ops.mkldnn._linear_pointwise
+
+    class Watched:
+        _reorder_linear_weight = torch.ops.mkldnn._reorder_linear_weight
+
+        class _linear_pointwise:
+            def __new__(cls, rows: torch.Tensor, *more: object) -> torch.Tensor:  # type: ignore[misc]
+                seen.add(len(rows))
+                return own(rows, *more)
+
+            @staticmethod
+            def binary(rows: torch.Tensor, states: torch.Tensor, *more: object) -> torch.Tensor:
+                seen.add(len(rows))
+                assert len(states) == len(rows)
+                return own.binary(rows, states, *more)
+
+    product = Product(torch.ones(4, 8), None)
+    monkeypatch.setattr(torch.ops, "mkldnn", Watched)
+    with torch.inference_mode():
+        for count in range(257, 289):
+            x = torch.ones(count, 8)
+            assert product(x).shape == product.gelu(x).shape == (count, 4)
+            assert product.plus(torch.ones(count, 4), x).tolist() == [[9.0] * 4] * count
+            assert product(x.view(1, count, 8)).shape == (1, count, 4)
+    assert seen <= {264, 272, 280, 288}
 
 
 @pytest.mark.parametrize("harm", ["gone", "other arguments", "wrong"])

@@ -14,7 +14,7 @@ import numpy as np
 
 from batchsweep.errors import TryAgain
 from batchsweep.store import GroupSpec, Store
-from batchsweep.store.places.local import Blobs
+from batchsweep.store.places.blobs import Blobs
 from batchsweep.store.places.pieces import pieces_of
 from batchsweep.store.zarr.format import ZarrFormat
 

@@ -24,7 +24,8 @@ from batchsweep.corpus.spool import Spool
 from batchsweep.corpus.tokens import is_unknown, tokenize
 from batchsweep.errors import IndexFailed, StoreError, StoreMismatch
 from batchsweep.progress import progress
-from batchsweep.store.corpus import DIGEST_BYTES, CorpusWriter, digest_of
+from batchsweep.store.corpus import CorpusWriter, digest_of
+from batchsweep.store.corpus_attributes import DIGEST_BYTES
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask

@@ -15,7 +15,8 @@ Example:
 
 from batchsweep.store.convert import convert
 from batchsweep.store.corpus import Corpus, CorpusWriter, digest_of
-from batchsweep.store.group import GroupReader, GroupWriter
+from batchsweep.store.group_reader import GroupReader
+from batchsweep.store.group_writer import GroupWriter
 from batchsweep.store.integrity import Fault, repair, verify
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.store import GroupStatus, Store, create_store, open_store

@@ -7,22 +7,24 @@ them; nothing is pickled.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, Self
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
 from batchsweep.errors import StoreCorrupt, StoreError
-from batchsweep.store.validation import MAX_TASKS, MAX_TEXTS, name_fault, parsed
+from batchsweep.store.corpus_attributes import (
+    DIGEST_BYTES,
+    CorpusAttributes,
+    quoted,
+    task_array,
+    token_arrays,
+)
+from batchsweep.store.rows import row_numbers
+from batchsweep.store.validation import MAX_TASKS, name_fault
 from batchsweep.store.values import Array, as_bytes
 
-DIGEST_BYTES = 16
-#: Chunks of one array; with chunks of 4 MiB that is 4 TiB.
-_MAX_CHUNKS = 1 << 20
 #: Bytes that one read of texts takes at most, if its rows allow it.
 _READ_BYTES = 8 << 20
 
@@ -103,7 +105,7 @@ class CorpusWriter:
 
     def add_tokens(self, tokenizer: str, ids: Sequence[npt.ArrayLike]) -> None:
         """Append the token ids of the next rows, one array a text, for one tokenizer."""
-        ids_name, offsets_name = _token_arrays(tokenizer)
+        ids_name, offsets_name = token_arrays(tokenizer)
         if tokenizer not in self._token_ends:
             self._token_ends[tokenizer] = 0
             self._append(offsets_name, np.zeros(1, np.int64))
@@ -118,10 +120,10 @@ class CorpusWriter:
 
     def add_task(self, task: str, rows: npt.ArrayLike) -> None:
         """Set the corpus rows of a task, ascending."""
-        if fault := name_fault([*map(_quoted, [*self._tasks, task])], most=MAX_TASKS):
+        if fault := name_fault([*map(quoted, [*self._tasks, task])], most=MAX_TASKS):
             raise StoreError(f"corpus: task {task!r}: {fault}")
         self._tasks.append(task)
-        self._append(_task_array(task), np.asarray(rows, np.int64))
+        self._append(task_array(task), np.asarray(rows, np.int64))
 
     def finish(self, attributes: Mapping[str, Any] | None = None) -> str:
         """Seal the corpus and return its digest.
@@ -134,7 +136,7 @@ class CorpusWriter:
                 isn't there.
         """
         for tokenizer in self._token_ends:
-            rows = self._shapes[_token_arrays(tokenizer)[1]][0] - 1
+            rows = self._shapes[token_arrays(tokenizer)[1]][0] - 1
             if rows != self.texts:
                 raise StoreError(
                     f"corpus: tokens of {tokenizer} are for {rows} texts, there are {self.texts}"
@@ -175,7 +177,7 @@ class Corpus:
     def __init__(self, source: ArraySource, *, where: str) -> None:
         self._source = source
         self._where = where
-        self._attributes = _Attributes.of(source.attributes, where=where)
+        self._attributes = CorpusAttributes.of(source.attributes, where=where)
         self._offsets: npt.NDArray[np.int64] | None = None
 
     @property
@@ -213,7 +215,7 @@ class Corpus:
             StoreCorrupt: there are rows that no text has.
         """
         self._check(task, self.tasks(), "task")
-        rows = self._all(_task_array(task)).astype(np.int64, copy=False)
+        rows = self._all(task_array(task)).astype(np.int64, copy=False)
         if len(rows) and not (rows[0] >= 0 and rows[-1] < self.n_texts and _ascend(rows)):
             raise self._corrupt(f"the rows of task {task} aren't rows of texts")
         return rows
@@ -225,7 +227,7 @@ class Corpus:
             StoreError: no such tokenizer.
         """
         self._check(tokenizer, self.tokenizers(), "tokenizer")
-        ids_name, offsets_name = _token_arrays(tokenizer)
+        ids_name, offsets_name = token_arrays(tokenizer)
         ids = self._all(ids_name).astype(np.int32, copy=False)
         return ids, self._all_offsets(offsets_name, len(ids))
 
@@ -236,7 +238,7 @@ class Corpus:
             StoreError: no such tokenizer.
         """
         self._check(tokenizer, self.tokenizers(), "tokenizer")
-        ids_name, offsets_name = _token_arrays(tokenizer)
+        ids_name, offsets_name = token_arrays(tokenizer)
         return np.diff(self._all_offsets(offsets_name, self._attributes.arrays[ids_name].shape[0]))
 
     def token_ids(self, tokenizer: str, rows: slice) -> list[npt.NDArray[np.int32]]:
@@ -246,7 +248,7 @@ class Corpus:
             StoreError: no such tokenizer.
         """
         self._check(tokenizer, self.tokenizers(), "tokenizer")
-        ids_name, offsets_name = _token_arrays(tokenizer)
+        ids_name, offsets_name = token_arrays(tokenizer)
         start, stop, _ = rows.indices(self.n_texts)
         offsets = self._source.read(offsets_name, start, stop + 1).astype(np.int64, copy=False)
         tokens = self._attributes.arrays[ids_name].shape[0]
@@ -257,12 +259,7 @@ class Corpus:
 
     def texts(self, rows: slice | npt.ArrayLike | None = None) -> list[str]:
         """Texts in the order of ``rows`` (all, a slice, or row numbers)."""
-        if rows is None or isinstance(rows, slice):
-            wanted = np.arange(*(rows or slice(None)).indices(self.n_texts))
-        else:
-            wanted = np.asarray(rows, np.int64).reshape(-1)
-        if wanted.size and not (wanted.min() >= 0 and wanted.max() < self.n_texts):
-            raise StoreError(f"{self._where}: rows must be 0 to {self.n_texts - 1}")
+        wanted = row_numbers(rows, self.n_texts, where=self._where)
         if self._offsets is None:
             size = self._attributes.arrays["text_bytes"].shape[0]
             self._offsets = self._all_offsets("text_offsets", size)
@@ -325,88 +322,5 @@ class Corpus:
             )
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """What the attributes say of one array."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    sha256: str
-    chunk_rows: int = 1
-
-    @property
-    def row_bytes(self) -> int:
-        return np.dtype(self.dtype).itemsize * math.prod(self.shape[1:])
-
-
-@dataclass(frozen=True)
-class _Attributes:
-    """FORMAT.md, 8."""
-
-    digest: str
-    texts: int
-    tasks: tuple[str, ...]
-    tokenizers: tuple[str, ...]
-    arrays: dict[str, _Entry]
-    extra: dict[str, Any]
-
-    @classmethod
-    def of(cls, value: dict[str, Any], *, where: str) -> _Attributes:
-        """Read them.
-
-        Raises:
-            StoreCorrupt: they say what no corpus can be.
-        """
-        try:
-            attributes = parsed(cls, value)
-            attributes._check()
-        except ValueError as error:
-            raise StoreCorrupt(
-                f"{where}: its attributes are damaged ({error}); "
-                "run 'batchsweep verify --repair', then 'batchsweep prepare'"
-            ) from None
-        return attributes
-
-    def _check(self) -> None:
-        if not 0 <= self.texts <= MAX_TEXTS:
-            raise ValueError(f"texts must be 0 to {MAX_TEXTS}, got {self.texts}")
-        of_texts: dict[str, tuple[str, tuple[int, ...]]] = {}
-        of_texts["text_offsets"] = ("int64", (self.texts + 1,))
-        of_texts["digests"] = ("uint8", (self.texts, DIGEST_BYTES))
-        lists = {"text_bytes": "uint8"}
-        if fault := name_fault([*map(_quoted, self.tasks)], most=MAX_TASKS):
-            raise ValueError(f"tasks: {fault}")
-        if fault := name_fault([*map(_quoted, self.tokenizers)]):
-            raise ValueError(f"tokenizers: {fault}")
-        for task in self.tasks:
-            lists[_task_array(task)] = "int64"
-        for tokenizer in self.tokenizers:
-            ids_name, offsets_name = _token_arrays(tokenizer)
-            lists[ids_name] = "int32"
-            of_texts[offsets_name] = ("int64", (self.texts + 1,))
-        if odd := self.arrays.keys() ^ (lists.keys() | of_texts.keys()):
-            raise ValueError(f"arrays: {min(odd)[:80]!r} is missing, or none that a corpus has")
-        for name, entry in self.arrays.items():
-            dtype, shape = of_texts.get(name) or (lists[name], entry.shape[:1])
-            if (entry.dtype, entry.shape) != (dtype, shape) or shape[0] < 0:
-                raise ValueError(f"arrays: {name} is {entry.dtype} {list(entry.shape)}")
-            if entry.chunk_rows < 1 or shape[0] > entry.chunk_rows * _MAX_CHUNKS:
-                raise ValueError(f"arrays: {name} has chunks of {entry.chunk_rows} rows")
-
-
 def _ascend(numbers: npt.NDArray[np.int64]) -> bool:
     return bool((np.diff(numbers) >= 0).all())
-
-
-def _task_array(task: str) -> str:
-    return f"tasks/{_quoted(task)}"
-
-
-def _token_arrays(tokenizer: str) -> tuple[str, str]:
-    folder = f"tokens/{_quoted(tokenizer)}"
-    return f"{folder}/ids", f"{folder}/offsets"
-
-
-def _quoted(name: str) -> str:
-    """A name of anybody's choice as one part of a path (RFC 3986)."""
-    return quote(name, safe="")

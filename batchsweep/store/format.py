@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from batchsweep.errors import StoreCorrupt
 from batchsweep.store.corpus import ArraySink, ArraySource
-from batchsweep.store.places.local import Blobs
+from batchsweep.store.places.blobs import Blobs
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.values import Array, as_bytes
 

@@ -12,7 +12,7 @@ from batchsweep.errors import StoreCorrupt, StoreError
 from batchsweep.progress import progress
 from batchsweep.store.corpus import Corpus
 from batchsweep.store.format import Format, spec_of
-from batchsweep.store.group import is_sealed_by
+from batchsweep.store.seals import is_sealed_by
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.store import Store
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from batchsweep.errors import UsageError
 from batchsweep.store.corpus import Corpus
-from batchsweep.store.group import GroupReader
+from batchsweep.store.group_reader import GroupReader
 from batchsweep.store.store import Store
 
 

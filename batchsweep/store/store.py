@@ -13,8 +13,10 @@ from batchsweep.errors import NoStore, StoreCorrupt, StoreError
 from batchsweep.store import documents
 from batchsweep.store.corpus import Corpus, CorpusWriter
 from batchsweep.store.format import Format, spec_of
-from batchsweep.store.group import GroupReader, GroupWriter
-from batchsweep.store.places.local import Blobs, LocalBlobs
+from batchsweep.store.group_reader import GroupReader
+from batchsweep.store.group_writer import GroupWriter
+from batchsweep.store.places.blobs import Blobs
+from batchsweep.store.places.local import LocalBlobs
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.validation import check_version, is_key
 from batchsweep.store.zarr.format import ZarrFormat

@@ -288,7 +288,7 @@ def test_stale_seals_are_found_and_not_used(tmp_path: Path) -> None:
 
 
 def test_nan_by_another_writer_is_found(tmp_path: Path) -> None:
-    from batchsweep.store.group import seal_of
+    from batchsweep.store.seals import seal_of
 
     store = create_store(tmp_path / "s")
     of = spec(poolings=("mean",), texts=100)

@@ -21,7 +21,7 @@ from batchsweep.store import documents
 from batchsweep.store.format import Float64
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.values import stored_dtype
-from batchsweep.store.zarr.format import chunk_shape
+from batchsweep.store.zarr.group_documents import chunk_shape
 from batchsweep.store.zarr.v3 import CRC_BYTES, chunk_key, crc32c
 
 #: Bytes of a shard before its first chunk: the metadata that make an HDF5 file of it.

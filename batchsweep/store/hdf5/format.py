@@ -16,7 +16,8 @@ from batchsweep.store.format import corrupt_at
 from batchsweep.store.hdf5 import files
 from batchsweep.store.hdf5.corpus import PATH as CORPUS
 from batchsweep.store.hdf5.corpus import Hdf5Sink, Hdf5Source
-from batchsweep.store.places.local import Blobs, LocalBlobs
+from batchsweep.store.places.blobs import Blobs
+from batchsweep.store.places.local import LocalBlobs
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.zarr.corpus import read_attributes
 from batchsweep.store.zarr.format import ZarrFormat

@@ -18,18 +18,15 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any
 
 from batchsweep.errors import StoreCorrupt, StoreError, StoreFull, TryAgain
+from batchsweep.store.places.blobs import R, T, map_in_threads
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 #: Temporary files older than this many seconds belong to nobody.
 ABANDONED_AFTER = 3600.0
@@ -37,64 +34,6 @@ ABANDONED_AFTER = 3600.0
 _MAX_BYTES = 1 << 30
 # What flock answers where there is none: NFS without its lock service, Lustre and FUSE as mounted.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-
-
-class Blobs(Protocol):
-    """What the formats need of a place. Paths are relative, with ``/``."""
-
-    url: str
-
-    def read(self, path: str) -> bytes | None:
-        """All bytes, or None if there is no such blob."""
-
-    def read_range(self, path: str, start: int, length: int) -> bytes | None:
-        """``length`` bytes from ``start`` (fewer at the end), or None if there is no such blob."""
-
-    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
-        """As ``read_range``, of several (start, length) at once."""
-
-    def pieces(
-        self, path: str, start: int, length: int, piece: int, space: memoryview[int], tail: int = 0
-    ) -> Iterator[memoryview[int]]:
-        """The ``length`` bytes from ``start`` in pieces, then the ``tail`` bytes after them.
-
-        Each piece has ``piece`` bytes (the last one the rest); where bytes are missing, there are
-        no more. A piece may lie in ``space``: at its place if the space has ``length`` bytes,
-        otherwise at the beginning, in place of the piece before.
-        """
-
-    def write(self, path: str, parts: Iterable[Buffer]) -> None:
-        """Replace the blob by the joined parts, durably and at once."""
-
-    def delete(self, path: str) -> None:
-        """Remove the blob if it is there."""
-
-    def delete_tree(self, prefix: str) -> None:
-        """Remove every blob below ``prefix/``."""
-
-    def files(self, prefix: str) -> dict[str, int]:
-        """Name and size of each blob directly below ``prefix/``."""
-
-    def folders(self, prefix: str) -> list[str]:
-        """Names of the folders directly below ``prefix/``, sorted."""
-
-    def walk(self, prefix: str) -> list[str]:
-        """Paths of all blobs below ``prefix/``, sorted."""
-
-    def stamps(self, prefix: str) -> dict[str, str]:
-        """Path -> stamp of all blobs below ``prefix/``; a blob with other bytes has another one."""
-
-    def clean(self, prefix: str) -> None:
-        """Remove what killed writers left of blobs below ``prefix/``; only its one writer may."""
-
-    def clean_abandoned(self) -> None:
-        """Remove what killed writers left, of any blob, an hour ago or more."""
-
-    def lease(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Be the only one that holds ``name``, or TryAgain naming the holder."""
-
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """``function`` of each item, several at a time, in order."""
 
 
 class LocalBlobs:
@@ -319,7 +258,7 @@ class LocalBlobs:
 
     @contextmanager
     def lease(self, name: str, *, wait: bool = False) -> Iterator[None]:
-        """See :class:`Blobs`; with ``wait``, wait for the holder instead of raising TryAgain."""
+        """As every place's; with ``wait``, wait for the holder instead of raising TryAgain."""
         # The kernel releases a flock when its process ends, however it ends. The file stays, since
         # removing it would let two processes lock two files of one name.
         path = self.place(f"leases/{_flat_name(name)}.lock")
@@ -346,11 +285,7 @@ class LocalBlobs:
                 file.truncate(0)
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        work = list(items)
-        if len(work) < 2:
-            return [function(item) for item in work]
-        with ThreadPoolExecutor(self.threads) as pool:
-            return list(pool.map(function, work))
+        return map_in_threads(function, items, self.threads)
 
     def _make_folder(self, folder: Path) -> None:
         if folder.is_dir():

@@ -14,10 +14,9 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore.exceptions import (
@@ -31,6 +30,7 @@ from obstore.exceptions import (
 from obstore.store import from_url
 
 from batchsweep.errors import StoreError, TryAgain, first_line, shortened
+from batchsweep.store.places.blobs import R, T, map_in_threads
 from batchsweep.store.places.local import busy, holder
 from batchsweep.store.places.pieces import pieces_of
 
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
-R = TypeVar("R")
 
 #: Seconds after its last renewal that a lease may be taken over, and between renewals.
 LEASE_SECONDS = 120.0
@@ -151,11 +149,7 @@ class ObjectBlobs:
             self.delete(path)
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        work = list(items)
-        if len(work) < 2:
-            return [function(item) for item in work]
-        with ThreadPoolExecutor(self.threads) as pool:
-            return list(pool.map(function, work))
+        return map_in_threads(function, items, self.threads)
 
     def _take(self, path: str, name: str) -> Any:
         body = _lease_body()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchsweep.store.format import corrupt_at
-from batchsweep.store.places.local import Blobs
+from batchsweep.store.places.blobs import Blobs
 from batchsweep.store.values import Array
 from batchsweep.store.zarr import v3
 

@@ -11,23 +11,31 @@ import numpy as np
 from batchsweep.errors import StoreCorrupt, StoreError
 from batchsweep.store.format import (
     FORMAT_VERSION,
-    SEAL_BYTES,
     Float64,
     corrupt_at,
     metric_seal,
     piece_bytes,
 )
-from batchsweep.store.places.local import Blobs
+from batchsweep.store.places.blobs import Blobs
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.validation import is_key, name_fault
 from batchsweep.store.values import Array, stored_dtype
 from batchsweep.store.zarr import v3
 from batchsweep.store.zarr.corpus import ZarrSink, ZarrSource, read_attributes
+from batchsweep.store.zarr.group_documents import (
+    SEAL_CHUNK,
+    array_documents,
+    chunk_bytes,
+    chunk_shape,
+    group_coordinates,
+    group_members,
+    metric_arrays,
+    shard_key,
+    wanted_metadata,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-_SEAL_CHUNK = (1, SEAL_BYTES)
 
 
 class ZarrFormat:
@@ -84,9 +92,9 @@ class ZarrFormat:
         folder = self.folder(key)
         parent = folder.rsplit("/", 1)[0]
         self._write_if_absent(f"{parent}/zarr.json", v3.group({}))
-        for name, (values, _) in _coordinates(spec).items():
+        for name, (values, _) in group_coordinates(spec).items():
             self._write_only_chunk(f"{folder}/{name}", values)
-        for name, stored in _array_documents(spec).items():
+        for name, stored in array_documents(spec).items():
             self._write(f"{folder}/{name}/zarr.json", stored)
         # Last: a group is there once its own document is.
         self.write_attributes(key, {**spec.to_json(), "complete": False, "metric_count": 0})
@@ -100,7 +108,7 @@ class ZarrFormat:
             "complete": complete,
             "metric_count": len(metrics.get("names", ())),
         }
-        self.write_attributes(key, attributes, _members(spec, metrics) if complete else None)
+        self.write_attributes(key, attributes, group_members(spec, metrics) if complete else None)
         if complete:
             # A kill between making the group and noting it.
             self._write_if_absent(_note(key), b"")
@@ -149,12 +157,9 @@ class ZarrFormat:
         if spec.compression != "none":
             start, length = self._index(path, spec)[layer]
             stored = self.blobs.read_range(path, start, length) or b""
-            values = v3.decode_chunk(
-                stored, chunk, dtype, where=where, compression=spec.compression
-            )
-            yield values[0, : rows.stop - rows.start]
+            yield self._decoded(stored, path, spec, name, block, layer)
             return
-        size = _chunk_bytes(spec, name) - v3.CRC_BYTES
+        size = chunk_bytes(spec, name) - v3.CRC_BYTES
         piece = piece_bytes(size // chunk[1])
         if space is None or len(space) != size:
             space = np.empty(min(piece, size), np.uint8).data
@@ -179,22 +184,27 @@ class ZarrFormat:
         self, key: str, spec: GroupSpec, name: str, block: int
     ) -> Iterator[tuple[Array, bytes]]:
         path = self._shard(key, spec, name, block)
-        chunk, dtype = chunk_shape(spec, name), stored_dtype(spec.dtype, name)
-        rows = spec.block_rows(block)
         for layer, (start, length) in enumerate(self._index(path, spec)):
             stored = self.blobs.read_range(path, start, length)
             if stored is None:
                 raise corrupt_at(self.blobs, path, "missing")
-            where = f"{self.blobs.url}: {path}, layer {spec.layers[layer]}"
-            values = v3.decode_chunk(
-                stored, chunk, dtype, where=where, compression=spec.compression
-            )
-            yield values[0, : rows.stop - rows.start], stored[-v3.CRC_BYTES :]
+            values = self._decoded(stored, path, spec, name, block, layer)
+            yield values, stored[-v3.CRC_BYTES :]
+
+    def _decoded(
+        self, stored: bytes, path: str, spec: GroupSpec, name: str, block: int, layer: int
+    ) -> Array:
+        """The rows of a block in one layer's chunk."""
+        chunk, dtype = chunk_shape(spec, name), stored_dtype(spec.dtype, name)
+        where = f"{self.blobs.url}: {path}, layer {spec.layers[layer]}"
+        values = v3.decode_chunk(stored, chunk, dtype, where=where, compression=spec.compression)
+        rows = spec.block_rows(block)
+        return values[0, : rows.stop - rows.start]
 
     def checksums(self, key: str, spec: GroupSpec, name: str, block: int) -> bytes:
         path = self._shard(key, spec, name, block)
         if spec.compression == "none":
-            size = _chunk_bytes(spec, name)
+            size = chunk_bytes(spec, name)
             ends = [self.lead + (n + 1) * size for n in range(len(spec.layers))]
         else:
             ends = [start + length for start, length in self._index(path, spec)]
@@ -205,22 +215,10 @@ class ZarrFormat:
         return b"".join(stored)
 
     def metadata_faults(self, key: str, spec: GroupSpec) -> list[str]:
-        folder = self.folder(key)
-        wanted = {f"{folder}/{n}/zarr.json": s for n, s in _array_documents(spec).items()}
-        for group in ("checkpoints", folder.rsplit("/", 1)[0]):
-            wanted[f"{group}/zarr.json"] = v3.group({})
-        attributes = self.attributes(key) or {}
-        chunks = {f"{folder}/{n}": values for n, (values, _) in _coordinates(spec).items()}
         # Metrics that don't read at all are another kind of fault.
         metrics = self._metric_attributes(key)
-        complete = attributes.get("complete") is True
-        members = _members(spec, metrics) if complete else None
-        wanted[f"{folder}/zarr.json"] = v3.group(attributes, members)
-        if metrics:
-            chunks[f"{folder}/metrics/layer"] = chunks[f"{folder}/layer"]
-            arrays = _metric_arrays(spec, metrics["names"])
-            wanted |= {f"{folder}/metrics/{n}/zarr.json": s for n, s in arrays.items()}
-            wanted[f"{folder}/metrics/zarr.json"] = v3.group(metrics, arrays)
+        attributes = self.attributes(key) or {}
+        wanted, chunks = wanted_metadata(self.folder(key), spec, attributes, metrics)
         paths = list(wanted)
         stored = self.blobs.map(self.blobs.read, paths)
         faults = [
@@ -272,10 +270,10 @@ class ZarrFormat:
         there = set(range(spec.blocks))
         for name in spec.arrays:
             sizes = self.blobs.files(f"{self.folder(key)}/{name}")
-            whole = self.lead + len(spec.layers) * _chunk_bytes(spec, name)
+            whole = self.lead + len(spec.layers) * chunk_bytes(spec, name)
             whole += v3.shard_index_bytes(len(spec.layers))
             for block in tuple(there):
-                size = sizes.get(_shard_key(spec, name, block))
+                size = sizes.get(shard_key(spec, name, block))
                 if size is None or (spec.compression == "none" and size != whole):
                     there.remove(block)
         return set(range(spec.blocks)) - there
@@ -286,7 +284,7 @@ class ZarrFormat:
             self.blobs.delete(path)
             return
         values = np.frombuffer(seal, np.uint8)[None]
-        self.blobs.write(path, v3.encode_chunk(values, _SEAL_CHUNK))
+        self.blobs.write(path, v3.encode_chunk(values, SEAL_CHUNK))
 
     def seals(
         self, key: str, spec: GroupSpec, blocks: Iterable[int] | None = None
@@ -302,7 +300,7 @@ class ZarrFormat:
             if stored is None:
                 return None
             try:
-                seal = v3.decode_chunk(stored, _SEAL_CHUNK, np.dtype("u1"), where=path).tobytes()
+                seal = v3.decode_chunk(stored, SEAL_CHUNK, np.dtype("u1"), where=path).tobytes()
             except StoreCorrupt:
                 seal = b""
             return block, seal
@@ -343,7 +341,7 @@ class ZarrFormat:
     ) -> None:
         folder = f"{self.folder(key)}/metrics"
         self._write_only_chunk(f"{folder}/layer", np.asarray(spec.layers, np.int64))
-        arrays = _metric_arrays(spec, attributes["names"])
+        arrays = metric_arrays(spec, attributes["names"])
         for name, stored in arrays.items():
             self._write(f"{folder}/{name}/zarr.json", stored)
         self._write(f"{folder}/zarr.json", v3.group(attributes, arrays))
@@ -388,7 +386,7 @@ class ZarrFormat:
         return b""
 
     def _shard(self, key: str, spec: GroupSpec, name: str, block: int) -> str:
-        return f"{self.folder(key)}/{name}/{_shard_key(spec, name, block)}"
+        return f"{self.folder(key)}/{name}/{shard_key(spec, name, block)}"
 
     def _group_attributes(self, path: str) -> dict[str, Any] | None:
         stored = self.blobs.read(path)
@@ -414,79 +412,3 @@ class ZarrFormat:
 def _note(key: str) -> str:
     """What tells a group that is gone from one that was never begun."""
     return f"groups/{key}"
-
-
-def _array_documents(spec: GroupSpec) -> dict[str, bytes]:
-    """``zarr.json`` of each array of a group, by name."""
-    coordinates = _coordinates(spec)
-    arrays = {
-        name: v3.array(values.shape, values.dtype, values.shape, dimensions=dimensions)
-        for name, (values, dimensions) in coordinates.items()
-    }
-    for name in spec.arrays:
-        chunk = chunk_shape(spec, name)
-        # The convention by which xarray takes an array for a coordinate.
-        attributes = {"coordinates": "step"} if "step" in coordinates else {}
-        if spec.dtype == "int8" and name in spec.poolings:
-            attributes["scale"] = f"{name}_scale"
-        arrays[name] = v3.array(
-            (len(spec.layers), spec.texts, *chunk[2:]),
-            stored_dtype(spec.dtype, name),
-            chunk,
-            shard=(len(spec.layers), *chunk[1:]),
-            dimensions=("layer", "text", "hidden")[: len(chunk)],
-            compression=spec.compression,
-            attributes=attributes,
-        )
-    # With a copy of the group's attributes, from which repair restores them.
-    arrays["seals"] = v3.array(
-        (spec.blocks, SEAL_BYTES),
-        np.dtype("u1"),
-        _SEAL_CHUNK,
-        dimensions=("block", "byte"),
-        attributes=spec.to_json(),
-    )
-    return arrays
-
-
-def _members(spec: GroupSpec, metrics: dict[str, Any]) -> dict[str, bytes]:
-    """``zarr.json`` of all nodes of a complete group, by path."""
-    members = _array_documents(spec)
-    if metrics:
-        members["metrics"] = v3.group(metrics)
-        arrays = _metric_arrays(spec, metrics["names"])
-        members |= {f"metrics/{name}": stored for name, stored in arrays.items()}
-    return members
-
-
-def _metric_arrays(spec: GroupSpec, names: list[str]) -> dict[str, bytes]:
-    shape = (len(spec.layers),)
-    types = {"layer": np.dtype("i8"), **dict.fromkeys(names, np.dtype("f8"))}
-    return {n: v3.array(shape, t, shape, dimensions=("layer",)) for n, t in types.items()}
-
-
-def _coordinates(spec: GroupSpec) -> dict[str, tuple[Array, tuple[str, ...]]]:
-    """xarray's coordinates: the layers' numbers, the corpus rows, and the step where known."""
-    coordinates: dict[str, tuple[Array, tuple[str, ...]]] = {
-        "layer": (np.asarray(spec.layers, np.int64), ("layer",)),
-        "text": (np.arange(spec.texts, dtype=np.int32), ("text",)),
-    }
-    step = spec.provenance.get("step")
-    if isinstance(step, int):
-        coordinates["step"] = (np.asarray(step, np.int64), ())
-    return coordinates
-
-
-def chunk_shape(spec: GroupSpec, name: str) -> tuple[int, ...]:
-    """The chunk [layer, text, hidden] of a pooling's array, or [layer, text] of its scales."""
-    return (1, spec.chunk_texts, spec.hidden) if name in spec.poolings else (1, spec.chunk_texts)
-
-
-def _chunk_bytes(spec: GroupSpec, name: str) -> int:
-    """Stored size of a chunk that isn't compressed."""
-    values = int(np.prod(chunk_shape(spec, name)))
-    return values * stored_dtype(spec.dtype, name).itemsize + v3.CRC_BYTES
-
-
-def _shard_key(spec: GroupSpec, name: str, block: int) -> str:
-    return v3.chunk_key(0, block, *([0] if name in spec.poolings else []))

@@ -7,12 +7,13 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
 
 from batchsweep.bandit.policies import Pull
 from batchsweep.errors import StoreCorrupt, StoreError
 from batchsweep.score.record import Score
+from batchsweep.store.validation import parsed
 
 Record = dict[str, Any]
 Kind = Literal["reference", "search", "check", "imported"]
@@ -89,50 +90,23 @@ class Observation:
             StoreError: it is none.
         """
         try:
-            observation = cls(**record)
-            if observation.halves is not None:
-                one, two = observation.halves
-                observation = replace(observation, halves=(one, two))
-            observation._check()
-        except (TypeError, ValueError):
+            if set(record) - set(cls.__dataclass_fields__):
+                raise ValueError("it says more than a pull does")
+            one = parsed(cls, record)
+            numbers = (one.score, one.seconds, one.noise, *(one.halves or ()))
+            if not all(x is None or abs(x) < _MOST for x in numbers):
+                raise ValueError("scores and seconds are numbers")
+        except ValueError:
             raise StoreError(
-                f"the bandit's ledger has an entry that is no pull: {sorted(record)}; remove that "
-                "search's folder below bandit/ and run 'batchsweep bandit' again"
+                f"the bandit's ledger has an entry that is no pull: {sorted(record)}; {_REMEDY}"
             ) from None
-        return observation
-
-    def _check(self) -> None:
-        """Refuse what no ledger says: a store may come from anybody."""
-        if not all(isinstance(text, str) for text in (self.kind, self.arm, self.task, self.reason)):
-            raise TypeError("kind, arm, task and reason are texts")
-        halves = (x for x in self.halves or () if x is not None)
-        numbers = (self.score, self.seconds, self.noise, *halves)
-        if any(type(x) not in (int, float) or not abs(x) < _MOST for x in numbers):
-            raise TypeError("scores and seconds are numbers")
-        if not isinstance(self.full, bool) or not isinstance(self.group, str | None):
-            raise TypeError("full is true or false, group a text")
+        return one
 
     def to_json(self) -> Record:
         """Plain values for the ledger; what is as usual is left out."""
-        record: Record = {
-            "kind": self.kind,
-            "arm": self.arm,
-            "task": self.task,
-            "score": self.score,
-            "seconds": self.seconds,
-            "reason": self.reason,
-        }
-        if self.halves is not None:
-            record["halves"] = list(self.halves)
-        if self.noise:
-            record["noise"] = self.noise
-        if self.full:
-            record["full"] = True
-        if self.undefined:
-            record["undefined"] = True
-        if self.group is not None:
-            record["group"] = self.group
-        return record
+        usual = {f.name: f.default for f in fields(self)}
+        said = {name: value for name, value in vars(self).items() if value != usual[name]}
+        return said if self.halves is None else {**said, "halves": list(self.halves)}
 
 
 class Ledger(Protocol):

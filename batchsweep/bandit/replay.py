@@ -17,7 +17,6 @@ from batchsweep.bandit.score_table import ScoreTable
 from batchsweep.config import BanditConfig, RewardsConfig
 from batchsweep.errors import UsageError
 from batchsweep.progress import progress
-from batchsweep.score.record import Score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,8 +26,6 @@ STATEMENTS = 20
 COLUMNS = (
     "policy", "seed", "pulls", "seconds", "arm", "regret", "best", "within", "p_best", "cells"
 )  # fmt: skip
-#: "Within" is a regret of at most this part of the best arm's mean score.
-WITHIN = 0.005
 
 
 def replay(
@@ -88,43 +85,27 @@ def _one(
     options: dict[str, Any],
 ) -> list[tuple[Any, ...]]:
     problem = table.problem
-    truth, unit = table.truth(rewards)
-    regret = (truth.max() - truth) / unit
-    within = WITHIN * float(table.counted.mean(axis=1)[int(truth.argmax())])
-    index = {a: i for i, a in enumerate(problem.arms)}
-    task_index = {t: i for i, t in enumerate(problem.tasks)}
-    noise = np.random.default_rng([seed, 13]).normal(size=table.scores.shape) * table.noise
-
-    def score(arm: str, task: str) -> Score:
-        a, t = index[arm], task_index[task]
-        value = float(table.scores[a, t] + noise[a, t])
-        return Score(value, float(table.seconds[a, t]), noise=table.noise)
-
+    regret, within = table.regret(rewards)
     config = config.model_copy(update={"policy": name, "seed": seed})
     total = config.budget_for(*problem.shape)[0] or table.scores.size
     moments = {round(total * (k + 1) / STATEMENTS) for k in range(STATEMENTS)}
     rows: list[tuple[Any, ...]] = []
     cells = table.scores.size
 
-    def row(policy: Policy, pulls: int, seconds: float, *, state: bool) -> None:
-        arm, stated = policy.leader(), float("nan")
-        if state:
-            answer = policy.best()
-            stated = float("nan") if answer.p_best is None else answer.p_best
-        at = regret[arm]
+    def row(arm: int, pulls: int, seconds: float, stated: float | None = None) -> None:
+        at, said = regret[arm], float("nan") if stated is None else stated
         chosen = problem.arms[arm]
-        rows.append((name, seed, pulls, seconds, chosen, at, at <= 0, at <= within, stated, cells))
+        rows.append((name, seed, pulls, seconds, chosen, at, at <= 0, at <= within, said, cells))
 
     def heard(policy: Policy, pulls: int, seconds: float) -> None:
-        row(policy, pulls, seconds, state=pulls in moments)
+        row(policy.leader(), pulls, seconds, policy.best().p_best if pulls in moments else None)
 
+    score = table.score_fn(seed)
     outcome = loop.run(
         problem, score, config, rewards, options=options, on_observe=heard, quiet=True
     )
     if not rows:  # a policy that pulls nothing answers all the same
-        chosen = outcome.answer.arm
-        at = regret[index[chosen]]
-        rows.append((name, seed, 0, 0.0, chosen, at, at <= 0, at <= within, float("nan"), cells))
+        row(problem.arms.index(outcome.answer.arm), 0, 0.0)
     return rows
 
 

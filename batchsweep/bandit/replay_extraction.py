@@ -20,12 +20,10 @@ from batchsweep.bandit.costs import PairBudget, PairCosts
 from batchsweep.bandit.outcome import Outcome
 from batchsweep.bandit.policies import Policy
 from batchsweep.bandit.policies.base import Bools, Floats
-from batchsweep.bandit.replay import WITHIN
 from batchsweep.bandit.score_table import ScoreTable
 from batchsweep.bandit.waves import Wave, Waves
 from batchsweep.config import BanditConfig, RewardsConfig
 from batchsweep.errors import UsageError
-from batchsweep.score.record import Score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,21 +175,11 @@ def search_table(
         paid: what it asks, for callers that look while it goes on.
         heard: as ``on_observe`` of :func:`batchsweep.bandit.loop.run`.
     """
-    problem = table.problem
-    arms = {arm: i for i, arm in enumerate(problem.arms)}
-    tasks = {task: i for i, task in enumerate(problem.tasks)}
-    noise = np.random.default_rng([config.seed, 13]).normal(size=table.scores.shape) * table.noise
+    problem, score = table.problem, table.score_fn(config.seed)
     paid = paid or Paid(chooser.costs, problem.tasks)
-
-    def score(arm: str, task: str) -> Score:
-        a, t = arms[arm], tasks[task]
-        value = float(table.scores[a, t] + noise[a, t])
-        return Score(value, float(table.seconds[a, t]), noise=table.noise)
-
     waves = Waves(chooser, paid, budget)
-    return loop.run(
-        problem, score, config, rewards, waves=waves, on_observe=heard, quiet=True
-    ), paid
+    outcome = loop.run(problem, score, config, rewards, waves=waves, on_observe=heard, quiet=True)
+    return outcome, paid
 
 
 def _searched(
@@ -204,7 +192,7 @@ def _searched(
     rewards: RewardsConfig,
 ) -> list[tuple[Any, ...]]:
     problem, costs = table.problem, chooser.costs
-    regret, within = _truth(table, rewards)
+    regret, within = table.regret(rewards)
     paid = Paid(costs, problem.tasks)
     if config is None:
         pulls = {"budget": {"pulls": min(1000, 10 * len(problem.arms))}}
@@ -229,7 +217,7 @@ def _every_nth(
     table: ScoreTable, costs: PairCosts, seed: int, rewards: RewardsConfig
 ) -> list[tuple[Any, ...]]:
     problem = table.problem
-    regret, within = _truth(table, rewards)
+    regret, within = table.regret(rewards)
     rows = []
     for n in EVERY:
         pairs = np.zeros((len(costs.checkpoints), len(problem.tasks)), dtype=bool)
@@ -243,13 +231,6 @@ def _every_nth(
         parts = _parts(pairs, costs)
         rows.append(("every_nth", seed, n, pulls, *parts, at, at <= within, True))
     return rows
-
-
-def _truth(table: ScoreTable, rewards: RewardsConfig) -> tuple[Any, float]:
-    """([arm] regret in mean main score, how much of it counts as within 0.5 %)."""
-    truth, unit = table.truth(rewards)
-    best = float(table.counted.mean(axis=1)[int(truth.argmax())])
-    return (truth.max() - truth) / unit, WITHIN * best
 
 
 def _parts(pairs: Bools, costs: PairCosts) -> tuple[float, float, float]:

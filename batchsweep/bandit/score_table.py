@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from batchsweep.checkpoints.checkpoint import steps_in
 from batchsweep.config import RewardsConfig, local_path
 from batchsweep.errors import UsageError
 from batchsweep.score.export import counted
+from batchsweep.score.record import Score
 from batchsweep.score.records import score_rows
 from batchsweep.tasks.resolve import resolve, tasks_of
 
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: Other spellings of the columns of a table of scores.
 ALIASES = {"main_score": "score", "eval_seconds": "seconds", "evaluation_time": "seconds"}
+#: "Within" is a regret of at most this part of the best arm's mean score.
+WITHIN = 0.005
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +122,25 @@ class ScoreTable:
         plane = (self.counted - scale.centre) / scale.spread
         unit = scale.unit if rewards.aggregate != "rank" else 1.0
         return aggregate(plane, rewards.aggregate), unit
+
+    def regret(self, rewards: RewardsConfig) -> tuple[Floats, float]:
+        """([arm] regret in mean main score, how much of it counts as within 0.5 % of the best)."""
+        truth, unit = self.truth(rewards)
+        best = float(self.counted.mean(axis=1)[int(truth.argmax())])
+        return (truth.max() - truth) / unit, WITHIN * best
+
+    def score_fn(self, seed: int) -> Callable[[str, str], Score]:
+        """What scores a cell, given arm and task: the table's score, with its noise."""
+        arms = {arm: i for i, arm in enumerate(self.problem.arms)}
+        tasks = {task: i for i, task in enumerate(self.problem.tasks)}
+        noise = np.random.default_rng([seed, 13]).normal(size=self.scores.shape) * self.noise
+
+        def score(arm: str, task: str) -> Score:
+            at = arms[arm], tasks[task]
+            value = float(self.scores[at] + noise[at])
+            return Score(value, float(self.seconds[at]), noise=self.noise)
+
+        return score
 
 
 def read_scores(path: str | Path, *, metrics: str | Path | None = None) -> ScoreTable:

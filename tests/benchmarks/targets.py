@@ -23,8 +23,7 @@ from problems import cases
 
 from batchsweep.bandit import loop
 from batchsweep.bandit.policies import Policy
-from batchsweep.bandit.replay import WITHIN
-from batchsweep.bandit.score_table import ScoreTable
+from batchsweep.bandit.score_table import WITHIN, ScoreTable
 from batchsweep.config import BanditConfig, PullBudget
 from batchsweep.score.record import Score
 

@@ -67,9 +67,16 @@ class Terminated(BatchsweepError):
     exit_code = 143
 
 
-def first_line(error: BaseException) -> str:
-    """What an error of a library says, in one line; its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def first_line(error: BaseException, *, typed: bool = False) -> str:
+    """What an error of a library says, in one line; its type where it says nothing.
+
+    Args:
+        typed: its type stands before what it says, too.
+    """
+    kind, said = type(error).__name__, str(error).strip()
+    if not said:
+        return kind
+    return (f"{kind}: " if typed else "") + said.splitlines()[0]
 
 
 def shortened(text: str, most: int = 40) -> str:

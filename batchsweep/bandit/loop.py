@@ -46,7 +46,7 @@ CHECK_PASSES = 3
 FINALISTS = 2
 
 
-def run(
+def run(  # noqa: PLR0913 - what a search may be given; all but three are seldom given at all
     problem: Problem,
     score_fn: ScoreFn,
     config: BanditConfig,

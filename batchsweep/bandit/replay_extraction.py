@@ -28,6 +28,8 @@ from batchsweep.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+#: What is compared: mean main scores.
+RAW = RewardsConfig(scale="raw")
 #: Tasks of a checkpoint that chance asks for at once.
 RANDOM_TASKS = 8
 #: Every n-th checkpoint, counted back from the last of each model.
@@ -117,8 +119,7 @@ def replay_extraction(
     forward: float | None = 0.05,
     checkpoints: float | None = None,
     width: int = 4,
-    config: BanditConfig | None = None,
-    rewards: RewardsConfig | None = None,
+    config: BanditConfig,
 ) -> pd.DataFrame:
     """What each way to choose pairs knew after it had paid for so many.
 
@@ -126,8 +127,8 @@ def replay_extraction(
         costs: of the table's pairs.
         forward, checkpoints: the budget, as parts of all forward work and of all checkpoints.
         width: checkpoints a wave.
-        config: pulls, stop, final check; by default at most ten cells for each arm or 1,000, none
-            checked, and no early stop. Its policy must be one with a model.
+        config: pulls, stop, final check; rewards are the main scores. Its policy must be one with
+            a model.
 
     Returns:
         One row a pull, and a last one (``final``) with the answer. Columns: method, seed, wave,
@@ -142,7 +143,6 @@ def replay_extraction(
     unknown = [m for m in methods if m not in METHODS]
     if unknown:
         raise UsageError(f"no way to choose pairs '{unknown[0]}'; valid: {', '.join(METHODS)}")
-    rewards = rewards or RewardsConfig(scale="raw")
     rows: list[tuple[Any, ...]] = []
     for method in methods:
         if method in CHOOSERS:
@@ -152,9 +152,11 @@ def replay_extraction(
                 store_bytes=None if forward is None else forward * float(costs.store_bytes.sum()),
                 checkpoints=None if checkpoints is None else checkpoints * len(costs.checkpoints),
             )
-            rows += _searched(table, chooser, budget, method, seed, config, rewards)
+            rows += _searched(
+                table, chooser, budget, method, config.model_copy(update={"seed": seed})
+            )
         else:
-            rows += _every_nth(table, costs, seed, rewards)
+            rows += _every_nth(table, costs, seed)
     columns = ["method", "seed", "wave", "pulls", "forward", "checkpoints", "pairs", "regret"]
     return pd.DataFrame(rows, columns=[*columns, "within", "final"])
 
@@ -187,37 +189,29 @@ def _searched(
     chooser: Chooser,
     budget: PairBudget,
     method: str,
-    seed: int,
-    config: BanditConfig | None,
-    rewards: RewardsConfig,
+    config: BanditConfig,
 ) -> list[tuple[Any, ...]]:
     problem, costs = table.problem, chooser.costs
-    regret, within = table.regret(rewards)
+    regret, within = table.regret(RAW)
     paid = Paid(costs, problem.tasks)
-    if config is None:
-        pulls = {"budget": {"pulls": min(1000, 10 * len(problem.arms))}}
-        config = BanditConfig.model_validate({**pulls, "final_check": 0, "stop_at_regret": 0.0})
-    config = config.model_copy(update={"seed": seed})
     rows: list[tuple[Any, ...]] = []
 
     def row(arm: int, pulls: int, *, final: bool) -> None:
         parts = _parts(paid.pairs, costs)
         at = float(regret[arm])
-        rows.append((method, seed, paid.waves, pulls, *parts, at, at <= within, final))
+        rows.append((method, config.seed, paid.waves, pulls, *parts, at, at <= within, final))
 
     def heard(policy: Policy, pulls: int, seconds: float) -> None:
         row(policy.leader(), pulls, final=False)
 
-    outcome, _ = search_table(table, chooser, budget, config, rewards, paid=paid, heard=heard)
+    outcome, _ = search_table(table, chooser, budget, config, RAW, paid=paid, heard=heard)
     row(problem.arms.index(outcome.answer.arm), outcome.budget.spent_pulls, final=True)
     return rows
 
 
-def _every_nth(
-    table: ScoreTable, costs: PairCosts, seed: int, rewards: RewardsConfig
-) -> list[tuple[Any, ...]]:
+def _every_nth(table: ScoreTable, costs: PairCosts, seed: int) -> list[tuple[Any, ...]]:
     problem = table.problem
-    regret, within = table.regret(rewards)
+    regret, within = table.regret(RAW)
     rows = []
     for n in EVERY:
         pairs = np.zeros((len(costs.checkpoints), len(problem.tasks)), dtype=bool)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -128,15 +128,9 @@ def audit(config: Config, *, strict: bool = False, hub: Hub | None = None) -> Au
         TryAgain: the Hub can't be reached, or asks for more patience than there is.
     """
     hub = hub or Hub()
-    digests = JsonCache(cache_file("digests"))
-    try:
-        models = [_open(model, config, hub, digests) for model in config.models]
-        _check_slugs(models)
+    with _opened(config, hub) as models:
         _ask_all(models)
         found = [_sort_out(model) for model in models]
-    finally:
-        hub.save()
-        digests.save()
     result = _joined(found, asked=True, hub=hub)
     if strict and result.skipped:
         more = f" and {len(result.skipped) - 1} more" if len(result.skipped) > 1 else ""
@@ -154,21 +148,28 @@ def nominal(config: Config, *, hub: Hub | None = None) -> Audit:
         ConfigError, TryAgain: as :func:`audit`.
     """
     hub = hub or Hub()
-    digests = JsonCache(cache_file("digests"))
     found: list[Audit] = []
-    try:
-        models = [_open(model, config, hub, digests) for model in config.models]
-        _check_slugs(models)
+    with _opened(config, hub) as models:
         for model in models:
             if model.suite.local:
                 _ask_all([model])
                 found.append(_sort_out(model))
             else:
                 found.append(_take_at_word(model))
+    return _joined(found, asked=all(model.suite.local for model in models), hub=hub)
+
+
+@contextmanager
+def _opened(config: Config, hub: Hub) -> Iterator[list[_Asked]]:
+    """The config's models; what is learned of them meanwhile is kept for the next time."""
+    digests = JsonCache(cache_file("digests"))
+    try:
+        models = [_open(model, config, hub, digests) for model in config.models]
+        _check_slugs(models)
+        yield models
     finally:
         hub.save()
         digests.save()
-    return _joined(found, asked=all(model.suite.local for model in models), hub=hub)
 
 
 def _joined(found: Sequence[Audit], *, asked: bool, hub: Hub) -> Audit:
@@ -300,33 +301,13 @@ def _take_at_word(model: _Asked) -> Audit:
 
 def _sort_out(model: _Asked) -> Audit:
     """One model's answers: usable checkpoints, duplicates, shared files."""
-    name = model.config.name
-    usable: dict[str, Listing] = {}
-    for revision, listing in model.listings.items():
-        reason: Literal["no weights", "incomplete"] = "no weights"
-        detail = "no model*.safetensors or pytorch_model*.bin"
-        if listing.incomplete:
-            reason, detail = "incomplete", f"{listing.incomplete} of its shards are not there"
-        elif listing.weights and listing.config_id is None:
-            reason, detail = "incomplete", "no config.json"
-        if listing.weights and listing.config_id is not None:
-            usable[revision] = listing
-        elif revision in model.revisions:
-            model.skipped.append(Skipped(name, revision, reason, detail))
-    same = identical(usable)
-    groups = [part for group in same for part in _by_config(model, group, usable)]
+    name, usable = model.config.name, _usable(model)
+    identicals = identical(usable)
+    groups = [part for group in identicals for part in _by_config(model, group, usable)]
     if not is_pythia(name) and _main_is_not_last(model, groups):
         model.final_step = None
-    checkpoints: dict[str, Checkpoint] = {}
-    duplicates = []
-    for group in groups:
-        found = _checkpoint(model, group, usable)
-        if found is None:
-            continue
-        checkpoint, duplicate = found
-        checkpoints[checkpoint.revision] = checkpoint
-        if duplicate is not None:
-            duplicates.append(duplicate)
+    found = [one for group in groups if (one := _checkpoint(model, group, usable)) is not None]
+    checkpoints = {checkpoint.revision: checkpoint for checkpoint, _ in found}
     shapes: dict[str, Shape] = {}
     by_content: dict[str, Shape] = {}
     ordered = []
@@ -348,9 +329,27 @@ def _sort_out(model: _Asked) -> Audit:
         shapes=shapes,
         tokenizers={c.key: usable[c.revision].tokenizer for c in ordered},
         skipped=tuple(sorted(model.skipped, key=lambda s: order[s.revision])),
-        duplicates=tuple(duplicates),
-        shared=tuple(partly_shared(name, same, usable, model.revisions)),
+        duplicates=tuple(same for _, same in found if same is not None),
+        shared=tuple(partly_shared(name, identicals, usable, model.revisions)),
     )
+
+
+def _usable(model: _Asked) -> dict[str, Listing]:
+    """The revisions that can be loaded; of those asked for, the others are noted as skipped."""
+    usable: dict[str, Listing] = {}
+    for revision, listing in model.listings.items():
+        reason: Literal["no weights", "incomplete"] = "no weights"
+        detail = "no model*.safetensors or pytorch_model*.bin"
+        if listing.weights and listing.config_id is not None:
+            usable[revision] = listing
+            continue
+        if listing.incomplete:
+            reason, detail = "incomplete", f"{listing.incomplete} of its shards are not there"
+        elif listing.weights:
+            reason, detail = "incomplete", "no config.json"
+        if revision in model.revisions:
+            model.skipped.append(Skipped(model.config.name, revision, reason, detail))
+    return usable
 
 
 def _main_is_not_last(model: _Asked, groups: Sequence[Sequence[str]]) -> bool:

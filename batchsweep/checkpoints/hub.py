@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 from batchsweep.checkpoints.json_cache import JsonCache, cache_file
-from batchsweep.errors import BatchsweepError, ConfigError, TryAgain, UsageError
+from batchsweep.errors import BatchsweepError, ConfigError, TryAgain, UsageError, first_line
 from batchsweep.progress import duration
 
 logger = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ class Hub:
                 lasting = _lasting(error, repo)
                 if lasting is not None:
                     raise lasting from None
-                reason = _line(error)
+                reason = first_line(error, typed=True)
                 self._back_off(attempt, None, reason)
         raise self._give_up(
             f"{repo}: {constants.ENDPOINT} failed {self._attempts} times ({reason})"
@@ -283,7 +283,7 @@ def _lasting(error: Exception, repo: str) -> BatchsweepError | None:
             "HF_TOKEN to a valid token that may read it"
         )
     if status is not None and status not in _RETRIED:
-        return TryAgain(f"{repo}: {constants.ENDPOINT} said {_line(error)}")
+        return TryAgain(f"{repo}: {constants.ENDPOINT} said {first_line(error, typed=True)}")
     if status is None and _looks_like_a_folder(repo):
         return _no_folder(repo, f"{constants.ENDPOINT} is out of reach")
     return None
@@ -361,8 +361,3 @@ def _is_json(text: str) -> bool:
 
 def _absent(headers: Mapping[str, str]) -> bool:
     return headers.get("X-Error-Code") in ("RevisionNotFound", "EntryNotFound")
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -21,7 +21,7 @@ from batchsweep.errors import (
 from batchsweep.signals import GRACE
 
 if TYPE_CHECKING:
-    from batchsweep.bandit.chooser import Visit
+    from batchsweep.plan.plan import Plan, PlanEntry
     from batchsweep.store import Store
 
 logger = logging.getLogger(__name__)
@@ -98,14 +98,11 @@ def command(
     store = open_store(sweep.store_url)
     plan = frozen_plan(store, sweep)
     chosen_tasks = None if tasks is None else [task.strip() for task in tasks.split(",")]
-    if all_indexes:
+    if wave is not None:
+        entry, chosen_tasks = _visit_of_the_job(store, plan, wave)
+        entries = [entry]
+    elif all_indexes:
         entries = list(plan.entries)
-    elif wave is not None:
-        visit = _visit_of_the_job(store, wave)
-        visited = plan.entry_of(visit.key)
-        if visited is None:
-            raise StoreCorrupt(f"{store.url}: wave {wave} asks for {visit.key}, which has no index")
-        entries, chosen_tasks = [visited], list(visit.tasks)
     else:
         entries = [plan.entry(chosen if chosen is not None else _index_of_the_job(indexes))]
     failed: dict[str, BatchsweepError] = {}
@@ -156,8 +153,8 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
-def _visit_of_the_job(store: Store, wave: int) -> Visit:
-    """The visit of a wave that the environment means."""
+def _visit_of_the_job(store: Store, plan: Plan, wave: int) -> tuple[PlanEntry, list[str]]:
+    """The checkpoint of a wave that the environment means, and its tasks."""
     from batchsweep.bandit.stored_waves import wave_of
     from batchsweep.jobs.index import index_from_environment
 
@@ -165,7 +162,11 @@ def _visit_of_the_job(store: Store, wave: int) -> Visit:
     position = index_from_environment(os.environ)
     if position >= len(visits):
         raise UsageError(f"wave {wave} has {len(visits)} checkpoints, no entry {position}")
-    return visits[position]
+    visit = visits[position]
+    entry = plan.entry_of(visit.key)
+    if entry is None:
+        raise StoreCorrupt(f"{store.url}: wave {wave} asks for {visit.key}, which has no index")
+    return entry, list(visit.tasks)
 
 
 def _index_of_the_job(indexes: str | None) -> int:

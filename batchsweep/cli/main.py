@@ -127,6 +127,37 @@ def _batchsweep(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the value is the process's exit code (see ``errors``)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _set_up()
+    tree = command_line()
+    name = " ".join(["batchsweep", *(word for word in arguments[:1] if word in tree.commands)])
+    try:
+        code = _run(tree, arguments)
+        # Here and not when Python ends, where a reader that has left would be an error.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except typer.TyperException as error:  # Of the command line itself.
+        message = " ".join(error.format_message().split()).replace("Value error, ", "")
+        _say(name, f"{message} ('{name} --help' says more)")
+        return UsageError.exit_code
+    except SystemExit as stop:
+        if stop.code == Terminated.exit_code:
+            _say(name, "stopped by SIGTERM; the same command goes on from here")
+        raise
+    except KeyboardInterrupt:
+        _say(name, "interrupted; run it again to go on")
+        return 130
+    except Exception as error:
+        code, said = _failed(error)
+        if said is not None:
+            if debugging():
+                raise
+            _say(name, said)
+        return code
+
+
+def _set_up() -> None:
+    """Streams, log, environment and signals, for whichever command."""
     _open_what_is_closed()
     set_up_logging()
     # Quiet libraries: their bars and advice are not this tool's output.
@@ -141,48 +172,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     # safe at any moment; extract takes the signal itself, to seal its open block.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
-    tree = command_line()
-    name = " ".join(["batchsweep", *(word for word in arguments[:1] if word in tree.commands)])
-    try:
-        code = _run(tree, arguments)
-        # Here and not when Python ends, where a reader that has left would be an error.
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return code
-    except typer.TyperException as error:  # Of the command line itself.
-        message = " ".join(error.format_message().split()).replace("Value error, ", "")
-        _say(name, f"{message} ('{name} --help' says more)")
-        return UsageError.exit_code
-    except BatchsweepError as error:
-        if debugging():
-            raise
-        _say(name, str(error))
-        return error.exit_code
-    except SystemExit as stop:
-        if stop.code == Terminated.exit_code:
-            _say(name, "stopped by SIGTERM; the same command goes on from here")
-        raise
-    except KeyboardInterrupt:
-        _say(name, "interrupted; run it again to go on")
-        return 130
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_left():
-            # Of our output (head, less): not an error of ours, and nothing more is to be said.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        if debugging():
-            raise
-        if isinstance(error, OSError) and error.errno in UNUSABLE:
-            place = str(error.filename or "output")
-            # Libraries make caches there.
-            remedy = "set HOME to" if place.startswith(str(Path.home())) else "name"
-            _say(name, f"{place}: {error.strerror}; {remedy} a place that can be written")
-            return 2
-        _say(
-            name,
-            f"a bug: {type(error).__name__}: {error}; please report it with what --debug prints",
-        )
-        return 1
+
+
+def _failed(error: Exception) -> tuple[int, str | None]:
+    """The exit code that an error means, and what is said of it, if anything is."""
+    if isinstance(error, BatchsweepError):
+        return error.exit_code, str(error)
+    if isinstance(error, BrokenPipeError) and _reader_left():
+        # Of our output (head, less): not an error of ours, and nothing more is to be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0, None
+    if isinstance(error, OSError) and error.errno in UNUSABLE:
+        place = str(error.filename or "output")
+        # Libraries make caches there.
+        remedy = "set HOME to" if place.startswith(str(Path.home())) else "name"
+        return 2, f"{place}: {error.strerror}; {remedy} a place that can be written"
+    bug = f"a bug: {type(error).__name__}: {error}"
+    return 1, f"{bug}; please report it with what --debug prints"
 
 
 def _open_what_is_closed() -> None:

@@ -15,7 +15,14 @@ from torch import nn
 
 from batchsweep.checkpoints.slow_server import refuse_trickles
 from batchsweep.checkpoints.weight_files import _weight_files
-from batchsweep.errors import IndexFailed, TryAgain, Unavailable, UsageError
+from batchsweep.errors import (
+    BatchsweepError,
+    IndexFailed,
+    TryAgain,
+    Unavailable,
+    UsageError,
+    first_line,
+)
 from batchsweep.forward import gpt_neox
 from batchsweep.forward.architecture import LoadedCheckpoint, describe
 from batchsweep.forward.products import pack
@@ -78,7 +85,8 @@ def load_checkpoint(
     except Exception as error:
         raise IndexFailed(
             f"{name}: {type(network).__name__} with this config.json can't compute three tokens: "
-            f"{_first_line(error)}; is config.json the one that the weights were saved with?"
+            f"{first_line(error, typed=True)}; is config.json the one that the weights were saved "
+            "with?"
         ) from error
 
 
@@ -147,8 +155,8 @@ def _by_transformers(
                 "trust_remote_code: true for this model"
             ) from None
         raise IndexFailed(
-            f"{name}: can't load the model from {folder}: {_first_line(error)}; if the files are "
-            "damaged, delete them and run again"
+            f"{name}: can't load the model from {folder}: {first_line(error, typed=True)}; if the "
+            "files are damaged, delete them and run again"
         ) from error
     # The pooler sits on top of the last layer, and checkpoints of other heads come without it.
     missing = sorted(k for k in report["missing_keys"] if not k.startswith("pooler."))
@@ -314,21 +322,31 @@ def _download(model: str, revision: str, *, trust_remote_code: bool) -> Path:
     except RevisionNotFoundError:
         raise Unavailable(f"{name}: the repo has no such revision") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status == 401:  # No other revision, and no other index, will fare better.
-            raise UsageError(
-                f"{name}: the Hub doesn't know the token: set HF_TOKEN to a valid one"
-            ) from None
-        if status == 403:
-            raise Unavailable(
-                f"{name}: the Hub refuses access: set HF_TOKEN to a token that may read it"
-            ) from None
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise TryAgain(
-                f"{name}: no space left for the weights in {constants.HF_HUB_CACHE}; free some, "
-                "set HF_HOME elsewhere, or use 'extract --delete-weights'"
-            ) from None
-        raise TryAgain(f"{name}: the Hub failed: {_first_line(error)}; try again") from error
+        lasting = _lasting(error, name)
+        if lasting is not None:
+            raise lasting from None
+        raise TryAgain(
+            f"{name}: the Hub failed: {first_line(error, typed=True)}; try again"
+        ) from error
+
+
+def _lasting(error: Exception, name: str) -> BatchsweepError | None:
+    """What is wrong, where asking again at once can't mend it; None for a passing fault."""
+    from huggingface_hub import constants
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:  # No other revision, and no other index, will fare better.
+        return UsageError(f"{name}: the Hub doesn't know the token: set HF_TOKEN to a valid one")
+    if status == 403:
+        return Unavailable(
+            f"{name}: the Hub refuses access: set HF_TOKEN to a token that may read it"
+        )
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        return TryAgain(
+            f"{name}: no space left for the weights in {constants.HF_HUB_CACHE}; free some, "
+            "set HF_HOME elsewhere, or use 'extract --delete-weights'"
+        )
+    return None
 
 
 def check_device(device: str) -> torch.device:
@@ -345,8 +363,3 @@ def check_device(device: str) -> torch.device:
         return torch.device(device)
     except RuntimeError:
         raise UsageError(f"no device '{device}'; use 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"

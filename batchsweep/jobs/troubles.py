@@ -140,21 +140,33 @@ def _of_pod(
             yield kind, f"{waiting['reason']}: {waiting.get('message') or container['image']}"
         if ended.get("reason") == "OOMKilled":
             yield "memory", f"OOMKilled: container {container['name']} of {pod['metadata']['name']}"
-    if status.get("phase") != "Pending":
-        return
-    for condition in status.get("conditions", []):
+    if status.get("phase") == "Pending":
+        yield from _of_pending(pod, events)
+        yield from _of_claims(claims, events)
+
+
+def _of_pending(pod: Object, events: Sequence[Object]) -> Iterator[tuple[Kind, str]]:
+    """Why a pod has no node, or what its node lacks for it."""
+    conditions = pod["status"].get("conditions", [])
+    for condition in conditions:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            words = str(condition.get("message", ""))
-            yield ("claim" if "persistentvolumeclaim" in words.lower() else "node"), words
+            yield _unscheduled(str(condition.get("message", "")))
     for event in _events_of(pod, events):
         reason, words = event.get("reason", ""), str(event.get("message", ""))
         kind = _POD_EVENTS.get(reason)
-        if kind == "node" and not status.get("conditions"):
-            yield ("claim" if "persistentvolumeclaim" in words.lower() else "node"), words
+        if kind == "node" and not conditions:
+            yield _unscheduled(words)
         elif kind == "claim":
             yield kind, words
         elif reason == "Failed" and "image" in words.lower():
             yield "image", words
+
+
+def _unscheduled(words: str) -> tuple[Kind, str]:
+    return ("claim" if "persistentvolumeclaim" in words.lower() else "node"), words
+
+
+def _of_claims(claims: Sequence[Object], events: Sequence[Object]) -> Iterator[tuple[Kind, str]]:
     for claim in claims:
         if claim.get("status", {}).get("phase") == "Pending":
             for event in _events_of(claim, events):

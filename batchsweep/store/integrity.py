@@ -180,18 +180,8 @@ def _group(
     expected: Mapping[str, Any],
 ) -> list[Fault]:
     folder = fmt.folder(key)
-    wanted = dict(expected)
-    if corpus is not None:
-        wanted.setdefault("corpus_digest", corpus.digest)
-        if spec.texts != corpus.n_texts:
-            what = f"{folder} has {spec.texts} texts, the corpus {corpus.n_texts}"
-            return [Fault("group", what, key=key)]
-    for name, value in wanted.items():
-        # A spec without this provenance makes no claim about it.
-        there = spec.provenance.get(name, value)
-        if there != value:
-            what = f"{folder} was made from something else: {name} is {there}, not {value}"
-            return [Fault("group", what, key=key)]
+    if foreign := _foreign(spec, corpus, expected):
+        return [Fault("group", f"{folder} {foreign}", key=key)]
     faults = []
     try:
         metrics = fmt.metrics(key, spec)
@@ -219,6 +209,21 @@ def _group(
             for block in sorted(set(range(spec.blocks)) - seals.keys())
         ]
     return faults
+
+
+def _foreign(spec: GroupSpec, corpus: Corpus | None, expected: Mapping[str, Any]) -> str:
+    """What shows that a group is of another corpus or sweep; empty if nothing does."""
+    wanted = dict(expected)
+    if corpus is not None:
+        wanted.setdefault("corpus_digest", corpus.digest)
+        if spec.texts != corpus.n_texts:
+            return f"has {spec.texts} texts, the corpus {corpus.n_texts}"
+    for name, value in wanted.items():
+        # A spec without this provenance makes no claim about it.
+        there = spec.provenance.get(name, value)
+        if there != value:
+            return f"was made from something else: {name} is {there}, not {value}"
+    return ""
 
 
 def _block(

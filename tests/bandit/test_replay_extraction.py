@@ -101,4 +101,4 @@ def test_the_command_prints_a_table_and_writes_what_it_drew(tmp_path, capsys) ->
 
 def test_an_unknown_way_names_the_valid_ones() -> None:
     with pytest.raises(UsageError, match=r"'best'; valid: search, improvement, random, every_nth"):
-        replay_extraction(TABLE, COSTS, seed=0, methods=["best"])
+        replay_extraction(TABLE, COSTS, seed=0, methods=["best"], config=CONFIG)

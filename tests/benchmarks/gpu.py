@@ -235,6 +235,17 @@ def ours(shape: str, dtype: str, model: Path, device: str, clock: Clock) -> Cell
     return cell
 
 
+def beside(cell: Cell, model: Path, device: torch.device, clock: Clock) -> None:
+    """What others take for the same, as far as they run here."""
+    for theirs in (loops, encode):
+        try:
+            theirs(cell, model, device, clock)
+        except (ImportError, ValueError, RuntimeError) as error:
+            # Their trouble with this card; our figures are worth having without.
+            what = f"{cell.shape} {cell.dtype} {theirs.__name__}"
+            clock.left_out.append(f"{what}: {type(error).__name__}: {error}")
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu")
@@ -271,13 +282,7 @@ def main() -> None:
                 if not clock.has(given.seconds, f"{shape} {dtype}"):
                     continue
                 cell = ours(shape, dtype, model, given.device, clock)
-                for theirs in (loops, encode):
-                    try:
-                        theirs(cell, model, device, clock)
-                    except (ImportError, ValueError, RuntimeError) as error:
-                        # Their trouble with this card; our figures are worth having without.
-                        what = f"{shape} {dtype} {theirs.__name__}"
-                        clock.left_out.append(f"{what}: {type(error).__name__}: {error}")
+                beside(cell, model, device, clock)
                 show(cell)
                 result["cells"].append(as_json(cell))
                 measured.write(given.json, result)

@@ -231,15 +231,20 @@ def _prepare(
     except BatchsweepError as error:
         raise ConfigError(f"task '{name}': {error}") from error
     state.restore(task)
+    _let_go(task, parts, loaded_here)
+    return _marked(parts, cap, halves)
+
+
+def _let_go(task: AbsTask, parts: tuple[PreparedTask, ...], loaded_here: bool) -> None:
+    """Drop the data that no part needs: texts and dictionaries of documents."""
     for part in parts:
         if part.task is not task and not part.needs_data:
             part.task.dataset = None
     if loaded_here and not (parts[0].task is task and parts[0].needs_data):
-        # Texts and dictionaries of documents. Not mteb's unload_data, which may drop metadata too.
+        # Not by mteb's unload_data, which may drop metadata too.
         task.dataset = None
         task.data_loaded = False
         forget_cap(task)
-    return _marked(parts, cap, halves)
 
 
 def _marked(

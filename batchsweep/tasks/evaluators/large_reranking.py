@@ -17,7 +17,7 @@ from batchsweep.config import CorpusConfig
 from batchsweep.tasks.evaluators.base import PreparedTask
 from batchsweep.tasks.evaluators.qrels import Judged, capped, judged_of_tables
 from batchsweep.tasks.evaluators.retrieval import asks_for_subqueries, part_of
-from batchsweep.tasks.evaluators.split_halves import Half, Halves
+from batchsweep.tasks.evaluators.split_halves import Halves
 
 #: Texts from which on a reranking task is large.
 LARGE = 1_000_000
@@ -52,6 +52,10 @@ class Tables:
     top_ranked: Any
 
 
+#: Name, queries, documents, and who is relevant to whom.
+Split = tuple[str, Any, Any, Judged]
+
+
 def tables(task: Any, split: str) -> Tables:
     """Download the data sets of a large task, or find them in the cache; nothing is read."""
     loader = RetrievalDatasetLoader(
@@ -79,33 +83,27 @@ def prepare_large(
     None for what only mteb's own evaluation knows, such as instructions.
     """
     cap = None
-    splits: list[tuple[str, Any, Any, Judged]] = []
+    splits: list[Split] = []
     for split in task.eval_splits:
-        there = tables(task, split)
-        if there.top_ranked is None:
+        whole = _judged_split(task, split)
+        if whole is None:
             return None
-        queries, documents = there.queries, there.corpus
-        found = judged_of_tables(queries, documents, there.qrels, there.top_ranked)
-        if found is None:
-            return None
-        judged, kept = found
-        if len(kept) < len(queries):
-            queries = queries.select(kept)
+        splits.append(whole)
         if corpus is not None and corpus.max_texts_per_task is not None:
             most = corpus.max_texts_per_task // len(task.eval_splits)
-            smaller = capped(judged, most, corpus.seed)
-            if smaller is not None:
-                judged, chosen, shown = smaller
-                queries, documents = queries.select(chosen), documents.select(shown)
+            splits[-1] = _capped(whole, most, corpus.seed)
+            if splits[-1] is not whole:
                 cap = {"max_texts_per_task": corpus.max_texts_per_task, "seed": corpus.seed}
-        splits.append((split, queries, documents, judged))
     if halves is None or all(
         len(queries) + len(documents) <= halves.texts // len(splits)
         for _, queries, documents, _ in splits
     ):
         drawn = [splits]
     else:
-        drawn = [_half(splits, half) for half in halves.both]
+        drawn = [
+            [_capped(split, half.texts // len(splits), half.seed) for split in splits]
+            for half in halves.both
+        ]
     found_all = []
     for pieces in drawn:
         parts = []
@@ -120,14 +118,24 @@ def prepare_large(
     return tuple(found_all)
 
 
-def _half(
-    splits: list[tuple[str, Any, Any, Judged]], half: Half
-) -> list[tuple[str, Any, Any, Judged]]:
-    drawn = []
-    for split, queries, documents, judged in splits:
-        smaller = capped(judged, half.texts // len(splits), half.seed)
-        if smaller is not None:
-            judged, chosen, shown = smaller
-            queries, documents = queries.select(chosen), documents.select(shown)
-        drawn.append((split, queries, documents, judged))
-    return drawn
+def _judged_split(task: Any, split: str) -> Split | None:
+    """A split's queries that are judged, its documents and the judgements; None: not known here."""
+    there = tables(task, split)
+    if there.top_ranked is None:
+        return None
+    found = judged_of_tables(there.queries, there.corpus, there.qrels, there.top_ranked)
+    if found is None:
+        return None
+    judged, kept = found
+    queries = there.queries.select(kept) if len(kept) < len(there.queries) else there.queries
+    return split, queries, there.corpus, judged
+
+
+def _capped(whole: Split, most: int, seed: int) -> Split:
+    """The split with at most so many texts; itself if it has no more."""
+    split, queries, documents, judged = whole
+    smaller = capped(judged, most, seed)
+    if smaller is None:
+        return whole
+    judged, chosen, shown = smaller
+    return split, queries.select(chosen), documents.select(shown), judged

@@ -187,7 +187,8 @@ class Sweep:
         Maximization" (2012), eq. 5, so that few texts don't make arms look alike.
 
         Args:
-            arm, other: arms, of any checkpoints and hidden sizes.
+            arm: of any checkpoint and hidden size.
+            other: likewise.
             task: of which task the texts are; all by default.
             sample: texts used, drawn with ``seed``; more are more exact, and take n^2 memory.
             seed: of the sample.

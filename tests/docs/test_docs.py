@@ -242,6 +242,15 @@ def test_an_architecture_that_nobody_listed_is_taken_apart() -> None:
     assert loaded.hidden_states == ((0, False), (1, False), (2, False), (3, True))
 
 
+def test_what_the_site_takes_over_has_no_links_that_only_the_repository_follows() -> None:
+    included = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
+    for page in (ROOT / "docs").rglob("*.md"):
+        for name in included.findall(page.read_text(encoding="utf-8")):
+            text = (ROOT / name).read_text(encoding="utf-8")
+            for link in re.findall(r"\]\(([^)#]+)", text):
+                assert link.startswith("https://") or (page.parent / link).exists(), (name, link)
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("mkdocstrings") is None,
     reason="the site's generator isn't installed: make docs",

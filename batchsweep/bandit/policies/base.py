@@ -225,7 +225,7 @@ class Policy(ABC):
 
         Raises:
             UsageError: an unknown arm or task, a cell observed before, or a score that is not
-            finite.
+                finite.
         """
         if arm not in self._arm_index or task not in self._task_index:
             what, name = ("arm", arm) if arm not in self._arm_index else ("task", task)

@@ -12,7 +12,7 @@ from simulated import play, problem_of, surface
 
 from batchsweep.bandit.policies import make_policy
 from batchsweep.bandit.policies.gp.kernel import NAMES, OFFSET_SD, Hyper
-from batchsweep.bandit.policies.gp.policies import MISFIT
+from batchsweep.bandit.policies.gp.policy import MISFIT
 from batchsweep.bandit.policies.gp.posterior import JITTER, Posterior
 
 
@@ -268,7 +268,7 @@ def test_a_batch_spreads():
     play(policy, scores, 90)
     batch = policy.ask(8)
     assert len({(p.arm, p.task) for p in batch}) == 8
-    assert len({p.task for p in batch}) >= 3 and len({p.arm for p in batch}) >= 3
+    assert len({p.task for p in batch}) >= 4 and len({p.arm for p in batch}) >= 3
 
 
 def test_fits_are_made_as_cells_grow_and_not_with_every_pull(monkeypatch):
@@ -353,12 +353,12 @@ def test_the_model_is_never_certain_of_arms_that_were_not_scored():
     problem = problem_of(steps=4, layers=6, tasks=5)
     scores = surface(problem, noise=0.002)
     policy = make_policy("toptwo_gp", problem, budget=120)
-    play(policy, scores, 60)
+    play(policy, scores, 30)
     unknown = np.isnan(policy.observed)
     part = unknown.mean() + unknown.all(axis=1).mean()
     assert unknown.all(axis=1).any()
     assert policy.best().p_best <= 1 - MISFIT * part * 23 / 24 + 1e-9
-    play(policy, scores, 60)
+    play(policy, scores, 90)
     assert policy.best().p_best == 1
 
 
@@ -380,7 +380,10 @@ def test_finds_the_best_of_arms_that_have_nothing_to_do_with_each_other():
         scores = rng.uniform(0.2, 0.6, tasks) + 0.1 * rng.normal(size=(arms, 1))
         scores = scores + 0.01 * rng.normal(size=(arms, tasks))
         policy = make_policy("toptwo_gp", problem, seed=seed, budget=90)
-        play(policy, scores, 90)
+        made = play(policy, scores, 90)
+        opening = [(a, t) for a, t, reason in made if reason.startswith("opening")]
+        # Half of the budget, one cell an arm.
+        assert len({a for a, _ in opening}) == len(opening) == 45
         truth = scores.mean(axis=1)
         regrets.append(truth.max() - truth[policy.leader()])
     assert np.mean(regrets) < 0.01
@@ -429,28 +432,3 @@ def test_what_a_task_makes_of_a_rise_that_was_not_seen_there_is_uncertain():
     assert believed > 0.1
     # A fifth of the rise or more on each task that was not seen to rise; it was a fortieth.
     assert sd > 0.2 * believed / np.sqrt(8)
-
-
-def test_an_arm_that_contradicts_its_neighbours_is_believed_and_they_are_not_moved():
-    """An arm in the middle of its neighbours is 20 points better than all of them, on two tasks."""
-    problem = problem_of(steps=6, layers=8, tasks=6)
-    scores = surface(problem, noise=0.002)
-    odd = 20
-    rng = np.random.default_rng(0)
-    cells = [divmod(int(c), 6) for c in rng.choice(scores.size, 90, replace=False)]
-    cells = [c for c in cells if c[0] != odd] + [(odd, 0), (odd, 3)]
-    found = {}
-    for jump in (0.0, 0.2):
-        model = Posterior(problem)
-        for arm, task in cells:
-            model.observe(arm, task, float(scores[arm, task]) + jump * (arm == odd))
-        for _ in range(3):
-            model.fit(scores.mean(axis=0), scores.std(axis=0))
-        found[jump] = model
-    usual, spiked = found[0.0], found[0.2]
-    assert not usual.kernel.stranger.any()
-    assert np.flatnonzero(spiked.kernel.stranger).tolist() == [odd]
-    truth = scores.mean(axis=1)
-    assert spiked.mean[odd] - truth[odd] > 0.12
-    others = np.delete(np.abs(spiked.mean - truth), odd)
-    assert others.mean() < 2 * np.delete(np.abs(usual.mean - truth), odd).mean() + 0.005

@@ -43,7 +43,7 @@ MEDIANS = {
 NAMES = tuple(MEDIANS)
 #: Standard deviation of the log of each of them: little for the cells' own term, whose likeliest
 #: value is too small where every task has a few cells and parameters of its own.
-LOG_SD = {**dict.fromkeys(MEDIANS, 0.7), "own_cell": 0.3}
+LOG_SD = {**dict.fromkeys(MEDIANS, 0.7), "own_cell": 0.3, "arm": 1.5}
 #: Standard deviation of the log of a task's loading and residual.
 TASK_LOG_SD = 0.5
 #: Of a task's response to the shared surface, beyond its loading: the loading that fits the cells
@@ -148,6 +148,21 @@ class Kernel:
         """(shared, own) covariances [i, j] of arms; ``own`` without the cell's own term."""
         var = self.var
         model, layer, checkpoint, arm = self._masks(i, j)
+        related, kdepth, both, shared = self._smooth(i, j, model)
+        shared += var["layer"] * layer + var["checkpoint"] * checkpoint
+        shared += (var["arm"] + self.stranger[i])[:, None] * arm
+        own = related * (var["own_depth"] * kdepth + var["own_both"] * both)
+        own += RESPONSE_SD**2 * np.outer(self.profile[i], self.profile[j])
+        return shared, own
+
+    def smooth(self, i: Ints, j: Ints) -> Floats:
+        """[i, j] covariances of the part of the shared surface that neighbours tell."""
+        model = (self._model[i][:, None] == self._model[j][None, :]).astype(float)
+        return self._smooth(i, j, model)[-1]
+
+    def _smooth(self, i: Ints, j: Ints, model: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """[i, j] relation of the models, kernels of depth and of both, and their covariance."""
+        var = self.var
         related = BETWEEN_MODELS + (1 - BETWEEN_MODELS) * model
         kstep = self._kstep[self._step[i][:, None], self._step[j][None, :]]
         kdepth = self._kdepth[self._depth[i][:, None], self._depth[j][None, :]]
@@ -155,13 +170,9 @@ class Kernel:
         shared = related * (var["step"] * kstep + var["depth"] * kdepth + var["both"] * both)
         shared += self.slope[i] @ self.slope[j].T
         shared += MODEL_SD**2 * model
-        shared += var["layer"] * layer + var["checkpoint"] * checkpoint
-        shared += (var["arm"] + self.stranger[i])[:, None] * arm
         if self.metrics.shape[1]:
             shared += var["metrics"] * self._metric_kernel(i, j)
-        own = related * (var["own_depth"] * kdepth + var["own_both"] * both)
-        own += RESPONSE_SD**2 * np.outer(self.profile[i], self.profile[j])
-        return shared, own
+        return related, kdepth, both, shared
 
     def diagonal(self) -> tuple[Floats, Floats]:
         """[arm] variance of the shared surface, and of an own one without its cells' term."""

@@ -11,20 +11,16 @@ from typing import Any
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
-from scipy.linalg.lapack import dpotri
 
 from batchsweep.bandit.policies.base import Bools, Floats, Ints, Problem
 from batchsweep.bandit.policies.gp.fit import Fit
 from batchsweep.bandit.policies.gp.kernel import OFFSET_SD, Hyper, Kernel
+from batchsweep.bandit.policies.gp.strangers import strangers
 
 #: Added to every observation's variance, in squared units of a task's spread.
 JITTER = 1e-5
 #: Observations that the hyperparameters are fitted to at most, evenly from the first to the last.
 FIT_CELLS = 280
-#: Standard deviations that an arm's level is off by if its neighbours tell nothing of it, and how
-#: many such arms there may be.
-STRANGE = 4.0
-MOST_STRANGE = 8
 #: Arms whose covariances with the observations are computed at a time.
 PIECE = 512
 
@@ -353,8 +349,8 @@ class Posterior:
 
     def fit(self, centre: Floats, spread: Floats) -> None:
         """Fit the hyperparameters to the observed cells, and go on with them and these units."""
-        shared = self.mean / self.total
-        self.kernel.profile = shared - shared[self.cells()[0]].mean()
+        smooth = self._smooth()
+        self.kernel.profile = smooth - smooth[self.cells()[0]].mean()
         fit = self.prepare_fit(centre, spread)
         fit.run()
         self.hyper, self.centre, self.spread = fit.hyper, centre, spread
@@ -364,35 +360,26 @@ class Posterior:
         self.offset = np.where(known, OFFSET_SD, np.maximum(OFFSET_SD, differ / spread))
         self.kernel.stranger[:] = 0.0
         self.rebuild()
-        if (strangers := self._strangers()).any():
-            self.kernel.stranger = strangers
+        n = self.n
+        cells = self._chol[:n, :n], self._resid[:n], self._arm[:n], self.load[self._task[:n]]
+        if (variance := strangers(*cells, arms=self._arms)).any():
+            self.kernel.stranger = variance
             self.rebuild()
 
-    def _strangers(self) -> Floats:
-        """[arm] variance to be added to an arm's own term, where its cells contradict all others.
+    def _smooth(self) -> Floats:
+        """[arm] posterior mean of the part of the shared surface that neighbours tell.
 
-        An arm's cells are predicted from those of all others; if their common level is off by more
-        than STRANGE standard deviations, the arm is given the variance that makes that likeliest
-        (a variance-shift outlier: Cook, Holschuh & Weisberg, "A Note on an Alternative Outlier
-        Model", JRSS B 44, 1982), the strangest first, so that it isn't held against its neighbours.
+        Without the terms that an arm or its layer has to itself: what a task makes of the surface
+        would else explain them away, task by task.
         """
-        n, found = self.n, np.zeros(self._arms)
-        arm = self._arm[:n]
-        inverse, _ = dpotri(self._chol[:n, :n], lower=1)
-        inverse = np.tril(inverse) + np.tril(inverse, -1).T
-        weight = inverse @ self._resid[:n]
-        seen = np.unique(arm)
-        cells = np.where(arm[None, :] == seen[:, None], self.load[self._task[:n]], 0.0)
-        for _ in range(MOST_STRANGE):
-            told = ((cells @ inverse) * cells).sum(axis=1)
-            strange = (cells @ weight) ** 2 / told
-            k = int(np.argmax(strange))
-            if strange[k] <= STRANGE**2:
-                break
-            variance = (strange[k] - 1) / told[k]
-            found[seen[k]] += variance
-            column = inverse @ cells[k]
-            shrink = variance / (1 + variance * told[k])
-            weight = weight - column * (shrink * (cells[k] @ weight))
-            inverse = inverse - shrink * np.outer(column, column)
-        return found
+        n = self.n
+        back = solve_triangular(
+            self._chol[:n, :n], self._z[:n], lower=True, trans="T", check_finite=False
+        )
+        seen, at = np.unique(self._arm[:n], return_inverse=True)
+        weight = np.bincount(at, back * self.load[self._task[:n]])
+        smooth = self.kernel.mean.copy()
+        for start in range(0, self._arms, PIECE):
+            piece = np.arange(start, min(start + PIECE, self._arms))
+            smooth[piece] += weight @ self.kernel.smooth(seen, piece)
+        return smooth

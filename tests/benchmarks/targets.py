@@ -1,8 +1,9 @@
 """The default policy against the best of the others, on every problem of problems.py.
 
 Runs are kept one by one in ``runs.jsonl`` in the folder of ``--out``, so that a call that was cut
-short goes on; the summary is ``targets.json``, with machine, commit and date, and the table of the
-docs ``POLICY.md``. Another commit asks for another folder.
+short goes on. ``POLICY.json`` is the table of the docs, and what the policy states against what is
+true; ``compared.json`` and ``compared.png`` hold all policies side by side. They name machine,
+commit and date. Another commit asks for another folder.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import measured
 import numpy as np
 import pandas as pd
+import target_figures
 from problems import cases
 
 from batchsweep.bandit import loop
@@ -32,6 +34,8 @@ HELD_OUT = 1000
 PARTS = (0.02, 0.03, 0.05, 0.10)
 STOPPING = 0.5
 OTHERS = ("heuristic", "sequential_halving", "halving", "ucb_e_lrf")
+#: Points of regret that the default policy may be behind the best of the others.
+BEHIND = 0.1
 #: How often a run states what it believes.
 STATEMENTS = 4
 BANDS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.85, 0.95, 0.97, 1.0)
@@ -88,7 +92,7 @@ def one(table: ScoreTable, policy: str, part: float, seed: int, *, stops: bool) 
 
 
 def run_all(args: argparse.Namespace) -> pd.DataFrame:
-    """Runs of this call, those that were kept from before included."""
+    """Runs of this call, those that were kept from before included; with ``--kept`` only those."""
     args.out.mkdir(parents=True, exist_ok=True)
     kept_at = args.out / "runs.jsonl"
     kept = {}
@@ -96,6 +100,9 @@ def run_all(args: argparse.Namespace) -> pd.DataFrame:
         for line in kept_at.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             kept[row["case"], row["policy"], row["part"], row["seed"]] = row
+    if args.kept:
+        rows = pd.DataFrame(kept.values())
+        return rows[rows["case"].str.contains(args.only)]
     policies = [*args.policies.split(","), *OTHERS]
     wanted = {n: c for n, c in cases(args.tables).items() if re.search(args.only, n)}
     rows = []
@@ -135,18 +142,47 @@ def say(name: str, rows: pd.DataFrame, policies: Sequence[str]) -> None:
 
 
 def against(rows: pd.DataFrame, policy: str) -> pd.DataFrame:
-    """Case and part: mean regret of the policy, of the best other, and what lies between them."""
+    """Case and part: mean regret of the policy, of the best other, and what lies between them.
+
+    The best of four means that are noise in part is too good: ``excess`` is against it all the
+    same; ``fair`` is against the other that was best on one half of the seeds, on the other half,
+    and the other way round, with its standard error over the seeds.
+    """
     rows = rows[rows["part"] != STOPPING]
-    mean = rows.groupby(["case", "part", "policy"], sort=False)["regret"].mean().unstack()
-    best = mean[list(OTHERS)]
-    return pd.DataFrame(
-        {
-            "regret": mean[policy],
-            "best_other": best.min(axis=1),
-            "which": best.idxmin(axis=1),
-            "excess": mean[policy] - best.min(axis=1),
-        }
-    ).reset_index()
+    found = []
+    for (case, part), group in rows.groupby(["case", "part"], sort=False):
+        regret = group.pivot(index="seed", columns="policy", values="regret")
+        mean = regret.mean()
+        others = mean[list(OTHERS)]
+        gaps = fair_gaps(regret, policy)
+        found.append(
+            {
+                "case": case,
+                "part": part,
+                "regret": mean[policy],
+                "best_other": others.min(),
+                "which": others.idxmin(),
+                "excess": mean[policy] - others.min(),
+                "fair": gaps.mean(),
+                "error": gaps.std(ddof=1) / np.sqrt(len(gaps)),
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def fair_gaps(regret: pd.DataFrame, policy: str) -> np.ndarray:
+    """[seed] the policy's regret less that of the other that was best on the other half of seeds.
+
+    Args:
+        regret: [seed, policy].
+    """
+    second = np.arange(len(regret)) % 2 == 1
+    gaps = np.full(len(regret), np.nan)
+    for half in (second, ~second):
+        if half.any() and not half.all():
+            best = regret[list(OTHERS)][~half].mean().idxmin()
+            gaps[half] = (regret[policy] - regret[best])[half]
+    return gaps
 
 
 def calibration(rows: pd.DataFrame, policy: str) -> pd.DataFrame:
@@ -170,10 +206,13 @@ def calibration(rows: pd.DataFrame, policy: str) -> pd.DataFrame:
 
 
 def stops(rows: pd.DataFrame, policy: str) -> list[dict[str, Any]]:
-    """Of the runs that stopped early: the largest regret stated, and the mean of the true ones."""
+    """Of the runs that stopped early: the largest regret stated, and the mean of the true ones.
+
+    A line per case, and one of all.
+    """
     mine = rows[(rows["policy"] == policy) & (rows["part"] == STOPPING)]
     found = []
-    for name, group in mine.groupby("case", sort=False):
+    for name, group in [*mine.groupby("case", sort=False), ("all", mine)]:
         early = group[group["stopped"] == "regret"]
         if len(early):
             found.append(
@@ -183,6 +222,7 @@ def stops(rows: pd.DataFrame, policy: str) -> list[dict[str, Any]]:
                     "stopped": len(early),
                     "most_stated": float(early["stated"].max()),
                     "mean_true": float(early["regret"].mean()),
+                    "most_true": float(early["regret"].max()),
                     "pulls": float(early["pulls"].mean()),
                 }
             )
@@ -194,11 +234,13 @@ def run(args: argparse.Namespace) -> None:
     for policy in args.policies.split(","):
         found, stated = against(rows, policy), calibration(rows, policy)
         early = stops(rows, policy)
-        columns, lines = table(rows, found)
+        columns, lines = target_figures.table(
+            rows, found.assign(behind=found["excess"] > BEHIND, surely=surely_behind(found))
+        )
         measured.write(
             args.out / f"{policy}.json",
             {
-                "seeds": [HELD_OUT + args.first, HELD_OUT + args.first + args.seeds],
+                "seeds": [int(rows["seed"].min()), int(rows["seed"].max()) + 1],
                 "columns": columns,
                 "rows": lines,
                 "calibration": stated.to_dict("records"),
@@ -209,40 +251,30 @@ def run(args: argparse.Namespace) -> None:
         say_against(found)
         say_calibration(stated)
         for line in early:
-            print("stopped early:", line)
-
-
-def table(
-    rows: pd.DataFrame, found: pd.DataFrame
-) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
-    """A line per case: regret of the policy and of the best other; bold where that is better."""
-    parts = {part: f"{100 * part:g}" for part in sorted(found["part"].unique())}
-    columns = [measured.column("Problem", "{case}"), measured.column("Seeds", "{seeds}")]
-    for p in parts.values():
-        shown = f"{{regret_{p}:.2f}} / {{best_other_{p}:.2f}} {{which_{p}}}"
-        columns.append(measured.column(f"{p} %", shown, bold=f"behind_{p}"))
-    lines = []
-    for name, group in found.groupby("case", sort=False):
-        line: dict[str, Any] = {
-            "case": name,
-            "seeds": rows[rows["case"] == name]["seed"].nunique(),
-        }
-        for row in group.to_dict("records"):
-            p = parts[row["part"]]
-            line |= {f"{what}_{p}": row[what] for what in ("regret", "best_other", "which")}
-            line[f"behind_{p}"] = row["excess"] > 0.1
-        lines.append(line)
-    return columns, lines
+            print(
+                "stopped early: {case}: {stopped} of {runs} after {pulls:.0f} pulls on average; "
+                "regret stated {most_stated:.3f} at most; true {mean_true:.3f} on average, "
+                "{most_true:.3f} at most".format(**line)
+            )
+    rows = rows[rows["part"] != STOPPING]
+    measured.write(args.out / "compared.json", target_figures.compared(rows))
+    target_figures.picture(rows, args.out / "compared.png")
 
 
 def say_against(found: pd.DataFrame) -> None:
     excess = found["excess"]
-    over = found[excess > 0.1].sort_values("excess", ascending=False)
+    over = found[excess > BEHIND].sort_values("excess", ascending=False)
     print(
         f"mean excess over the best other {excess.mean():+.3f} points, worst {excess.max():+.3f}; "
-        f"above 0.1 in {len(over)} of {len(found)} cases and budgets:"
+        f"above {BEHIND} in {len(over)} of {len(found)} cases and budgets; by more than two "
+        f"standard errors in {surely_behind(found).sum()}, against the other that was best on the "
+        f"other half of the seeds (mean {found['fair'].mean():+.3f}):"
     )
     print(over.to_string(index=False, float_format="%.3f"))
+
+
+def surely_behind(found: pd.DataFrame) -> pd.Series:
+    return found["fair"] - BEHIND > 2 * found["error"]
 
 
 def say_calibration(stated: pd.DataFrame) -> None:
@@ -266,6 +298,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policies", default="toptwo_gp", help="held against the others")
     parser.add_argument("--only", default="", help="cases whose name has this regular expression")
     parser.add_argument("--first", type=int, default=0, help="the first of the held-out seeds")
+    parser.add_argument("--kept", action="store_true", help="runs nothing: what runs of before say")
     parser.add_argument("--stop", action="store_true", help="also runs that may stop early")
     parser.add_argument(
         "--parts", type=lambda s: [float(p) for p in s.split(",")], default=list(PARTS)

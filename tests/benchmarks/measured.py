@@ -19,6 +19,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 #: Where figures go unless the benchmark is told another place.
 FOLDER = Path("build/figures")
@@ -32,7 +33,7 @@ def column(title: str, show: str, *, bold: str | None = None) -> dict[str, str]:
 def write(path: Path, figures: Mapping[str, object]) -> None:
     """Write figures with what belongs to all of them; a number that is none becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = _plain({**here(), **figures})
+    document: Any = _plain({**here(), **figures})
     if isinstance(rows := document.get("rows"), list):
         document["rows"] = [
             {"commit": document["commit"], **row} if isinstance(row, dict) else row for row in rows

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from benchmarks.cards import peak
-from benchmarks.gpu_figures import SHAPES, flops
+from cards import peak
+from gpu_figures import SHAPES, flops
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPTNeoXConfig, GPTNeoXModel
 

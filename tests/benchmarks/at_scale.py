@@ -10,6 +10,7 @@ Downloads share the link to the Hub and writes share the volume, equally among t
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import measured
 
@@ -24,7 +25,8 @@ VOLUMES = (1e9, 5e9, 20e9)
 def makespan(entries, gpus, volume, hub=HUB):
     """Seconds until the last index is done."""
     queue = sorted(entries, key=lambda e: -e["gpu_seconds"])
-    running, now = [], 0.0
+    running: list[Any] = []
+    now = 0.0
     while queue or running:
         while queue and len(running) < gpus:
             entry = queue.pop(0)

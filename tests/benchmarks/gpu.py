@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -198,13 +199,13 @@ def ours(shape: str, dtype: str, model: Path, device: str, clock: Clock) -> Cell
     where = loaded.device
     default = Config.model_validate({"models": ["m"], "tasks": [TASK]}).embedding.batch_tokens
     texts = sized(loaded, clock.seconds / 14, default)
-    amount = {"tokens": tokens_in(texts), "flops": flops(shape, texts)}
+    tokens, work = tokens_in(texts), flops(shape, texts)
     with tempfile.TemporaryDirectory() as folder:
         group, extract = store_of(Path(folder, "all.zarr"), model, loaded, texts, dtype)
         forget(where)
         with group:
             total = timed(extract, where)
-        rows = [Row(shape, dtype, "extract", default, seconds=total, **amount)]
+        rows = [Row(shape, dtype, "extract", default, tokens, total, work)]
         rows[0].peak_mib = memory(where)
         alone = writes(Path(folder, "some.zarr"), loaded.num_layers, loaded.hidden, len(texts))
     bare = timed(lambda: by_blocks(loaded, texts, default), where)
@@ -213,7 +214,7 @@ def ours(shape: str, dtype: str, model: Path, device: str, clock: Clock) -> Cell
         shape=shape,
         dtype=dtype,
         texts=len(texts),
-        tokens=amount["tokens"],
+        tokens=tokens,
         peak=peak(name_of(where), dtype),
         product=product_rate(where, loaded.dtype),
         repeats=repeats(loaded, texts[:512], default),
@@ -228,8 +229,8 @@ def ours(shape: str, dtype: str, model: Path, device: str, clock: Clock) -> Cell
         if clock.has(clock.seconds / 10, f"{shape} {dtype} states {size}"):
             forget(where)
             at_once(loaded, texts[:BLOCK_TEXTS], size)
-            row.seconds = timed(lambda size=size: at_once(loaded, texts, size), where)
-            row.tokens, row.flops = tokens_in(texts), flops(shape, texts)
+            row.seconds = timed(partial(at_once, loaded, texts, size), where)
+            row.tokens, row.flops = tokens, work
             row.peak_mib = memory(where)
             cell.rows.append(row)
     return cell

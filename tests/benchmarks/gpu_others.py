@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,11 @@ def encode(cell: Cell, model: Path, device: torch.device, clock: Clock) -> None:
         device=str(device),
     )
     texts = make_texts(cell.texts)
+
+    def encoded(size: int, some: Texts) -> object:
+        sentences = [" ".join(f"w{n}" for n in text) for text in some]
+        return whole.encode(sentences, batch_size=size)
+
     for size in sizes(cell, device):
         if not clock.has(clock.seconds / 14, f"{name} {size}"):
             continue
@@ -119,9 +125,7 @@ def encode(cell: Cell, model: Path, device: torch.device, clock: Clock) -> None:
         until(
             row,
             [texts[n : n + many] for n in range(0, len(texts), many)],
-            lambda some, size=size: whole.encode(
-                [" ".join(f"w{n}" for n in text) for text in some], batch_size=size
-            ),
+            partial(encoded, size),
             clock.seconds / 14,
         )
         row.peak_mib = memory(device)

@@ -114,8 +114,8 @@ def main() -> None:
         measured.column(f"beside a common vector {COMMON:.0f} times as long", "{common:.1e}"),
     ]
     measured.write(given.json, {"draws": given.draws, "columns": columns, "rows": rows})
-    for row in rows:
-        print(f"{row['type']:28} {row['tasks']:3} {row['plain']:.1e} {row['common']:.1e}")
+    for line in rows:
+        print(f"{line['type']:28} {line['tasks']:3} {line['plain']:.1e} {line['common']:.1e}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import itertools
 import multiprocessing
 import os
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -65,13 +64,13 @@ class Vectors:
 
     def __init__(self, hidden: int) -> None:
         rng = np.random.default_rng(0)
-        self._noise = rng.standard_normal((50_021, hidden), dtype=np.float32)
+        self.noise = rng.standard_normal((50_021, hidden), dtype=np.float32)
         self._topics = rng.standard_normal((64, hidden), dtype=np.float32)
         self._shared = rng.standard_normal(hidden, dtype=np.float32)
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         number = np.array([int(text[:8]) for text in texts])
-        vectors = self._noise[number % len(self._noise)] + self._topics[number % 64]
+        vectors = self.noise[number % len(self.noise)] + self._topics[number % 64]
         return (vectors + self._shared).astype(np.float16).astype(np.float32)
 
 
@@ -374,7 +373,7 @@ def score_mind_small(hidden: int, folder: Path) -> None:
         def _load_dataset_split(self, name: str, num_proc: Any) -> Dataset:
             return found["qrels" if name == "default" else name]
 
-    large_reranking.RetrievalDatasetLoader = Loader
+    vars(large_reranking)["RetrievalDatasetLoader"] = Loader
     vectors = Vectors(hidden)
     store = make_store(folder / "store.zarr", [task], vectors, hidden)
     scorer = Scorer(store, [task], keep=False)
@@ -388,7 +387,7 @@ def score_mind_small(hidden: int, folder: Path) -> None:
     print(
         f"MindSmallReranking: {again.seconds:.1f} s an arm ({spent:.1f} s of processor), "
         f"score {again.main_score}, peak {peak():.2f} GB with the vectors of this benchmark "
-        f"({vectors._noise.nbytes / 1e9:.2f} GB) and what is read of the data sets"
+        f"({vectors.noise.nbytes / 1e9:.2f} GB) and what is read of the data sets"
     )
 
 
@@ -428,4 +427,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -22,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import measured
@@ -79,24 +80,26 @@ def line(what: str, raw: list[float], ours: list[float], size: int) -> None:
 
 
 def throughput(folder: Path, of: GroupSpec, format: str, rounds: int) -> None:
-    shape = (len(of.layers), of.block_texts, of.hidden)
+    shape = (len(of.layers), min(of.block_texts, of.texts), of.hidden)
     states = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     stored = states.astype(np.float16)
-    data = memoryview(stored).cast("B")
-    size = len(data) * of.blocks
+    data = stored.view(np.uint8).reshape(-1).data
+    # The last block may be a part of one.
+    rows = [len(range(of.texts)[of.block_rows(block)]) for block in range(of.blocks)]
+    size = len(data) // shape[1] * of.texts
 
     def write_raw() -> None:
-        for block in range(of.blocks):
-            raw_write(folder / f"raw{block}.bin", data)
+        for block, count in enumerate(rows):
+            raw_write(folder / f"raw{block}.bin", data[: len(data) // shape[1] * count])
 
     def write_store(whole: bool) -> Store:
         store = create_store(folder / "store", format=format)
         with store.writer(KEY, of) as writer:
-            for block in range(of.blocks):
+            for block, count in enumerate(rows):
                 if whole:
-                    writer.write_block(block, {"mean": states})
+                    writer.write_block(block, {"mean": states[:, :count]})
                 else:
-                    writer.write_stored(block, {"mean": stored})
+                    writer.write_stored(block, {"mean": stored[:, :count]})
             writer.finish()
         return store
 
@@ -107,7 +110,7 @@ def throughput(folder: Path, of: GroupSpec, format: str, rounds: int) -> None:
             for path in folder.glob("raw*.bin"):
                 path.unlink()
             shutil.rmtree(folder / "store", ignore_errors=True)
-            ours.append(seconds(lambda whole=whole: write_store(whole)))
+            ours.append(seconds(partial(write_store, whole)))
         line(f"{format}: {what}", raw, ours, size)
 
     shutil.rmtree(folder / "store")
@@ -119,7 +122,8 @@ def reads(folder: Path, of: GroupSpec, format: str, states: np.ndarray, rounds: 
     store = create_store(folder / "store", format=format)
     with store.writer(KEY, of) as writer:
         for block in range(of.blocks):
-            writer.write_block(block, {"mean": states})
+            count = len(range(of.texts)[of.block_rows(block)])
+            writer.write_block(block, {"mean": states[:, :count]})
         writer.finish()
     reader = store.reader(KEY)
     raw_file = folder / "raw.bin"
@@ -138,11 +142,11 @@ def reads(folder: Path, of: GroupSpec, format: str, states: np.ndarray, rounds: 
                 raw_read(raw_file, one_layer)
                 read("mean", 1)
             raw.append(seconds(lambda: raw_read(raw_file, one_layer)))
-            ours.append(seconds(lambda read=read: read("mean", 1)))
+            ours.append(seconds(partial(read, "mean", 1)))
         cache = "cold" if cold else "cached"
         line(f"{format}: read one arm, {what}, {cache}", raw, ours, one_layer)
     size = one_layer * len(of.layers)
-    rows = np.arange(100, 100 + min(1000, of.texts // 4))
+    rows = np.arange(of.texts // 4)[:1000] + min(100, of.texts // 4)
     before = _read_bytes()
     drop_cache(folder / "store")
     took = seconds(lambda: reader.read("mean", of.layers[1], rows))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from batchsweep.bandit.policies import Problem
-from batchsweep.bandit.replay import ScoreTable
+from batchsweep.bandit.score_table import ScoreTable
 from batchsweep.bandit.surfaces import FAMILIES as PLAIN
 from batchsweep.bandit.surfaces import qualities, scores_of, smooth
 

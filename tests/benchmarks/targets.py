@@ -75,7 +75,8 @@ def one(table: ScoreTable, policy: str, part: float, seed: int, *, stops: bool) 
         return Score(float(scores[arms[arm], tasks[task]]), 1.0)
 
     plain = {"final_check": 0, "stop_at_regret": 0.0} if not stops else {}
-    config = BanditConfig(policy=policy, seed=seed, budget=PullBudget(pulls=pulls), **plain)
+    given = {"policy": policy, "seed": seed, "budget": PullBudget(pulls=pulls)}
+    config = BanditConfig.model_validate({**given, **plain})
     start = time.process_time()
     outcome = loop.run(problem, score, config, on_observe=heard, quiet=True)
     regret = float(truth.max() - truth[arms[outcome.answer.arm]])

@@ -14,11 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import measured
 import numpy as np
 import pytest
 import yaml
 from architectures import ARCHITECTURES
-from benchmarks import measured
 from simulated import play, problem_of, surface
 from store_data import KEY, TASKS, block, spec, states, write_corpus, write_group
 

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 Float32 = npt.NDArray[np.float32]
 
 #: Our pooling -> sentence-transformers' mode.
-_MODES = {
+MODES = {
     "mean": "mean",
     "last": "lasttoken",
     "first": "cls",
@@ -199,7 +199,7 @@ def _write(
     )
     pooling = Pooling(
         loaded.hidden,
-        pooling_mode=_MODES[parts_of(str(arm.pooling))[0]],
+        pooling_mode=MODES[parts_of(str(arm.pooling))[0]],
         include_prompt=embedding.pool_prefix,
     )
     prompts, default = _prompts(embedding.prefix)

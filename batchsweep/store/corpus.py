@@ -26,7 +26,7 @@ from batchsweep.store.validation import MAX_TASKS, name_fault
 from batchsweep.store.values import Array, as_bytes
 
 #: Bytes that one read of texts takes at most, if its rows allow it.
-_READ_BYTES = 8 << 20
+READ_BYTES = 8 << 20
 
 
 def digest_of(text: str) -> bytes:
@@ -270,7 +270,7 @@ class Corpus:
         while first < len(unique):
             # As many rows at once as lie within one read.
             start = offsets[unique[first]]
-            reach = np.searchsorted(offsets[unique + 1], start + _READ_BYTES, side="right")
+            reach = np.searchsorted(offsets[unique + 1], start + READ_BYTES, side="right")
             last = max(first + 1, int(reach))
             span = self._source.read("text_bytes", int(start), int(offsets[unique[last - 1] + 1]))
             joined = span.tobytes()
@@ -288,7 +288,7 @@ class Corpus:
         faults = self._source.metadata_faults()
         for name, entry in self._attributes.arrays.items():
             hashed = hashlib.sha256()
-            step = max(1, _READ_BYTES // entry.row_bytes)
+            step = max(1, READ_BYTES // entry.row_bytes)
             try:
                 for start in range(0, entry.shape[0], step):
                     values = self._source.read(name, start, min(start + step, entry.shape[0]))

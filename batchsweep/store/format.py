@@ -25,7 +25,7 @@ SEAL_BYTES = 64
 
 # Bytes that are read at once: a part of a core's cache, so that the checksum and the cast, which
 # come next, find them there.
-_PIECE_BYTES = 512 << 10
+PIECE_BYTES = 512 << 10
 
 
 class Format(Protocol):
@@ -159,7 +159,7 @@ def metric_seal(key: str, spec: GroupSpec, metrics: Mapping[str, Float64]) -> st
 
 def piece_bytes(row_bytes: int) -> int:
     """The size of a piece of whole rows."""
-    return max(_PIECE_BYTES // row_bytes, 1) * row_bytes
+    return max(PIECE_BYTES // row_bytes, 1) * row_bytes
 
 
 def spec_of(fmt: Format, key: str) -> tuple[GroupSpec, bool] | None:

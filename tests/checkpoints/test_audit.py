@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from typing import Any
 
 import pytest
 from hub_server import Fault, HubServer, Repo
@@ -308,8 +307,7 @@ def test_no_hub_at_all_means_try_again(hub: HubServer, monkeypatch):
 
 def test_something_that_is_no_hub_is_not_believed(hub: HubServer):
     hub.repos[SMALL] = suite([])
-    handler: Any = hub._server.RequestHandlerClass
-    handler._refs = lambda self, query, repo: self._json(["no", "refs"])
+    hub.faults.append(Fault("status", "/refs", status=200, says='["no", "refs"]', times=99))
     with pytest.raises(TryAgain, match="no Hub gives; check HF_ENDPOINT"):
         audit(config(SMALL, ["main"]))
 

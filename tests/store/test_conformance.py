@@ -69,7 +69,7 @@ def test_a_layer_is_read_in_small_pieces(
     reader = store.reader(KEY)
     rows = [249, 0, 100, 99, 100, 17]
     whole = reader.read("last", 2)
-    monkeypatch.setattr("batchsweep.store.format._PIECE_BYTES", 300)
+    monkeypatch.setattr("batchsweep.store.format.PIECE_BYTES", 300)
     np.testing.assert_array_equal(reader.read("last", 2), whole)
     np.testing.assert_array_equal(reader.read("last", 2, rows), whole[rows])
     np.testing.assert_array_equal(reader.read("last", 2, slice(37, 205)), whole[37:205])
@@ -111,7 +111,7 @@ def test_damage_in_the_middle_of_pieces_is_no_result(
     of = spec(dtype=dtype, poolings=("mean",))
     store = create_store(tmp_path / "s", format=format)
     write_group(store, KEY, of)
-    monkeypatch.setattr("batchsweep.store.format._PIECE_BYTES", 300)
+    monkeypatch.setattr("batchsweep.store.format.PIECE_BYTES", 300)
     first = states(of)["mean"][1, 130].astype(dtype).tobytes()
     (path,) = (p for p in (tmp_path / "s").rglob("*") if p.is_file() and first in p.read_bytes())
     body = bytearray(path.read_bytes())
@@ -302,7 +302,7 @@ def test_corpus(store: Store) -> None:
 
 def test_a_corpus_longer_than_its_chunks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchsweep.store.zarr.corpus.CHUNK_BYTES", 1000)
-    monkeypatch.setattr("batchsweep.store.corpus._READ_BYTES", 700)
+    monkeypatch.setattr("batchsweep.store.corpus.READ_BYTES", 700)
     texts = [f"text {n} " * (n % 17) for n in range(500)]
     with store.corpus_writer() as writer:
         for start in range(0, 500, 37):

@@ -11,7 +11,7 @@ import pytest
 from simulated import play, problem_of, surface
 
 from batchsweep.bandit.policies import make_policy
-from batchsweep.bandit.policies.gp.kernel import NAMES, OFFSET_SD, Hyper
+from batchsweep.bandit.policies.gp.kernel import LOG_SD, NAMES, OFFSET_SD, TASK_LOG_SD, Hyper
 from batchsweep.bandit.policies.gp.policy import MISFIT
 from batchsweep.bandit.policies.gp.posterior import JITTER, Posterior
 
@@ -132,7 +132,9 @@ def test_likelihood_is_the_textbook_likelihood(filled):
 
     model, scores, cells = filled
     fit = model.prepare_fit(model.centre, model.spread)
-    x = (model.hyper.flat() - fit._prior) / fit._width
+    tasks = scores.shape[1]
+    width = np.concatenate([[LOG_SD[name] for name in NAMES], np.full(2 * tasks, TASK_LOG_SD)])
+    x = (model.hyper.flat() - Hyper.prior(tasks).flat()) / width
     arm, task = np.divmod(cells, scores.shape[1])
     every = np.arange(scores.shape[0])
     shared, own = model.kernel.between(every, every)
@@ -314,7 +316,8 @@ def doubt_after(jumps):
     play(policy, scores, 100)
     for jump in jumps:
         play(policy, scores + jump * rng.normal(size=scores.shape), 1)
-    return policy._doubt()
+    _, sd = policy.believed()
+    return float(np.median(sd**2 / policy.posterior.var))
 
 
 def test_doubt_is_learned_from_surprises():

@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # One constraints file pins every install.
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
-# Test processes at a time; each takes the test files one by one.
+# Test processes at a time; each takes the test files one by one, in tests/conftest.py's order.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # For a machine with a GPU: the venv's python if there is one, else the one that has torch; and what
 # gpu-packages made for its version.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forks import Commands
 from hub_server import HubServer
 from hypothesis import settings
 
@@ -23,23 +25,39 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
-#: Files and folders of whole jobs, of stock mteb beside ours, and of many searches: more than half
-#: of all the processor time, so `make test-fast` leaves them out.
+#: Files, folders and tests that take more than two seconds of a processor each, or many times a
+#: part of that: whole jobs, stock mteb beside ours, processes, many searches. The longest stand
+#: first, and are begun first: what is begun last is short, so that all processes end together.
+#: `make test-fast` leaves them out.
 SLOW = (
-    "bandit/policies/test_gp.py",
-    "bandit/policies/test_policies.py",
-    "bandit/test_subsets.py",
-    "cli/test_imports.py",
     "demo/",
-    "export/",
-    "jobs/test_cluster_search.py",
+    "score/test_scorer.py",
+    "jobs/test_search.py",
+    "pipeline/test_kill_campaign.py",
+    "bandit/test_subsets.py",
     "jobs/test_cluster_sweep.py",
     "jobs/test_launch.py",
-    "jobs/test_search.py",
     "pipeline/",
-    "score/test_scorer.py",
+    "jobs/test_cluster_search.py",
     "store/test_integrity.py",
+    "export/",
+    "score/",
+    "bandit/policies/",
+    "forward/test_gpu.py",
     "test_bare_machine.py",
+    "test_forks.py",
+    "cli/test_imports.py",
+    "cli/test_cli.py::test_replay_prints_a_summary_and_draws_it",
+    "plan/test_plan.py::test_a_second_plan_of_published_tasks_imports_no_mteb",
+    "plan/test_plan.py::test_the_published_tasks_are_the_size_that_was_measured",
+    "store/test_hdf5.py::test_five_indexes_at_once",
+    "store/test_hdf5.py::test_a_store_opens_while_others_begin_groups",
+    "bandit/test_loop.py::test_a_budget_in_seconds_is_spent_on_what_tells_most_per_second",
+    "bandit/test_replay.py::test_only_the_targets_tasks_count",
+    "corpus/test_corpus.py::test_every_text_that_encode_gets_is_there_once",
+    "corpus/test_corpus.py::test_memory_does_not_grow_with_the_texts",
+    "checkpoints/test_audit.py::test_transformers_reads_a_branch",
+    "tasks/test_resolve.py::test_the_32_tasks_are_english_and_test_only",
 )
 
 
@@ -53,11 +71,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is slow by the place that it has in ``SLOW``."""
-    here = Path(__file__).parent
+    """Mark what is slow by its place in ``SLOW``, and put the longest files first."""
+    first: dict[Path, int] = {}
     for item in items:
-        if item.path.relative_to(here).as_posix().startswith(SLOW):
+        name = item.nodeid.removeprefix("tests/")
+        place = next((n for n, slow in enumerate(SLOW) if name.startswith(slow)), len(SLOW))
+        first[item.path] = min(place, first.get(item.path, len(SLOW)))
+        if place < len(SLOW):
             item.add_marker("slow")
+    items.sort(key=lambda item: first[item.path])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_syncs() -> Iterator[None]:
+    """No test loses power, which is all that a sync is for; thousands wait for the disk.
+
+    A descriptor that can't be synced is still an error. Processes that are started sync.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """batchsweep's commands as processes, without the seconds that each would import.
+
+    Tests of what a process is when it starts (its imports, its streams) start a real one.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    server = Commands(shared, tmp_path_factory.mktemp("commands"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def forked(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command starts in this test, it starts as such a fork, too."""
+    monkeypatch.setattr(sys, "executable", commands.python)
 
 
 @pytest.fixture(scope="session")

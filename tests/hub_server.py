@@ -79,7 +79,7 @@ class Fault:
     retry_after: int | None = None
     seconds: float = 0.0
     says: str = ""
-    """The message in the header of an error."""
+    """The message in the header of an error, or the body of an answer that is none."""
 
 
 class HubServer:
@@ -129,16 +129,24 @@ class HubServer:
             "NO_PROXY": "127.0.0.1",
         }
 
-    def use(self, monkeypatch, home: Path) -> None:
-        """Point this process's huggingface_hub here: it read the environment at its import."""
-        from huggingface_hub import constants
+    def settings(self, home: Path) -> dict[str, object]:
+        """What those variables set in huggingface_hub, which reads them when it is imported."""
+        values: dict[str, object] = {
+            "ENDPOINT": self.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.endpoint
+            + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_HUB_OFFLINE": False,
+        }
+        settings = {f"huggingface_hub.constants.{name}": value for name, value in values.items()}
+        # Of the object behind ``huggingface_hub.model_info`` and its like.
+        return {**settings, "huggingface_hub.hf_api.api.endpoint": self.endpoint}
 
-        monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
-        template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HOME", str(home))
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    def use(self, monkeypatch, home: Path) -> None:
+        """Point this process's huggingface_hub here."""
+        for name, value in self.settings(home).items():
+            monkeypatch.setattr(name, value)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     def resolve(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
@@ -206,9 +214,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         elif fault is not None and fault.kind == "status":
             headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-            if fault.says:
+            body = b'{"error": "planted"}'
+            if fault.status < 400:
+                headers["Content-Type"], body = "application/json", fault.says.encode()
+            elif fault.says:
                 headers["X-Error-Message"] = fault.says
-            self._send(fault.status, b'{"error": "planted"}', headers)
+            self._send(fault.status, body, headers)
             return
         url = urlsplit(self.path)
         # A slash inside a revision comes quoted, so that a revision is one part of the path.

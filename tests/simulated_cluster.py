@@ -33,7 +33,7 @@ class Nodes:
 
     Args:
         cluster: the API server.
-        commands: runs batchsweep (:class:`killable.Commands`).
+        commands: runs batchsweep (:class:`forks.Commands`).
         folder: holds the volumes (``volumes/CLAIM``) and a folder for each pod.
     """
 
@@ -184,14 +184,14 @@ class Nodes:
                 arguments[1:],
                 output,
                 environment=environment,
-                folder=str(folder),
-                settings={"batchsweep.extract.status._POLL": 0.2},
+                folder=folder,
+                settings={"batchsweep.extract.status.POLL_SECONDS": 0.2},
             )
         return _Other(arguments, output, environment, folder)
 
 
 class _Other:
-    """A command that isn't batchsweep, with the face of ``killable.Process``."""
+    """A command that isn't batchsweep, with the face of ``forks.Process``."""
 
     def __init__(self, arguments, output, environment, folder):
         with output.open("wb") as file:

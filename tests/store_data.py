@@ -1,10 +1,11 @@
-"""Small stores for the tests: known values, written through the public interface."""
+"""Small stores for the tests: known values, written through the public interface; and bytes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from batchsweep.store import GroupSpec, Store, create_store
@@ -95,3 +96,26 @@ def make_again(path: Path, format: str = "zarr") -> Store:
         if store.read_json(path_) is None:
             store.write_json(path_, value)
     return store
+
+
+def stored(store: Path) -> dict[str, bytes]:
+    """The bytes of every array of the corpus, the embeddings and the metrics, and of documents.
+
+    Of an HDF5 file, its arrays: where they lie is no promise.
+    """
+    roots = [store / name for name in ("corpus", "checkpoints", "metrics")]
+    found = {}
+    for path in (p for root in roots for p in sorted(root.rglob("*")) if p.is_file()):
+        name = path.relative_to(store).as_posix()
+        if path.suffix != ".h5":
+            found[name] = path.read_bytes()
+            continue
+        with h5py.File(path) as file:
+            arrays: list[tuple[str, h5py.Dataset]] = []
+            file.visititems(lambda n, item, to=arrays: to.append((n, item)))
+            for inside, item in arrays:
+                if isinstance(item, h5py.Dataset):
+                    value = item[()]
+                    body = value if isinstance(value, bytes) else value.tobytes()
+                    found[f"{name}/{inside}"] = body
+    return found

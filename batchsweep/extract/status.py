@@ -25,6 +25,9 @@ from batchsweep.store.pairs import ready_tasks
 
 logger = logging.getLogger(__name__)
 
+#: Between two looks at indexes that are waited for.
+POLL_SECONDS = 10.0
+
 State = Literal["sealed", "open", "waiting", "skipped", "failed"]
 
 
@@ -129,13 +132,13 @@ def pairs_ready(rows: Sequence[IndexStatus], tasks: int) -> str:
     return f"{ready:,} of {pairs:,} pairs ready"
 
 
-def wait(config: Config, wanted: str, *, poll: float = 10.0) -> None:
+def wait(config: Config, wanted: str, *, poll: float | None = None) -> None:
     """Return once ``wanted`` (a number, or ``all``) indexes are sealed, or none is left to come.
 
     Args:
         config: as ``prepare`` and ``extract`` have it.
         wanted: a number, or ``all``.
-        poll: seconds between two looks.
+        poll: seconds between two looks, if not :data:`POLL_SECONDS`.
 
     Raises:
         UsageError: ``wanted`` is neither; or an index ended as wrong usage, which stops them all.
@@ -161,7 +164,7 @@ def wait(config: Config, wanted: str, *, poll: float = 10.0) -> None:
         if now != said:
             logger.info("waiting for %s sealed indexes: %s", wanted, now)
             said = now
-        time.sleep(poll)
+        time.sleep(POLL_SECONDS if poll is None else poll)
 
 
 def _to_wait_for(config: Config, wanted: str) -> str:

@@ -47,7 +47,7 @@ class LocalLauncher:
     _: KW_ONLY
     parallel: int
     gpus: Sequence[str]
-    command: Sequence[str] = (sys.executable, "-m", "batchsweep")
+    command: Sequence[str] = field(default_factory=lambda: (sys.executable, "-m", "batchsweep"))
     more: Mapping[int, Sequence[str]] = field(default_factory=dict)
     """What an index's own call has beside them, such as ``--tasks``."""
 

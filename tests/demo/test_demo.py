@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from forks import Commands, working_in
 
 from batchsweep import config, demo
 from batchsweep.cli import main as cli
@@ -145,16 +145,22 @@ def test_suite_has_the_layout_of_branches_and_depends_on_its_seed_alone(tmp_path
         assert weights("built", revision) != weights("other", revision)
 
 
+class Deadly(Training):
+    """A training whose process is killed where it asks what to save."""
+
+    @property
+    def saved(self) -> tuple[int, ...]:
+        assert multiprocessing.parent_process() is not None
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ()
+
+
 def test_a_training_process_that_dies_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(suite, "_train_process", _die)
+    monkeypatch.setattr(suite, "SIZES", {MODEL: suite.SIZES[MODEL]})
     with pytest.raises(BatchsweepError, match="demo-neox-xs ended with exit code -9"):
-        suite.build(tmp_path, Training(steps=8))
-
-
-def _die(*arguments: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+        suite.build(tmp_path, Deadly(steps=8))
 
 
 # The folder
@@ -289,32 +295,21 @@ def test_a_command_that_fails_passes_its_exit_code_on(ran: tuple[Path, str, str]
     assert caught.value.exit_code == 2
 
 
-def test_kill_during_training_leaves_nothing_that_counts(tmp_path: Path) -> None:
+def test_kill_during_training_leaves_nothing_that_counts(
+    tmp_path: Path, commands: Commands
+) -> None:
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "batchsweep", "demo", "--out", str(out)], stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 60
+    process = commands.start(["demo", "--out", str(out)], folder=tmp_path)
+    deadline = time.monotonic() + 120
     while not list(out.glob(".partial-*/*/step0")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.kill()
-    process.communicate()
+        time.sleep(0.05)
+    assert len(working_in(tmp_path)) > 1, "processes that train"
+    assert process.end(kill=True)[0] == -signal.SIGKILL
     assert list(out.glob(".partial-*/*/step0")), "it was killed in the middle of training"
     assert not (out / "suite").exists()
     # The workers notice that nobody waits for them and end.
-    pattern = str(out.resolve()).encode()
-    while time.monotonic() < deadline and _processes_naming(pattern):
-        time.sleep(0.1)
+    while time.monotonic() < deadline and working_in(tmp_path):
+        time.sleep(0.05)
+    assert working_in(tmp_path) == []
     with demo.own_folder(out):
         assert not list(out.glob(".partial*"))
-
-
-def _processes_naming(text: bytes) -> list[str]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if text in (folder / "cmdline").read_bytes():
-                found.append(folder.name)
-        except OSError:
-            continue
-    return found

@@ -25,7 +25,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from killable import Commands
 from kubernetes_server import Cluster, needs_kubectl
 from simulated_cluster import Controller, Nodes
 from tiny import make_suite, make_tasks, write_config
@@ -85,7 +84,7 @@ class Place:
         process = self.commands.start(
             words,
             output,
-            folder=str(self.folder),
+            folder=self.folder,
             environment={**os.environ, "HF_HUB_OFFLINE": "1"},
             settings={"batchsweep.jobs.kubectl.POLL_SECONDS": seconds},
         )
@@ -164,11 +163,10 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(request, tmp_path_factory):
+def place(request, tmp_path_factory, commands):
     """An empty cluster and the folder of a sweep."""
     folder = tmp_path_factory.mktemp("user")
     image = request.config.getoption("--real-cluster")
-    commands = Commands(tmp_path_factory.mktemp("server"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         if image is None:
@@ -204,7 +202,6 @@ def place(request, tmp_path_factory):
             else:
                 cluster.react, cluster.nodes = lambda job: None, None
                 cluster.stop()
-            commands.close()
 
 
 @pytest.fixture(scope="module")

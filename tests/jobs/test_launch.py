@@ -20,6 +20,7 @@ from batchsweep.cli.main import main
 from batchsweep.store import open_store
 
 REVISIONS = ("step0", "main")
+REAL_PYTHON = sys.executable
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +60,18 @@ def test_local_prepares_and_extracts_every_index(config, capfd):
         assert f"[{index}] {log.splitlines()[0]}\n" in shown.err
 
 
-def test_ctrl_c_stops_the_workers_and_the_same_command_goes_on(config):
-    argv = [sys.executable, "-m", "batchsweep", "launch", "local", "--config", config]
-    launcher = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+def test_ctrl_c_stops_the_workers_and_the_same_command_goes_on(config, commands, forked):
+    # Workers that can be seen in the list of processes.
+    real = {"sys.executable": REAL_PYTHON}
+    launcher = commands.start(["launch", "local", "--config", config], settings=real)
     deadline = time.monotonic() + 120
     while not list(Path("runs/sweep").glob("store.zarr/checkpoints/*/*/mean/c.*")):
-        assert time.monotonic() < deadline and launcher.poll() is None
+        assert time.monotonic() < deadline and not launcher.ended
         time.sleep(0.01)
-    launcher.send_signal(signal.SIGINT)
-    _, errors = launcher.communicate(timeout=60)
-    assert launcher.returncode == 143, errors
-    assert "the same command goes on from there" in errors
+    launcher.signal(signal.SIGINT)
+    code, said = launcher.end(timeout=60)
+    assert code == 143, said
+    assert "the same command goes on from there" in said
     assert not _processes_of(config)
     assert main(["launch", "local", "--config", config]) == 0
     assert complete() == [True] * 2
@@ -88,8 +90,8 @@ def _processes_of(config):
     return found
 
 
-def test_docker_runs_the_same_job_in_containers(config, monkeypatch, capsys):
-    fake = Engine([sys.executable, "-m", "batchsweep"])
+def test_docker_runs_the_same_job_in_containers(config, commands, monkeypatch, capsys):
+    fake = Engine([commands.python, "-m", "batchsweep"])
     monkeypatch.setattr("batchsweep.jobs.docker.connect", lambda: fake)
     assert main(["launch", "docker", "--config", config, "--indexes", "1"]) == 0
     names = [name for _, _, name, _ in fake.started]
@@ -100,8 +102,8 @@ def test_docker_runs_the_same_job_in_containers(config, monkeypatch, capsys):
     assert mounted[str(Path("configs").resolve())]["mode"] == "ro"
 
 
-def test_docker_extracts_what_the_search_asks_for(config, monkeypatch, capsys):
-    fake = Engine([sys.executable, "-m", "batchsweep"])
+def test_docker_extracts_what_the_search_asks_for(config, commands, monkeypatch, capsys):
+    fake = Engine([commands.python, "-m", "batchsweep"])
     monkeypatch.setattr("batchsweep.jobs.docker.connect", lambda: fake)
     assert main(["launch", "docker", "--config", config, "--search", "--parallel", "1"]) == 0
     shown = capsys.readouterr().out
@@ -115,7 +117,7 @@ def test_docker_extracts_what_the_search_asks_for(config, monkeypatch, capsys):
     assert main(["launch", "docker", "--config", config, "--search", "--indexes", "1"]) == 2
 
 
-def test_a_failed_prepare_ends_the_launch_with_its_exit_code(config, capsys):
+def test_a_failed_prepare_ends_the_launch_with_its_exit_code(config, forked, capsys):
     values = json.loads(Path(config).read_text())
     write_config(Path(config), **{**values, "tasks": ["NoSuchTask"]})
     assert main(["launch", "local", "--config", config]) == 2
@@ -152,13 +154,13 @@ def test_k8s_status_without_jobs_says_how_to_submit(config, tmp_path, monkeypatc
 
 
 @pytest.fixture
-def cluster(tmp_path, monkeypatch):
+def cluster(tmp_path, commands, monkeypatch):
     """A cluster, with ``batchsweep`` for commands that are run as printed."""
     if NO_KUBECTL:
         pytest.skip(NO_KUBECTL)
     tool = tmp_path / "bin" / "batchsweep"
     tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m batchsweep "$@"\n')
+    tool.write_text(f'#!/bin/sh\nexec {commands.python} -m batchsweep "$@"\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from killable import Commands, stored
+from store_data import stored
 from tiny import make_suite, make_tasks, write_sweep
 
 from batchsweep.bandit.costs import planned_costs
@@ -254,7 +254,7 @@ def test_a_budget_of_bytes_is_a_hard_limit(sweep) -> None:
     assert outcome.stopped == "budget"
 
 
-def test_run_extracts_in_processes_and_writes_the_report(sweep, tmp_path, capsys) -> None:
+def test_run_extracts_in_processes_and_writes_the_report(sweep, forked, tmp_path, capsys) -> None:
     path = sweep(prepared=False, revisions=["step0", "main"])
     assert main(["run", "--config", path, "--parallel", "2"]) == 0
     printed = capsys.readouterr()
@@ -265,7 +265,7 @@ def test_run_extracts_in_processes_and_writes_the_report(sweep, tmp_path, capsys
     assert (tmp_path / "sweep" / "report" / "report.html").exists()
 
 
-def test_run_exhaustive_extracts_everything(sweep, capsys) -> None:
+def test_run_exhaustive_extracts_everything(sweep, forked, capsys) -> None:
     path = sweep(prepared=False, revisions=["step0", "main"])
     assert main(["run", "--config", path, "--exhaustive", "--parallel", "2"]) == 0
     assert "extracted: 8 of 8 (checkpoint, task) pairs (100 %)" in capsys.readouterr().out
@@ -273,23 +273,17 @@ def test_run_exhaustive_extracts_everything(sweep, capsys) -> None:
 
 
 @pytest.mark.torture
-def test_run_killed_at_any_moment_goes_on(sweep, tmp_path) -> None:
+def test_run_killed_at_any_moment_goes_on(sweep, commands) -> None:
     path, whole = sweep("killed", prepared=False), Extractor(sweep("whole"))
     _, expected = whole.search()
-    commands = Commands(tmp_path)
     chance = random.Random(0)
-    try:
-        for _ in range(6):
-            status = commands.run(Path(path), "run", kill_after=chance.uniform(1, 25))
-            assert status in (0, -signal.SIGKILL), commands.output
-        commands.succeed(Path(path), "run")
-        run = Extractor(path)
-        (found,) = [p for p in run.store.list_json("bandit") if p.endswith("answer.json")]
-        assert json.loads(json.dumps(run.store.read_json(found)))["best"]["arm"] == (
-            expected.answer.arm
-        )
-        commands.succeed(Path(path), "extract", "--all")
-        commands.succeed(Path(path), "verify")
-    finally:
-        commands.close()
+    for _ in range(6):
+        status = commands.run(Path(path), "run", kill_after=chance.uniform(1, 25))
+        assert status in (0, -signal.SIGKILL), commands.output
+    commands.succeed(Path(path), "run")
+    run = Extractor(path)
+    (found,) = [p for p in run.store.list_json("bandit") if p.endswith("answer.json")]
+    assert json.loads(json.dumps(run.store.read_json(found)))["best"]["arm"] == expected.answer.arm
+    commands.succeed(Path(path), "extract", "--all")
+    commands.succeed(Path(path), "verify")
     search(run.store, run.config)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from hub_server import Fault, HubServer, repo_from_directory
-from killable import stored
+from store_data import stored
 from tiny import make_model, make_tasks, write_config
 
 import batchsweep.store
@@ -34,7 +34,14 @@ def repo(tmp_path_factory):
     return served
 
 
-def test_from_the_hub_to_embeddings(repo, tmp_path):
+def there(hub, tmp_path):
+    """What makes a command's process a client of this Hub."""
+    home = tmp_path / "hf"
+    environment = {**os.environ, **hub.environ(home), "OMP_NUM_THREADS": "1"}
+    return {"environment": environment, "settings": hub.settings(home)}
+
+
+def test_from_the_hub_to_embeddings(repo, tmp_path, commands):
     config = write_config(
         tmp_path / "sweep.yaml",
         models=[MODEL],
@@ -46,17 +53,18 @@ def test_from_the_hub_to_embeddings(repo, tmp_path):
     )
     with HubServer() as hub:
         hub.repos[MODEL] = repo
-        environ = {**os.environ, **hub.environ(tmp_path / "hf")}
+        processes = there(hub, tmp_path)
 
         def batchsweep_command(*args):
-            return subprocess.run(
-                [sys.executable, "-m", "batchsweep", *args, "--config", str(config)],
-                env=environ,
-                capture_output=True,
-                text=True,
-            )
+            return commands.completed([*args, "--config", config], **processes)
 
-        audited = batchsweep_command("checkpoints", "--audit")
+        # One that nothing was imported for, which reads where the Hub is from its environment.
+        audited = subprocess.run(
+            [sys.executable, "-m", "batchsweep", "checkpoints", "--audit", "--config", config],
+            env=processes["environment"],
+            capture_output=True,
+            text=True,
+        )
         assert audited.returncode == 0, audited.stderr
         assert "1 revision serves the weights of main: step2000" in audited.stdout
         assert not [r for r in hub.requests if "/cdn/" in r]
@@ -102,7 +110,7 @@ def test_from_the_hub_to_embeddings(repo, tmp_path):
     assert all(r.complete and r.layers == (1, 2, 3, 4, 5, 6) and r.hidden == 128 for r in readers)
 
 
-def test_a_hub_that_is_gone_means_exit_75(repo, tmp_path):
+def test_a_hub_that_is_gone_means_exit_75(repo, tmp_path, commands):
     config = write_config(
         tmp_path / "sweep.yaml",
         models=[MODEL],
@@ -113,13 +121,7 @@ def test_a_hub_that_is_gone_means_exit_75(repo, tmp_path):
     with HubServer() as hub:
         hub.repos[MODEL] = repo
         hub.faults.append(Fault("status", "/api/models/", status=429, retry_after=900, times=99))
-        environ = {**os.environ, **hub.environ(tmp_path / "hf")}
-        done = subprocess.run(
-            [sys.executable, "-m", "batchsweep", "prepare", "--config", str(config)],
-            env=environ,
-            capture_output=True,
-            text=True,
-        )
+        done = commands.completed(["prepare", "--config", config], **there(hub, tmp_path))
     assert done.returncode == 75, done.stderr
     assert "asks to wait 15 min" in done.stderr
     assert not (tmp_path / "store.zarr").exists()
@@ -150,7 +152,7 @@ def test_a_damaged_download_fails_the_index(repo, tmp_path, hub, capsys, name):
     assert main(["extract", "--config", str(config), "--all"]) == 0
 
 
-def test_runs_at_one_moment_make_one_search_of_half_of_the_pairs(repo, tmp_path):
+def test_runs_at_one_moment_make_one_search_of_half_of_the_pairs(repo, tmp_path, commands):
     """The Hub loses a checkpoint in mid-search; completed, the bytes are those of all at once."""
     names = ["step0", "step1000", "step16", "step128", "step4000", "main"]
     served = type(repo)({**repo.branches})
@@ -172,37 +174,30 @@ def test_runs_at_one_moment_make_one_search_of_half_of_the_pairs(repo, tmp_path)
 
     with HubServer() as hub:
         hub.repos[MODEL] = served
-        environ = {**os.environ, **hub.environ(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
 
         def start(file, *args):
-            return subprocess.Popen(
-                [sys.executable, "-m", "batchsweep", *args, "--config", str(file)],
-                env=environ,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
+            return commands.start([*args, "--config", file], **there(hub, tmp_path))
 
         searched, whole = config("searched", checkpoints=3), config("whole")
-        assert start(searched, "prepare").wait() == 0
+        assert start(searched, "prepare").exit.result() == 0
         # The last checkpoint is always asked for, and now it can't be had.
         whole_branch = served.branches["main"]
         served.branches["main"] = {"README.md": b"gone"}
         both = [start(searched, "run", "--parallel", "1") for _ in range(2)]
-        said = [process.communicate() for process in both]
-        codes = sorted(process.returncode for process in both)
+        ended = [process.end() for process in both]
         # The second one waits for nobody: it says that another searches here.
-        assert codes in ([0, 75], [0, 0]), said
-        answers = [out for out, _ in said if "best arm:" in out]
-        assert answers and all("main#" not in out.splitlines()[0] for out in answers)
+        assert sorted(code for code, _ in ended) in ([0, 75], [0, 0]), ended
+        lines = [line for _, said in ended for line in said.splitlines()]
+        answers = [line for line in lines if line.startswith("best arm:")]
+        assert answers and not any("main#" in answer for answer in answers)
         ready = ready_tasks(batchsweep.store.open_store(str(tmp_path / "searched.zarr")))
         assert 0 < sum(map(len, ready.values())) <= 6  # Of twelve pairs.
         served.branches["main"] = whole_branch
-        for file, *commands in ((searched, "extract"), (whole, "prepare", "extract")):
-            for command in commands:
+        for file, *todo in ((searched, "extract"), (whole, "prepare", "extract")):
+            for command in todo:
                 more = ["--all"] if command == "extract" else []
-                process = start(file, command, *more)
-                assert process.wait() == 0, process.communicate()
+                code, said = start(file, command, *more).end()
+                assert code == 0, said
     first, second = (stored(tmp_path / f"{name}.zarr") for name in ("searched", "whole"))
     assert first == second
 

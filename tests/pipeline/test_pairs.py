@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from killable import Commands, stored
+from store_data import stored
 from tiny import make_suite, make_tasks, write_config
 
 import batchsweep.store
@@ -118,13 +118,6 @@ def test_pairs_in_any_order_end_with_the_bytes_of_all_at_once(whole, asked) -> N
         extract(store, config, entry, stop=StopRequest(1))
     assert all(status.complete for status in store.status())
     assert stored(Path(config.store_url)) == expected
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    server = Commands(tmp_path_factory.mktemp("server"))
-    yield server
-    server.close()
 
 
 def test_killed_between_pairs_ends_with_the_bytes_of_all_at_once(whole, commands) -> None:

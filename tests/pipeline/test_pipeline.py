@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import Process
 from tiny import answer_and_pulls, extracted_store, make_suite, make_tasks, write_sweep
 
 import batchsweep.store
@@ -73,14 +74,14 @@ def prepared(copied):
     return write
 
 
-def command(*args, **environ):
-    return [sys.executable, "-m", "batchsweep", *args], {**os.environ, **environ}
-
-
 def start(*args, **environ):
-    argv, env = command(*args, **environ)
+    """A process that nothing was imported for."""
     return subprocess.Popen(
-        argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "batchsweep", *args],
+        env={**os.environ, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -139,18 +140,15 @@ def test_extract_before_prepare_says_what_to_run(sweep, capsys):
     assert "batchsweep prepare" in capsys.readouterr().err
 
 
-def test_kill_9_at_random_moments_ends_with_the_same_bytes(prepared, extracted):
+def test_kill_9_at_random_moments_ends_with_the_same_bytes(prepared, extracted, commands):
     rng = random.Random(5)
     disturbed = prepared()
     kills = 0
     for _ in range(3):
-        pod = start("extract", "--config", disturbed, "--index", "2")
+        pod = commands.start(["extract", "--config", disturbed, "--index", "2"])
         _wait_for_a_block(store_of(disturbed), pod)
         time.sleep(rng.uniform(0, 0.02))
-        if pod.poll() is None:
-            kills += 1
-        pod.kill()
-        pod.communicate()
+        kills += pod.end(kill=True)[0] == -signal.SIGKILL
     assert kills
     assert main(["extract", "--config", disturbed, "--index", "2"]) == 0
     expected = {p: b for p, b in contents(extracted).items() if "/main/" in f"/{p}"}
@@ -158,25 +156,25 @@ def test_kill_9_at_random_moments_ends_with_the_same_bytes(prepared, extracted):
     assert found == expected
 
 
-def _wait_for_a_block(store: str, pod: subprocess.Popen) -> None:
+def _wait_for_a_block(store: str, pod: Process) -> None:
     """Until the process has started to write (then a kill is in the middle of things)."""
     deadline = time.monotonic() + 120
     before = len(list(Path(store).glob("checkpoints/*/*/mean/*")))
-    while time.monotonic() < deadline and pod.poll() is None:
+    while time.monotonic() < deadline and not pod.ended:
         if len(list(Path(store).glob("checkpoints/*/*/mean/*"))) > before:
             return
         time.sleep(0.005)
 
 
-def test_sigterm_seals_and_exits_143_then_the_same_command_finishes(sweep):
+def test_sigterm_seals_and_exits_143_then_the_same_command_finishes(sweep, commands):
     path = Path(store_of(sweep())).parent / "term.zarr"
     config = sweep(store={"path": str(path), "block_texts": 4})
     assert main(["prepare", "--config", config]) == 0
-    pod = start("extract", "--config", config, "--all")
+    pod = commands.start(["extract", "--config", config, "--all"])
     _wait_for_a_block(store_of(config), pod)
-    pod.send_signal(signal.SIGTERM)
-    output, _ = pod.communicate(timeout=60)
-    assert pod.returncode == 143, output
+    pod.signal(signal.SIGTERM)
+    code, output = pod.end(timeout=60)
+    assert code == 143, output
     assert "the same command goes on" in output
     assert main(["extract", "--config", config, "--all"]) == 0
     store = batchsweep.store.open_store(store_of(config))
@@ -233,19 +231,18 @@ def test_the_whole_job_names_a_best_arm_and_writes_the_report(copied, capsys):
 
 
 @pytest.mark.parametrize(("pulls", "texts"), [(8, None), (16, 40)])
-def test_a_killed_bandit_ends_with_the_answer_of_an_undisturbed_one(copied, pulls, texts):
+def test_a_killed_bandit_ends_with_the_answer_of_an_undisturbed_one(copied, commands, pulls, texts):
     bandit = {"policy": "random", "budget": {"pulls": pulls}, "seed": 3, "texts_per_pull": texts}
     undisturbed = copied("undisturbed", bandit=bandit)
     disturbed = copied("disturbed", bandit=bandit)
     assert main(["bandit", "--config", undisturbed]) == 0
-    search = start("bandit", "--config", disturbed)
+    search = commands.start(["bandit", "--config", disturbed])
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and search.poll() is None:
+    while time.monotonic() < deadline and not search.ended:
         if len(list(Path(store_of(disturbed)).glob("bandit/*/pulls/*.json"))) >= 3:
             break
         time.sleep(0.005)
-    search.kill()
-    search.communicate()
+    search.end(kill=True)
     assert not list(Path(store_of(disturbed)).glob("bandit/*/answer.json"))
     assert main(["bandit", "--config", disturbed]) == 0
     of_disturbed, of_undisturbed = Path(store_of(disturbed)), Path(store_of(undisturbed))

@@ -23,18 +23,16 @@ from batchsweep.bandit.policies import Problem
 from batchsweep.bandit.pull_noise import SplitHalvesNoise
 from batchsweep.bandit.score_table import ScoreTable
 from batchsweep.cli.main import main
-from batchsweep.config import BanditConfig, CorpusConfig, LocalTask, PullBudget, RewardsConfig
+from batchsweep.config import BanditConfig, CorpusConfig, PullBudget, RewardsConfig
 from batchsweep.errors import UsageError
 from batchsweep.score import scorer as scorer_module
 from batchsweep.score.export import table
 from batchsweep.score.record import Score
 from batchsweep.score.records import records
 from batchsweep.score.scorer import Scorer
-from batchsweep.score.workers import ScoreFunction, score_processes
 from batchsweep.store import Store
 from batchsweep.tasks.evaluators import Halves, prepare_halves, prepare_task
 from batchsweep.tasks.local import from_columns
-from batchsweep.tasks.resolve import resolve
 
 RAW = RewardsConfig(scale="raw")
 #: Larger than 100 texts, of every class that can be divided.
@@ -78,38 +76,6 @@ def test_a_small_task_is_scored_whole(store: Store, name: str) -> None:
     same = {k: v for k, v in pull.document.items() if k not in ("seconds", "result")}
     assert same == {k: whole.document[k] for k in same}
     assert "halves" not in pull.document
-
-
-def test_every_arm_and_process_gets_the_same_examples(tmp_path: Path) -> None:
-    one, topics = sentences(90, 1)
-    tasks = []
-    for kind, rows in {
-        "clustering": [{"text": t, "label": y} for t, y in zip(one, topics, strict=True)],
-        "sts": [
-            {"sentence1": a, "sentence2": b, "score": i % 4}
-            for i, (a, b) in enumerate(zip(one, one[1:] + one[:1], strict=True))
-        ],
-    }.items():
-        path = tmp_path / f"{kind}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        tasks.append(LocalTask.model_validate({"name": kind, "type": kind, "path": path}))
-    store = store_of(tmp_path / "x.zarr", resolve(tasks))
-    halves = Halves(40, seed=2)
-    pulls = [(f"{KEY}#{layer}", task.name) for task in tasks for layer in (1, 2)]
-    scorer = Scorer(store, resolve(tasks), keep=False)
-    # In this order here, in another there: what is drawn hangs on the seed alone.
-    here = {p: scorer.score(*p, halves).document["halves"] for p in pulls}
-    other = {
-        p: Scorer(store, resolve(tasks), keep=False)
-        .score(*p, Halves(40, seed=5))
-        .document["halves"]
-        for p in pulls
-    }
-    assert here != other
-    score = ScoreFunction(store.url, tuple(tasks), CorpusConfig(), halves)
-    with score_processes(2) as processes:
-        there = list(processes.map(score, *zip(*pulls[::-1], strict=True)))
-    assert {p: r.document["halves"] for p, r in zip(pulls[::-1], there, strict=True)} == here
 
 
 def test_a_cap_of_the_corpus_and_a_subset_compose(tmp_path: Path) -> None:

@@ -174,25 +174,25 @@ def test_batches_beside_each_other_give_the_bytes_of_each_alone(folder: Path, de
         np.testing.assert_array_equal(beside[:, :, positions], alone)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("device", devices("the same bytes in two processes"))
-def test_two_processes_give_the_same_bytes(folder: Path, device: str, dtype: str) -> None:
+def test_two_processes_give_the_same_bytes(folder: Path, device: str) -> None:
+    dtypes = ["float32", "bfloat16", "float16"]
     program = (
         "from test_gpu import digest\n"
         "import sys\n"
-        "print(digest(sys.argv[1], sys.argv[2], sys.argv[3]))\n"
+        "folder, device, *dtypes = sys.argv[1:]\n"
+        "print(*(digest(folder, device, dtype) for dtype in dtypes))\n"
     )
     here = Path(__file__).parent
     paths = [str(here), str(here.parent), str(here.parents[1]), os.environ.get("PYTHONPATH", "")]
-    command = [sys.executable, "-c", program, str(folder), device, dtype]
     one = subprocess.run(
-        command,
+        [sys.executable, "-c", program, str(folder), device, *dtypes],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
         capture_output=True,
         text=True,
     )
     assert one.returncode == 0, one.stderr
-    assert one.stdout.split() == [digest(str(folder), device, dtype)]
+    assert one.stdout.split() == [digest(str(folder), device, dtype) for dtype in dtypes]
 
 
 def digest(folder: str, device: str, dtype: str) -> str:

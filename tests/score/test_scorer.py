@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import logging
 import math
 import random
@@ -15,16 +13,16 @@ import mteb.mocks.mock_tasks as mocks
 import numpy as np
 import pytest
 from mteb.abstasks import AbsTaskRetrieval
-from scoring import HIDDEN, KEY, LiveEncoder, live_score, local_tasks, sentences, store_of
+from scoring import HIDDEN, KEY, LiveEncoder, live_score, local_tasks, store_of
 from scoring_tasks import SHORT, Subqueries, all_tasks, hub_layout
 
 from batchsweep.arm import Arm
-from batchsweep.config import CorpusConfig, EmbeddingConfig, LocalTask
+from batchsweep.config import CorpusConfig, EmbeddingConfig
 from batchsweep.errors import ConfigError, StoreError, StoreMismatch, UsageError
 from batchsweep.score import scorer as scorer_module
 from batchsweep.score.encoder import StoreEncoder
+from batchsweep.score.record import ScoreRecord
 from batchsweep.score.scorer import Scorer
-from batchsweep.score.workers import ScoreFunction, score_processes
 from batchsweep.store import Store
 from batchsweep.tasks import evaluators
 from batchsweep.tasks.evaluators import Halves
@@ -41,6 +39,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="module")
 def scorer(store: Store) -> Scorer:
     return Scorer(store, list(all_tasks().values()), keep=False)
+
+
+@pytest.fixture(scope="module")
+def scored(scorer: Scorer) -> dict[tuple[int, str], ScoreRecord]:
+    """(layer, task) -> its score, made in this order by one scorer."""
+    pulls = [(layer, name) for layer in (1, 2) for name in NAMES]
+    return {pull: scorer.score(f"{KEY}#{pull[0]}", pull[1]) for pull in pulls}
 
 
 def assert_same(ours: Any, theirs: Any, path: str = "") -> None:
@@ -63,9 +68,11 @@ def assert_same(ours: Any, theirs: Any, path: str = "") -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_score_is_that_of_the_live_model(scorer: Scorer, name: str) -> None:
+def test_score_is_that_of_the_live_model(
+    scored: dict[tuple[int, str], ScoreRecord], name: str
+) -> None:
     live = live_score(all_tasks()[name])
-    result = scorer.score(f"{KEY}#1", name)
+    result = scored[1, name]
     assert result.main_score == pytest.approx(live.get_score(), abs=1e-6, nan_ok=True)
     assert_same(result.document["result"]["scores"], live.to_dict()["scores"])
     assert result.document["result"]["task_name"] == name
@@ -103,15 +110,17 @@ def half_scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     return Scorer(half, list(all_tasks().values()), keep=False)
 
 
-def test_any_order_gives_the_same_numbers(scorer: Scorer, store: Store) -> None:
-    pulls = [(f"{KEY}#{layer}", name) for layer in (1, 2) for name in NAMES]
-    first = {pull: scorer.score(*pull).main_score for pull in pulls}
+def test_any_order_gives_the_same_numbers(
+    scored: dict[tuple[int, str], ScoreRecord], store: Store
+) -> None:
     other = Scorer(store, list(all_tasks().values()), keep=False)
+    pulls = list(scored)
     for seed in (1, 2):
         random.Random(seed).shuffle(pulls)
-        for pull in pulls:
-            again = other.score(*pull).main_score
-            assert again == first[pull] or (math.isnan(again) and math.isnan(first[pull])), pull
+        for layer, name in pulls:
+            again = other.score(f"{KEY}#{layer}", name).main_score
+            first = scored[layer, name].main_score
+            assert again == first or (math.isnan(again) and math.isnan(first)), (layer, name)
 
 
 def test_global_random_state_does_not_matter(scorer: Scorer) -> None:
@@ -125,40 +134,18 @@ def test_global_random_state_does_not_matter(scorer: Scorer) -> None:
 
 @pytest.mark.parametrize("rows", [0, 25, 60])
 def test_what_is_kept_in_memory_does_not_matter(
-    rows: int, store: Store, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+    rows: int,
+    store: Store,
+    scored: dict[tuple[int, str], ScoreRecord],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Nothing fits, some of the texts that are asked for twice, all of some tasks.
     monkeypatch.setattr("batchsweep.score.scorer.KEPT_BYTES", rows * 4 * HIDDEN)
     monkeypatch.setattr("batchsweep.tasks.evaluators.retrieval.CORPUS_CHUNK", 40)
     small = Scorer(store, list(all_tasks().values()), keep=False)
     for name in ("pairs", "labels", "clusters", "rerank", "search", "LegacySets", "OwnNames"):
-        expected = scorer.score(f"{KEY}#2", name).main_score
+        expected = scored[2, name].main_score
         assert small.score(f"{KEY}#2", name).main_score == expected, name
-
-
-def test_other_processes_give_the_same_numbers(tmp_path: Path) -> None:
-    one, topics = sentences(60, 1)
-    tasks = []
-    for kind, rows in {
-        "clustering": [{"text": t, "label": y} for t, y in zip(one, topics, strict=True)],
-        "sts": [
-            {"sentence1": a, "sentence2": b, "score": i % 4}
-            for i, (a, b) in enumerate(itertools.pairwise(one))
-        ],
-    }.items():
-        path = tmp_path / f"{kind}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        tasks.append(LocalTask.model_validate({"name": kind, "type": kind, "path": path}))
-    from batchsweep.tasks.resolve import resolve
-
-    store = store_of(tmp_path / "x.zarr", resolve(tasks))
-    score = ScoreFunction(store.url, tuple(tasks), CorpusConfig())
-    pulls = [(f"{KEY}#{layer}", task.name) for layer in (1, 2) for task in tasks]
-    here = [Scorer(store, resolve(tasks), keep=False).score(*p).main_score for p in pulls]
-    with score_processes(2) as processes:
-        there = list(processes.map(score, *zip(*pulls, strict=True)))
-    assert [result.main_score for result in there] == here
-    assert all(result.seconds > 0 and result.document["result"]["scores"] for result in there)
 
 
 def test_a_pull_is_kept_and_not_scored_again(

@@ -179,34 +179,48 @@ def test_five_indexes_at_once_many_times(tmp_path: Path) -> None:
     at_once(tmp_path, indexes=5, runs=int(os.environ.get("TORTURE_RUNS", "200")))
 
 
-@pytest.mark.parametrize("limit", [100, 700, 1600, 3000, 6000, 9000, 11_000, 60_000])
-def test_a_full_disk_at_any_file_is_said(limit: int, tmp_path: Path) -> None:
-    # A limit on the size of files stands for a full disk: the same error from the same calls.
+LIMITS = (100, 700, 1600, 3000, 6000, 9000, 11_000, 60_000)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, str]]:
+    """What is said where files may have so many bytes, and the folder of those stores.
+
+    A limit on the size of files stands for a full disk: the same error from the same calls.
+    """
+    folder = tmp_path_factory.mktemp("full")
     code = f"""{PATHS}
 import resource
 from store_data import KEY, spec, write_corpus, write_group
 from batchsweep.errors import StoreFull
 from batchsweep.store import create_store
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-try:
-    store = create_store({str(tmp_path / "s")!r}, format="hdf5")
-    write_corpus(store)
-    write_group(store, KEY, spec(poolings=("mean",)))
-    print("written")
-except StoreFull as error:
-    print(error, error.exit_code)
+for limit in {LIMITS}:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        store = create_store({str(folder)!r} + f"/{{limit}}", format="hdf5")
+        write_corpus(store)
+        write_group(store, KEY, spec(poolings=("mean",)))
+        print("written")
+    except StoreFull as error:
+        print(error, error.exit_code)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert ("no space left for" in run.stdout and run.stdout.endswith("again 4\n")) == (
+    return folder, dict(zip(LIMITS, run.stdout.splitlines(), strict=True))
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_full_disk_at_any_file_is_said(limit: int, full: tuple[Path, dict[int, str]]) -> None:
+    folder, said = full
+    assert ("no space left for" in said[limit] and said[limit].endswith("again 4")) == (
         limit < 60_000
     )
-    store = create_store(tmp_path / "s", format="hdf5")
+    store = create_store(folder / str(limit), format="hdf5")
     assert verify(store) == []
     if store.corpus() is None:
         write_corpus(store)
     write_group(store, KEY, spec(poolings=("mean",)))
-    assert verify(store) == [] and not list((tmp_path / "s/tmp").iterdir())
+    assert verify(store) == [] and not list((folder / f"{limit}/tmp").iterdir())
 
 
 def hostile(path: Path, name: str, secret: Path) -> None:

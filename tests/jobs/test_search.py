@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -38,19 +39,39 @@ def tasks(tmp_path_factory) -> list[dict[str, str]]:
     return [*make_tasks(folder / "two"), *more]
 
 
+def written(folder: Path, name: str, suite: Path, tasks, *, prepared: bool = True, **sections):
+    """A config, whose store is prepared; keyword arguments replace whole sections."""
+    bandit = {"budget": {"pulls": 40}}
+    defaults = {"revisions": list(REVISIONS), "tasks": tasks, "bandit": bandit}
+    path = str(write_sweep(folder, name, suite, **{**defaults, **sections}))
+    if prepared:
+        assert main(["prepare", "--config", path]) == 0
+    return path
+
+
 @pytest.fixture
 def sweep(tmp_path, suite, tasks):
-    """Writes a config and prepares its store; keyword arguments replace whole sections."""
+    """Writes a config into ``tmp_path`` and prepares its store."""
 
-    def write(name: str = "sweep", *, prepared: bool = True, **sections) -> str:
-        bandit = {"budget": {"pulls": 40}}
-        defaults = {"revisions": list(REVISIONS), "tasks": tasks, "bandit": bandit}
-        path = str(write_sweep(tmp_path, name, suite, **{**defaults, **sections}))
-        if prepared:
-            assert main(["prepare", "--config", path]) == 0
-        return path
+    def write(name: str = "sweep", **more) -> str:
+        return written(tmp_path, name, suite, tasks, **more)
 
     return write
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, suite, tasks):
+    """A search that nothing disturbed: what ran it, its name and its outcome. To be read only."""
+    run = Extractor(written(tmp_path_factory.mktemp("finished"), "whole", suite, tasks))
+    return run, *run.search()
+
+
+@pytest.fixture
+def searched(sweep, finished) -> str:
+    """A config with a copy of that search's store."""
+    path = sweep(prepared=False)
+    shutil.copytree(finished[0].config.store_url, load(path).store_url)
+    return path
 
 
 class Extractor:
@@ -84,9 +105,8 @@ class Extractor:
         return {p: self.store.read_json(p) for p in sorted(self.store.list_json("waves"))}
 
 
-def test_waves_are_documents_that_say_what_was_asked_and_why(sweep) -> None:
-    run = Extractor(sweep())
-    name, outcome = run.search()
+def test_waves_are_documents_that_say_what_was_asked_and_why(finished) -> None:
+    run, name, outcome = finished
     answer = run.store.read_json(f"bandit/{name}/answer.json")
     assert answer.pop("finished")
     assert answer == json.loads(json.dumps(outcome.to_json()))
@@ -148,9 +168,8 @@ def test_a_search_that_has_everything_asks_for_nothing(sweep) -> None:
 
 
 @pytest.mark.parametrize("dies_at", [1, 4])
-def test_killed_in_a_wave_it_goes_on_and_ends_the_same(sweep, dies_at: int) -> None:
-    whole = Extractor(sweep("whole"))
-    _, expected = whole.search()
+def test_killed_in_a_wave_it_goes_on_and_ends_the_same(sweep, finished, dies_at: int) -> None:
+    whole, _, expected = finished
     path = sweep("killed")
     with pytest.raises(KeyboardInterrupt):
         Extractor(path, dies_at=dies_at).search()
@@ -167,9 +186,10 @@ def test_killed_in_a_wave_it_goes_on_and_ends_the_same(sweep, dies_at: int) -> N
     assert second == first
 
 
-def test_completed_after_a_search_the_store_has_the_bytes_of_one_extracted_at_once(sweep) -> None:
-    run, whole = Extractor(sweep("searched")), Extractor(sweep("whole"))
-    run.search()
+def test_completed_after_a_search_the_store_has_the_bytes_of_one_extracted_at_once(
+    sweep, searched
+) -> None:
+    run, whole = Extractor(searched), Extractor(sweep("whole"))
     for one in (run, whole):
         for entry in one.plan.entries:
             extract(one.store, one.config, entry, stop=StopRequest(1))
@@ -204,9 +224,8 @@ def test_a_wave_that_brings_nothing_is_for_another_time(sweep) -> None:
     assert Extractor(path).search()[1].pulls > 0
 
 
-def test_searches_of_one_store_follow_their_own_waves(sweep) -> None:
-    first = Extractor(sweep())
-    first.search()
+def test_searches_of_one_store_follow_their_own_waves(sweep, searched) -> None:
+    first = Extractor(searched)
     count = len(first.waves())
     other = Extractor(sweep(prepared=False, bandit={"budget": {"pulls": 40}, "seed": 1}))
     name, _ = other.search()
@@ -215,10 +234,9 @@ def test_searches_of_one_store_follow_their_own_waves(sweep) -> None:
     assert len(other.waves()) == count + len(mine)
 
 
-def test_a_wave_that_is_not_as_specified_is_refused(sweep) -> None:
-    path = sweep()
+def test_a_wave_that_is_not_as_specified_is_refused(searched) -> None:
+    path = searched
     run = Extractor(path)
-    run.search()
     first = "waves/0001.json"
     good = run.waves()[first]
     for change, says in (
@@ -273,9 +291,8 @@ def test_run_exhaustive_extracts_everything(sweep, forked, capsys) -> None:
 
 
 @pytest.mark.torture
-def test_run_killed_at_any_moment_goes_on(sweep, commands) -> None:
-    path, whole = sweep("killed", prepared=False), Extractor(sweep("whole"))
-    _, expected = whole.search()
+def test_run_killed_at_any_moment_goes_on(sweep, finished, commands) -> None:
+    path, expected = sweep("killed", prepared=False), finished[2]
     chance = random.Random(0)
     for _ in range(6):
         status = commands.run(Path(path), "run", kill_after=chance.uniform(1, 25))

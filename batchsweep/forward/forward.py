@@ -29,7 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from batchsweep.errors import IndexFailed, UsageError
 from batchsweep.forward.architecture import LoadedCheckpoint, block_input, block_output
-from batchsweep.forward.batching import make_batches, pad, split
+from batchsweep.forward.batching import free_padding, make_batches, pad, split
 from batchsweep.forward.fused_neox import Known
 from batchsweep.forward.gpt_neox import know_tokens
 from batchsweep.forward.loading import fetch, load_checkpoint
@@ -65,9 +65,9 @@ def pooled_states(
 ) -> Iterator[Reduced]:
     """Pooled states of a block of texts, batch by batch, longest texts first.
 
-    Which texts go together depends on nothing but their lengths and ``batch_tokens``, so a
-    resumed run repeats the bytes of an uninterrupted one. (Running out of GPU memory halves
-    batches, which moves rounding.)
+    Which texts go together depends on nothing but their lengths, ``batch_tokens`` and the model's
+    width, so a resumed run repeats the bytes of an uninterrupted one. (Running out of GPU memory
+    halves batches, which moves rounding.)
 
     Args:
         loaded: From :func:`load_checkpoint`. Its model is in use until the iterator is at its
@@ -128,7 +128,7 @@ def reduced_states(
     texts = [ids if ids.size else np.array([loaded.empty_token]) for ids in texts]
     loaded.check_tokens(texts, first_row)
     lengths = np.array([len(ids) for ids in texts], dtype=np.int64)
-    batches = deque(make_batches(lengths, batch_tokens))
+    batches = deque(make_batches(lengths, batch_tokens, free_padding(loaded.hidden)))
     in_flight: deque[tuple[npt.NDArray[np.int64], _Started]] = deque()
     # One batch ahead on a GPU: it computes while the last batch's states come home.
     workers = 1 if loaded.device.type == "cuda" else max(min(cores(), len(batches)), 1)

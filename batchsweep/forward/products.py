@@ -19,6 +19,9 @@ from torch.nn import functional
 #: Of transformers' models, those whose linear layers are called and not otherwise looked into.
 PACKED = frozenset({"bert", "gpt_neox", "llama", "olmo", "olmo2"})
 
+#: Numbers in a row from which on more sizes of products are worth their code.
+WIDE = 512
+
 
 def pack(model: nn.Module) -> None:
     """Put a product in the place of each linear layer of a known model in float32 on a CPU.
@@ -101,14 +104,15 @@ class Product(nn.Module):
 
 
 def filled(rows: torch.Tensor) -> torch.Tensor:
-    """Rows [row, in], with rows of zeros behind them up to one of some hundred numbers.
+    """Rows [row, in], with rows of zeros behind them up to one of few numbers.
 
     oneDNN makes code of its own for each number of rows that it meets, in milliseconds, and keeps
     that of the last thousand products: some hundred MiB, if every batch is of another size.
     """
-    count = len(rows)
-    # A multiple of 8, and from 256 up at most 3 % more: 32 numbers between powers of two.
-    step = max(8, 1 << max(count.bit_length() - 6, 0))
+    count, width = rows.shape
+    # Between powers of two 8 numbers, or 32 where a row costs more than the code does.
+    numbers = 8 if width < WIDE else 32
+    step = max(8, (1 << max(count.bit_length() - 1, 0)) // numbers)
     more = -count % step
     return functional.pad(rows, (0, 0, 0, more)) if more else rows
 

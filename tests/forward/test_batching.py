@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchsweep.forward.batching import make_batches, pad, split
+from batchsweep.forward.batching import MAX_PADDING, free_padding, make_batches, pad, split
 
 
 def padding_of(lengths, batches):
@@ -34,10 +36,32 @@ def test_padding_is_under_three_per_cent(name, batch_tokens):
     assert padding_of(lengths, make_batches(lengths, batch_tokens)) < 0.03
 
 
-@given(st.lists(st.integers(0, 60), max_size=200), st.integers(1, 500))
-def test_every_text_once_within_the_budget_longest_first(lengths, batch_tokens):
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("free", [1, 16, 64, 256])
+def test_a_batch_has_the_padding_that_is_free_and_there_are_fewer_of_them(name, free):
+    lengths = np.clip(DISTRIBUTIONS[name](np.random.default_rng(0)).astype(int), 1, 512)[:256]
+    batches = make_batches(lengths, 16384, free)
+    for batch in batches:
+        padded = len(batch) * lengths[batch].max()
+        assert padded - lengths[batch].sum() <= max(MAX_PADDING * padded, free)
+    assert len(batches) <= len(make_batches(lengths, 16384))
+    # Another batch must have been worth its padding: the next text would have been too much.
+    for batch, later in pairwise(batches):
+        more = np.r_[batch, later[:1]]
+        padded = len(more) * lengths[more].max()
+        assert padded > 16384 or padded - lengths[more].sum() > max(MAX_PADDING * padded, free)
+
+
+def test_wide_models_have_no_free_padding():
+    assert [free_padding(n) for n in (8, 64, 128, 512, 1024, 2048)] == [256, 256, 64, 4, 1, 0]
+
+
+@given(
+    st.lists(st.integers(0, 60), max_size=200), st.integers(1, 500), st.sampled_from([0, 5, 200])
+)
+def test_every_text_once_within_the_budget_longest_first(lengths, batch_tokens, free):
     lengths = np.array(lengths, dtype=np.int64)
-    batches = make_batches(lengths, batch_tokens)
+    batches = make_batches(lengths, batch_tokens, free)
     rows = np.concatenate(batches) if batches else np.array([], dtype=np.int64)
     assert sorted(rows) == list(range(len(lengths)))
     assert (np.diff(lengths[rows]) <= 0).all()

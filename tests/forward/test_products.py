@@ -48,13 +48,15 @@ def test_a_product_is_a_linear_layer(fused: bool, bias: bool, rows: int) -> None
     assert torch.equal(states, before)
 
 
-def test_rows_are_filled_up_to_few_numbers() -> None:
+@pytest.mark.parametrize(("width", "most", "sizes"), [(1, 9 / 8, 90), (512, 33 / 32, 250)])
+def test_rows_are_filled_up_to_few_numbers(width: int, most: float, sizes: int) -> None:
     numbers = set()
-    for count in [*range(1, 3000), *range(3000, 16_385, 7)]:
-        numbers.add(full := len(filled(torch.ones(count, 1))))
-        assert count <= full <= max(count + 7, count * 33 / 32)
+    for count in [*range(1, 3000), *range(3000, 16_385, 101)]:
+        # On "meta", where rows take no memory.
+        numbers.add(full := len(filled(torch.empty(count, width, device="meta"))))
+        assert count <= full <= max(count + 7, count * most)
     # Four products of each fit into the thousand that oneDNN keeps.
-    assert len(numbers) <= 250
+    assert len(numbers) <= sizes
     assert filled(torch.ones(9, 2)).sum(dim=1).tolist() == [2] * 9 + [0] * 7
     rows = torch.ones(64, 2)
     assert filled(rows) is rows
@@ -88,7 +90,7 @@ def test_batches_of_all_sizes_take_products_of_few(monkeypatch: pytest.MonkeyPat
             assert product(x).shape == product.gelu(x).shape == (count, 4)
             assert product.plus(torch.ones(count, 4), x).tolist() == [[9.0] * 4] * count
             assert product(x.view(1, count, 8)).shape == (1, count, 4)
-    assert seen <= {264, 272, 280, 288}
+    assert seen <= {288}
 
 
 @pytest.mark.parametrize("harm", ["gone", "other arguments", "wrong"])

@@ -1,13 +1,14 @@
 """Runs batchsweep's commands in forks of a process that has imported everything: no start-up time.
 
-    python tests/fork_server.py SOCKET
+    python tests/fork_server.py NAME
 
-Says "ready" and listens. A connection asks for one process with a line of JSON (``arguments``, the
-whole ``environment``, the ``folder`` to work in, and ``settings``: module attributes that are there
-already) and brings two open files for standard output and standard error. It is answered with
-the fork's pid and, when the fork has ended, with its exit status (minus the signal that killed it),
-a line each. A connection that is closed before kills its fork; one that asks for ``null`` is
-answered with 0 and only keeps the server alive, which ends with its last connection.
+Says "ready" and listens at the socket of that name, which is the kernel's and no file. A connection
+asks for one process with a line of JSON (``arguments``, the whole ``environment``, the ``folder``
+to work in, and ``settings``: module attributes that are there already) and brings two open files
+for standard output and standard error. It is answered with the fork's pid and, when the fork has
+ended, with its exit status (minus the signal that killed it), a line each. A connection that is
+closed before kills its fork; one that asks for ``null`` is answered with 0 and only keeps the
+server alive, which ends with its last connection.
 
 What a library reads from the environment when it is imported was read here: say it in ``settings``.
 """
@@ -69,9 +70,9 @@ def child(request: dict[str, Any], standard: list[int]) -> int:
 
 
 class Server:
-    def __init__(self, path: str) -> None:
+    def __init__(self, name: str) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(path)
+        self._listener.bind(f"\0{name}")
         self._listener.listen(64)
         #: Connection -> the pid and pidfd of its fork, or nothing.
         self._open: dict[socket.socket, tuple[int, int] | None] = {}

@@ -1,6 +1,6 @@
 """Stands in for the ``python`` of ``python -m batchsweep``: the command is a fork of the server.
 
-    python -I -S tests/forked_python.py SOCKET PYTHON -m batchsweep ARGUMENT...
+    python -I -S tests/forked_python.py NAME PYTHON -m batchsweep ARGUMENT...
 
 It takes signals and ends as the command does; killed, it takes the command along. PYTHON is what
 the command starts others with: this again. Any other use of python is left to python.
@@ -16,9 +16,9 @@ import sys
 SETTINGS = "FORKED_PYTHON_SETTINGS"
 
 
-def main(path: str, python: str, arguments: list[str]) -> int:
+def main(server: str, python: str, arguments: list[str]) -> int:
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(path)
+    connection.connect(f"\0{server}")
     request = {
         "arguments": arguments,
         "environment": dict(os.environ),
@@ -49,7 +49,7 @@ def main(path: str, python: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    socket_path, python, *given = sys.argv[1:]
+    server, python, *given = sys.argv[1:]
     if given[:2] != ["-m", "batchsweep"]:
         os.execv(sys.executable, [sys.executable, *given])
-    sys.exit(main(socket_path, python, given[2:]))
+    sys.exit(main(server, python, given[2:]))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -68,14 +69,18 @@ class Commands:
         self._folder = own
         self._output = own / "output"
         self._counter = itertools.count()
-        self._address = str(shared / "forks")
-        with (shared / "forks.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with (shared / "forks").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            # Of the kernel's own names for sockets (a zero byte first): a path may be too long.
+            self._name = file.read() or f"batchsweep-{uuid.uuid4().hex}"
+            if file.tell() == 0:
+                file.write(self._name)
             self._connection = self._keep_alive()
         #: In the place of ``sys.executable``: ``python -m batchsweep`` is a fork, too.
         self.python = str(own / "python")
         here = Path(__file__).parent
-        words = [sys.executable, "-I", "-S", str(here / "forked_python.py"), self._address]
+        words = [sys.executable, "-I", "-S", str(here / "forked_python.py"), self._name]
         Path(self.python).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$0" "$@"\n')
         Path(self.python).chmod(0o755)
 
@@ -86,9 +91,8 @@ class Commands:
             connection.sendall(b"null\n")
             if connection.recv(2) == b"0\n":
                 return connection
-        Path(self._address).unlink(missing_ok=True)
         server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "fork_server.py"), self._address],
+            [sys.executable, str(Path(__file__).parent / "fork_server.py"), self._name],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -102,7 +106,7 @@ class Commands:
 
     def _connected(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self._address)
+        connection.connect(f"\0{self._name}")
         return connection
 
     def start(

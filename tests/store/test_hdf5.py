@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -330,71 +331,95 @@ def test_version_1_of_a_stranger(name: str, secret: Path, tmp_path: Path) -> Non
 ATTEMPTS = """
 from batchsweep.errors import StoreError
 from batchsweep.store import open_store, verify
-for attempt in (
-    lambda store: store.corpus().texts(),
-    lambda store: [store.reader(key).read("mean", 1) for key in store.keys()],
-    lambda store: [store.reader(key).metrics() for key in store.keys()],
-    lambda store: print([fault.message for fault in verify(store)]),
-):
-    try:
-        attempt(open_store(sys.argv[1]))
-    except (StoreError, AttributeError) as error:
-        print(type(error).__name__, error)
+for path in sys.argv[1:]:
+    print("<>", path, flush=True)
+    for attempt in (
+        lambda store: store.corpus().texts(),
+        lambda store: [store.reader(key).read("mean", 1) for key in store.keys()],
+        lambda store: [store.reader(key).metrics() for key in store.keys()],
+        lambda store: print([fault.message for fault in verify(store)]),
+    ):
+        try:
+            attempt(open_store(path))
+        except (StoreError, AttributeError) as error:
+            print(type(error).__name__, error)
 """
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "sweep.h5",
-        "corpus/corpus.h5",
-        "corpus/text_bytes/c.0",
-        f"{GROUP}/checkpoint.h5",
-        f"{GROUP}/mean/c.0.1.0",
-    ],
+KINDS = ("fifo", "link")
+FILES = (
+    "sweep.h5",
+    "corpus/corpus.h5",
+    "corpus/text_bytes/c.0",
+    f"{GROUP}/checkpoint.h5",
+    f"{GROUP}/mean/c.0.1.0",
 )
-@pytest.mark.parametrize("kind", ["fifo", "link"])
+FILES_V1 = (
+    "sweep.h5",
+    "corpus/corpus.h5",
+    "checkpoints/EleutherAI--pythia-14m/step1000.h5",
+    "metrics/EleutherAI--pythia-14m/step1000.h5",
+)
+
+
+#: (version, file, kind) -> a store where that file is none of its own, and what was read of it.
+Strange = dict[tuple[str, str, str], tuple[Path, str]]
+
+
+@pytest.fixture(scope="module")
+def strange(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Strange:
+    """All of them read by one process, which would hang if it waited."""
+    folder = tmp_path_factory.mktemp("strange")
+    with h5py.File(folder / "passwd.h5", "w") as file:
+        file["x"] = np.frombuffer(b"root:secret", "u1")
+    whole, stores = made(folder / "whole"), {}
+    for version, files in (("now", FILES), ("v1", FILES_V1)):
+        for number, (name, kind) in enumerate(itertools.product(files, KINDS)):
+            path = folder / f"{version}-{number}"
+            shutil.copytree(whole.url if version == "now" else V1, path)
+            (path / name).unlink()
+            if kind == "fifo":
+                os.mkfifo(path / name)
+            else:
+                (path / name).symlink_to(folder / "passwd.h5")
+            stores[version, name, kind] = path
+    run = subprocess.run(
+        [sys.executable, "-c", PATHS + ATTEMPTS, *map(str, stores.values())],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    _, *said = run.stdout.split("<> ")
+    assert [text.splitlines()[0] for text in said] == [str(path) for path in stores.values()]
+    return {at: (stores[at], text) for at, text in zip(stores, said, strict=True)}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_file_of_the_store_is_never_waited_for(
-    name: str, kind: str, secret: Path, tmp_path: Path
+    name: str, kind: str, strange: Strange
 ) -> None:
-    store = made(tmp_path / "s")
-    nothing_outside(tmp_path / "s", name, kind, secret)
+    path, said = strange["now", name, kind]
+    nothing_outside(kind, said)
     if name.startswith(GROUP):
         # No more than this is made again.
+        store = open_store(path)
         wanted = ("metadata", -1) if name.endswith(".h5") else ("block", 1)
         assert [(f.kind, f.block) for f in verify(store)] == [wanted]
         repair(store, verify(store))
         assert verify(store) == []
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "sweep.h5",
-        "corpus/corpus.h5",
-        "checkpoints/EleutherAI--pythia-14m/step1000.h5",
-        "metrics/EleutherAI--pythia-14m/step1000.h5",
-    ],
-)
-@pytest.mark.parametrize("kind", ["fifo", "link"])
-def test_nor_in_version_1(name: str, kind: str, secret: Path, tmp_path: Path) -> None:
-    shutil.copytree(V1, tmp_path / "s")
-    nothing_outside(tmp_path / "s", name, kind, secret)
+@pytest.mark.parametrize("name", FILES_V1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nor_in_version_1(name: str, kind: str, strange: Strange) -> None:
+    nothing_outside(kind, strange["v1", name, kind][1])
 
 
-def nothing_outside(store: Path, name: str, kind: str, secret: Path) -> None:
-    (store / name).unlink()
-    if kind == "fifo":
-        os.mkfifo(store / name)
-    else:
-        (store / name).symlink_to(secret.with_name("passwd.h5"))
-    run = subprocess.run(
-        [sys.executable, "-c", PATHS + ATTEMPTS, str(store)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "secret" not in run.stdout
+def nothing_outside(kind: str, said: str) -> None:
+    assert "secret" not in said
     found = "outside the store|no regular file|checkpoint.h5 is missing, torn"
-    assert kind == "fifo" or re.search(found, run.stdout), run.stdout
+    assert kind == "fifo" or re.search(found, said), said

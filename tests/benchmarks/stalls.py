@@ -111,7 +111,7 @@ def stalled(pass_seconds: float, share: float, blocks: int, *, uneven: bool) -> 
         job = work(Path(folder), blocks)
         with job.writer:
             start = time.perf_counter()
-            seal_blocks(job, None, range(blocks), StopRequest(3600), "")  # type: ignore[arg-type]
+            seal_blocks(job, None, range(blocks), StopRequest(3600), "")
     # Until the last pass ended: what is written after it stalls nothing.
     return (ended - start) / (blocks * pass_seconds) - 1
 

@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -231,13 +232,14 @@ def test_config_in_the_repository_is_the_demos() -> None:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """A real demo, run twice: its folder and what it said each time."""
+def ran(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> tuple[Path, str, str]:
+    """A real demo, run twice, the second time as forks: its folder and what it said each time."""
     out = tmp_path_factory.mktemp("runs") / "demo"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(suite, "SIZES", {MODEL: suite.SIZES[MODEL]})
         patch.setattr(demo, "REVISIONS", ("step0", "main"))
         first = demo.run(out)
+        patch.setattr(sys, "executable", commands.python)
         return out, first, demo.run(out)
 
 

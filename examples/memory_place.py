@@ -14,7 +14,7 @@ import numpy as np
 
 from batchsweep.errors import TryAgain
 from batchsweep.store import GroupSpec, Store
-from batchsweep.store.places.blobs import Blobs
+from batchsweep.store.places.blobs import DOCUMENTS, Blobs
 from batchsweep.store.places.pieces import pieces_of
 from batchsweep.store.zarr.format import ZarrFormat
 
@@ -27,6 +27,8 @@ R = TypeVar("R")
 
 class MemoryBlobs:
     """Bytes by path. A blob is replaced by one assignment, so that nobody sees half of it."""
+
+    documents = DOCUMENTS
 
     def __init__(self, name: str) -> None:
         self.url = f"memory://{name}"

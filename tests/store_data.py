@@ -76,7 +76,7 @@ def tree(root: Path) -> dict[str, bytes]:
     """All files of a store and their bytes; who held which lease and when isn't content."""
     files = (p for p in sorted(root.rglob("*")) if p.is_file())
     named = {p.relative_to(root).as_posix(): p for p in files}
-    return {n: p.read_bytes() for n, p in named.items() if not n.startswith("leases/")}
+    return {n: p.read_bytes() for n, p in named.items() if not n.startswith("documents/leases/")}
 
 
 def make_again(path: Path, format: str = "zarr") -> Store:

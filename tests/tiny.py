@@ -134,7 +134,7 @@ def extracted_store(
 
 def answer_and_pulls(store: Path) -> tuple[dict, list[dict]]:
     """The bandit's answer and its pulls, less what the clock decides."""
-    (folder,) = store.glob("bandit/*")
+    (folder,) = store.glob("documents/bandit/*")
     pulls = [json.loads(p.read_text()) for p in sorted((folder / "pulls").glob("*.json"))]
     answer = json.loads((folder / "answer.json").read_text())
     for record in (*pulls, answer):

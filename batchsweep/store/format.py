@@ -18,7 +18,7 @@ from batchsweep.store.values import Array, as_bytes
 Float64 = npt.NDArray[np.float64]
 
 #: Version of FORMAT.md that this code writes; it reads all up to this one.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 3
 
 #: A seal: the spec's digest, then the digest of the block's checksums; 32 bytes each.
 SEAL_BYTES = 64
@@ -32,7 +32,7 @@ class Format(Protocol):
     """What Zarr and HDF5 do differently. A group is named by its key, an array by its name."""
 
     name: str
-    #: The version that it writes, and the newest that it reads.
+    #: The version that it writes in a new store, and the newest that it reads.
     newest: int
 
     @property

@@ -110,7 +110,7 @@ def repair(store: Store, faults: list[Fault]) -> None:
     store.backend.blobs.clean_abandoned()
     for fault in faults:
         if fault.kind == "document":
-            store.backend.blobs.delete(fault.path)
+            store.delete_json(fault.path)
         elif fault.kind == "no corpus":
             continue
         elif fault.kind == "corpus":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from batchsweep.config import local_path
 from batchsweep.errors import NoStore, StoreCorrupt, StoreError
 from batchsweep.store import documents
 from batchsweep.store.corpus import Corpus, CorpusWriter
-from batchsweep.store.format import Format, spec_of
+from batchsweep.store.format import FORMAT_VERSION, Format, spec_of
 from batchsweep.store.group_reader import GroupReader
 from batchsweep.store.group_writer import GroupWriter
-from batchsweep.store.places.blobs import Blobs
+from batchsweep.store.places.blobs import DOCUMENTS, Blobs
 from batchsweep.store.places.local import LocalBlobs
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.validation import check_version, is_key
+from batchsweep.store.zarr import v3
 from batchsweep.store.zarr.format import ZarrFormat
 
 T = TypeVar("T")
@@ -26,7 +28,7 @@ R = TypeVar("R")
 
 FORMATS = ("zarr", "hdf5")
 
-#: Folders of a store that hold something else than documents.
+#: Folders beside documents that hold something else; arrays, in a store of an older version.
 _NOT_DOCUMENTS = ("checkpoints", "corpus", "metrics", "tmp", "leases")
 
 
@@ -68,7 +70,7 @@ class Store:
         Raises:
             StoreCorrupt: it isn't JSON.
         """
-        stored = self._blobs.read(path)
+        stored = self.read_bytes(path)
         if stored is None:
             return None
         try:
@@ -77,7 +79,7 @@ class Store:
                 raise ValueError("null")
         except ValueError as error:
             raise StoreCorrupt(
-                f"{self.url}: {path} is torn or changed ({error}); "
+                f"{self.url}: {self._place(path)} is torn or changed ({error}); "
                 "run 'batchsweep verify --repair', then the command that makes it"
             ) from None
         return value
@@ -92,15 +94,15 @@ class Store:
         An object gets one more member in the file, ``crc32c``, which :meth:`read_json` verifies
         and leaves out.
         """
-        self._blobs.write(path, [documents.encode_checked(value)])
+        self.write_bytes(path, documents.encode_checked(value))
 
     def read_bytes(self, path: str) -> bytes | None:
         """What lies beside the documents, such as a table; None if there is nothing."""
-        return self._blobs.read(path)
+        return self._blobs.read(self._place(path))
 
     def write_bytes(self, path: str, content: bytes) -> None:
         """Replace it at once."""
-        self._blobs.write(path, [content])
+        self._blobs.write(self._place(path), [content])
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """``function`` of each item, as many at a time as the place can take, in their order."""
@@ -112,16 +114,18 @@ class Store:
         As long as a document's stamp is the same, so are its bytes: on a disk it is size, times of
         change and inode, on an object store the ETag.
         """
-        found = self._blobs.stamps(prefix.rstrip("/"))
-        return {path: stamp for path, stamp in found.items() if path.endswith(".json")}
+        found = self._blobs.stamps(self._place(prefix.rstrip("/")))
+        stamps = {self._of_place(place): stamp for place, stamp in found.items()}
+        return {path: stamp for path, stamp in stamps.items() if path.endswith(".json")}
 
     def delete_json(self, path: str) -> None:
         """Remove a document if it is there."""
-        self._blobs.delete(path)
+        self._blobs.delete(self._place(path))
 
     def list_json(self, prefix: str) -> list[str]:
         """Paths of all documents below ``prefix/``, sorted."""
-        return [p for p in self._blobs.walk(prefix.rstrip("/")) if p.endswith(".json")]
+        places = self._blobs.walk(self._place(prefix.rstrip("/")))
+        return [self._of_place(place) for place in places if place.endswith(".json")]
 
     @contextmanager
     def lease(self, path: str) -> Iterator[None]:
@@ -135,9 +139,17 @@ class Store:
 
     def documents(self) -> list[str]:
         """Paths of all JSON documents, sorted."""
-        folders = [f for f in self._blobs.folders("") if f not in _NOT_DOCUMENTS]
-        own = sorted(n for n in self._blobs.files("") if n.endswith(".json") and n != "zarr.json")
+        top = self._place("").rstrip("/")
+        folders = [f for f in self._blobs.folders(top) if f not in _NOT_DOCUMENTS]
+        own = sorted(n for n in self._blobs.files(top) if n.endswith(".json") and n != "zarr.json")
         return own + [path for folder in folders for path in self.list_json(folder)]
+
+    def _place(self, path: str) -> str:
+        """Where a document lies in the store."""
+        return posixpath.join(self._blobs.documents, path)
+
+    def _of_place(self, place: str) -> str:
+        return place.removeprefix(self._blobs.documents)
 
     # Corpus
 
@@ -233,6 +245,7 @@ def create_store(url: str | Path, *, format: str = "zarr") -> Store:
     blobs = open_blobs(str(url))
     there = _detect(blobs)
     if there is None:
+        blobs.documents = DOCUMENTS
         there = _format(blobs, format)
         there.create()
     elif there.name != format:
@@ -289,6 +302,7 @@ def _format(blobs: Blobs, name: str) -> Format:
 
 def _detect(blobs: Blobs) -> Format | None:
     root = blobs.read("zarr.json")
+    blobs.documents = DOCUMENTS if _has_documents(blobs, root) else ""
     if not isinstance(blobs, LocalBlobs):
         return None if root is None else ZarrFormat(blobs)
     shown = "sweep.h5" in blobs.files("")
@@ -299,6 +313,18 @@ def _detect(blobs: Blobs) -> Format | None:
 
         return version1.of(blobs)
     return None
+
+
+def _has_documents(blobs: Blobs, root: bytes | None) -> bool:
+    """Whether documents have a folder of their own: up to version 2, they lay beside the arrays."""
+    try:
+        version = v3.attributes_of(root or b"").get("batchsweep_format")
+    except ValueError:
+        version = None
+    if type(version) is int and version > 0:
+        return version >= FORMAT_VERSION
+    # Until the root is repaired, what is there shows which it was.
+    return DOCUMENTS.rstrip("/") in blobs.folders("")
 
 
 def _has_hdf5(blobs: Blobs) -> bool:

@@ -86,7 +86,7 @@ def make(folder: Path, arms: int, scores: int) -> None:
             "result": {"scores": {"test": [{**runs[0], "scores_per_experiment": runs}]}},
         }
         # As the store writes it, without waiting for the disk.
-        path = folder / "store.zarr/scores" / e.key / f"{layer}-mean" / f"{task}.json"
+        path = folder / "store.zarr/documents/scores" / e.key / f"{layer}-mean" / f"{task}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_checked(record))
     (folder / "made").touch()

@@ -49,7 +49,7 @@ def waits(path, wanted="all"):
 
 def test_a_damaged_plan_ends_it(sweep, tmp_path):
     path = sweep()
-    (tmp_path / "store/plan.json").write_text("{")
+    (tmp_path / "store/documents/plan.json").write_text("{")
     with pytest.raises(StoreCorrupt, match=r"plan\.json"):
         waits(path)
 
@@ -87,14 +87,14 @@ def test_an_index_that_ends_as_wrong_usage_ends_it_until_it_is_run_again(sweep):
 def test_what_may_come_is_waited_for(sweep, prepared, tmp_path, monkeypatch):
     path = sweep()
     folder, _ = prepared
-    plan = (tmp_path / "store/plan.json").read_bytes()
+    plan = (tmp_path / "store/documents/plan.json").read_bytes()
     steps = [
         lambda: shutil.rmtree(tmp_path / "store"),
         lambda: shutil.copytree(folder / "store", tmp_path / "store"),
-        lambda: (tmp_path / "store/plan.json").unlink(),
+        lambda: (tmp_path / "store/documents/plan.json").unlink(),
         # Half a moment's damage, as another program's copy leaves it.
-        lambda: (tmp_path / "store/plan.json").write_bytes(plan[:9]),
-        lambda: (tmp_path / "store/plan.json").write_bytes(plan),
+        lambda: (tmp_path / "store/documents/plan.json").write_bytes(plan[:9]),
+        lambda: (tmp_path / "store/documents/plan.json").write_bytes(plan),
         lambda: main(["extract", "--config", path, "--all"]),
     ]
     monkeypatch.setattr("time.sleep", lambda seconds: seconds == 7 and steps.pop(0)())

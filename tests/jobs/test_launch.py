@@ -108,7 +108,7 @@ def test_docker_extracts_what_the_search_asks_for(config, commands, monkeypatch,
     assert main(["launch", "docker", "--config", config, "--search", "--parallel", "1"]) == 0
     shown = capsys.readouterr().out
     assert "(checkpoint, task) pairs" in shown
-    wave = json.loads(Path("runs/sweep/store.zarr/waves/0001.json").read_text())
+    wave = json.loads(Path("runs/sweep/store.zarr/documents/waves/0001.json").read_text())
     asked = {str(v["index"]): ",".join(v["tasks"]) for v in wave["visits"]}
     given = [
         dict(zip(command[1::2], command[2::2], strict=False)) for _, command, _, _ in fake.started

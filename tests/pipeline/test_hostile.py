@@ -131,7 +131,7 @@ def test_a_file_where_the_store_should_be(sweep, fails, tmp_path):
     assert (tmp_path / "store.zarr").read_text() == "mine"
 
 
-@pytest.mark.parametrize("path", ["plan.json", "corpus/zarr.json"])
+@pytest.mark.parametrize("path", ["documents/plan.json", "corpus/zarr.json"])
 def test_damage_that_other_commands_need_is_repaired_too(copied, fails, capsys, tmp_path, path):
     given = ("--config", copied())
     damaged = tmp_path / "store.zarr" / path
@@ -245,7 +245,7 @@ def test_a_disk_that_is_full_when_a_lease_is_taken(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True
     )
-    assert "no space left for leases/" in done.stderr
+    assert "no space left for documents/leases/" in done.stderr
 
 
 def test_workers_end_with_a_search_that_was_killed(tmp_path):
@@ -391,7 +391,7 @@ def test_identical_weights_with_another_config_are_an_index_of_their_own(sweep, 
         # The second time the plan grows.
         given = sweep(models=[str(root)], revisions=revisions)
         assert main(["prepare", "--config", given]) == 0
-    entries = json.loads((tmp_path / "store.zarr" / "plan.json").read_text())["entries"]
+    entries = json.loads((tmp_path / "store.zarr/documents/plan.json").read_text())["entries"]
     found = [(e["checkpoint"]["revision"], e["checkpoint"]["aliases"]) for e in entries]
     assert found == [("step0", ["noted"]), ("turned", [])]
 

@@ -78,7 +78,7 @@ def test_from_the_hub_to_embeddings(repo, tmp_path, commands):
         assert prepared.returncode == 0, prepared.stderr
         assert "skipped: EleutherAI/pythia-14m@step4000: missing" in prepared.stderr
 
-        plan = json.loads((tmp_path / "store.zarr" / "plan.json").read_text())
+        plan = json.loads((tmp_path / "store.zarr" / "documents" / "plan.json").read_text())
         keys = ["EleutherAI--pythia-14m/step0", "EleutherAI--pythia-14m/step1000"]
         assert [e["key"] for e in plan["entries"]] == [*keys, "EleutherAI--pythia-14m/main"]
         assert plan["entries"][1]["checkpoint"]["commit"] == repo.commit("step1000")

@@ -41,9 +41,9 @@ def made(folder: Path, sections: dict, format: str) -> tuple[Path, Path]:
 
 def damage(store: Path, chance: random.Random) -> str:
     """Harm one file at random; says what was done."""
-    left = ("tmp", "leases")
-    files = [p for p in sorted(store.rglob("*")) if p.is_file()]
-    files = [p for p in files if p.relative_to(store).parts[0] not in left and p.stat().st_size]
+    left = ("documents/tmp/", "documents/leases/")
+    files = [p for p in sorted(store.rglob("*")) if p.is_file() and p.stat().st_size]
+    files = [p for p in files if not p.relative_to(store).as_posix().startswith(left)]
     if not files:
         return "nothing there"
     path = chance.choice(files)
@@ -99,16 +99,16 @@ def campaign(commands: Commands, folder: Path, sections: dict, format: str, kill
         if finished:
             assert stored(store) == whole and answer_and_pulls(store) == found, log[-8:]
             shutil.rmtree(store)
-        elif (store / "plan.json").exists():
+        elif (store / "documents/plan.json").exists():
             # What was killed has left nothing behind that is wrong.
             assert sound(commands, config, corpus_dropped), f"{log[-8:]}: {commands.output}"
             if chance.random() < 0.3:
                 log.append(damage(store, chance))
                 # What checks against the plan waits for the plan, where that is what is gone.
-                if (store / "plan.json").exists():
+                if (store / "documents/plan.json").exists():
                     assert commands.run(config, "verify", "--repair") in (0, 4), commands.output
                 corpus_dropped = corpus_dropped or not any((store / "corpus").glob("*"))
-                if (store / "plan.json").exists() and any((store / "corpus").glob("*")):
+                if (store / "documents/plan.json").exists() and any((store / "corpus").glob("*")):
                     assert sound(commands, config, corpus_dropped), f"{log[-8:]}: {commands.output}"
     for command in COMMANDS:
         commands.succeed(config, *command)

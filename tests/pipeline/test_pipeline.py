@@ -223,7 +223,7 @@ def test_the_whole_job_names_a_best_arm_and_writes_the_report(copied, capsys):
     arms = table.groupby(["revision", "layer"]).score.mean()
     assert len(table) == 3 * 2 * 2
     assert (report / "report.html").stat().st_size > 10_000
-    answer = next(Path(store_of(config)).glob("bandit/*/answer.json"))
+    answer = next(Path(store_of(config)).glob("documents/bandit/*/answer.json"))
     best = json.loads(answer.read_text())["best"]
     revision, layer = arms.idxmax()
     assert best["arm"] == f"tiny/{revision}#{layer}"
@@ -239,11 +239,11 @@ def test_a_killed_bandit_ends_with_the_answer_of_an_undisturbed_one(copied, comm
     search = commands.start(["bandit", "--config", disturbed])
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not search.ended:
-        if len(list(Path(store_of(disturbed)).glob("bandit/*/pulls/*.json"))) >= 3:
+        if len(list(Path(store_of(disturbed)).glob("documents/bandit/*/pulls/*.json"))) >= 3:
             break
         time.sleep(0.005)
     search.end(kill=True)
-    assert not list(Path(store_of(disturbed)).glob("bandit/*/answer.json"))
+    assert not list(Path(store_of(disturbed)).glob("documents/bandit/*/answer.json"))
     assert main(["bandit", "--config", disturbed]) == 0
     of_disturbed, of_undisturbed = Path(store_of(disturbed)), Path(store_of(undisturbed))
     assert answer_and_pulls(of_disturbed) == answer_and_pulls(of_undisturbed)

@@ -22,14 +22,14 @@ def test_from_the_search_to_the_replay(tmp_path: Path, capsys) -> None:
     plain = tiny.write_sweep(tmp_path, "sweep", suite, tasks=tasks, revisions=["step0", "main"])
     assert main(["prepare", "--config", str(plain)]) == 0
     assert main(["extract", "--config", str(plain), "--all"]) == 0
-    before = (tmp_path / "sweep" / "store.zarr" / "plan.json").read_bytes()
+    before = (tmp_path / "sweep" / "store.zarr" / "documents" / "plan.json").read_bytes()
     sections = json.loads(plain.read_text())
     wanted = tiny.write_config(
         plain, **{**sections, "embedding": {"transforms": ["stored", "center", "all_but_the_top"]}}
     )
     config = ["--config", str(wanted)]
     assert main(["bandit", *config, "--policy", "exhaustive"]) == 0
-    assert (tmp_path / "sweep" / "store.zarr" / "plan.json").read_bytes() == before
+    assert (tmp_path / "sweep" / "store.zarr" / "documents" / "plan.json").read_bytes() == before
 
     store = open_store(tmp_path / "sweep" / "store.zarr")
     names = [f"{KEY}#1", f"{KEY}#1#mean+center", f"{KEY}#1#mean+all_but_the_top"]

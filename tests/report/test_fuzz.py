@@ -35,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_reports(store: Store, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["scores/", "bandit/one/answer", "bandit/one/pulls/"]))
     names = [name for name in store.documents() if name.startswith(kind)]
-    path = Path(store.url) / data.draw(st.sampled_from(names))
+    path = Path(store.url) / "documents" / data.draw(st.sampled_from(names))
     whole = path.read_bytes()
     value = json.loads(whole)
     del value["crc32c"]

@@ -50,7 +50,7 @@ def store(tmp_path: Path, tasks: list[Any]) -> Store:
 
 def swap(store: Store, one: str, other: str) -> None:
     """Swap two documents as a stray ``mv`` does: their checksums stay right."""
-    root = Path(store.url)
+    root = Path(store.url) / "documents"
     os.rename(root / one, root / "aside")
     os.rename(root / other, root / one)
     os.rename(root / "aside", root / other)
@@ -192,7 +192,7 @@ def test_only_what_changed_is_read_again(store: Store, monkeypatch: pytest.Monke
 def test_the_table_is_never_trusted_over_the_records(store: Store) -> None:
     """Bytes changed in place, with size and time of modification as before: seen all the same."""
     right = score_rows(store).set_index("path")["score"]
-    one = Path(store.url) / at()
+    one = Path(store.url) / "documents" / at()
     before, times = one.read_bytes(), one.stat()
     changed = before.replace(b'"layer": 1', b'"layer": 2')
     assert len(changed) == len(before) and changed != before
@@ -208,7 +208,8 @@ def test_the_table_is_never_trusted_over_the_records(store: Store) -> None:
 @pytest.mark.parametrize("damage", ["flipped", "cut", "note", "gone", "version"])
 def test_a_damaged_table_is_made_anew(store: Store, damage: str) -> None:
     right = score_rows(store)
-    file, note = Path(store.url) / TABLE, Path(store.url) / TABLE_NOTE
+    root = Path(store.url) / "documents"
+    file, note = root / TABLE, root / TABLE_NOTE
     sound = file.read_bytes()
     content = bytearray(sound)
     if damage == "flipped":
@@ -242,13 +243,13 @@ def test_a_store_that_cannot_be_written_is_read_all_the_same(
 def test_links_among_the_records_hide_nothing_and_lead_nowhere(
     store: Store, tmp_path: Path
 ) -> None:
-    folder = Path(store.url) / "scores" / KEY
+    folder = Path(store.url) / "documents/scores" / KEY
     (folder / "1-mean" / "a.json").symlink_to("nowhere")  # Before the others, as names go.
-    (folder / "loop").symlink_to(Path(store.url) / "scores")
+    (folder / "loop").symlink_to(Path(store.url) / "documents/scores")
     assert len(score_rows(store)) == 8
     (tmp_path / "outside").mkdir()
-    shutil.rmtree(Path(store.url) / "tables")
-    (Path(store.url) / "tables").symlink_to(tmp_path / "outside")
+    shutil.rmtree(Path(store.url) / "documents/tables")
+    (Path(store.url) / "documents/tables").symlink_to(tmp_path / "outside")
     again = open_store(store.url)
     with pytest.raises(StoreCorrupt, match=r"tables/scores\.json lies outside the store"):
         again.read_json(TABLE_NOTE)

@@ -343,7 +343,7 @@ def test_documents(store: Store) -> None:
     assert again.list_json("scores") == ["scores/a.json", "scores/m/step1/b.json"]
     store.write_json("plan.json", {"c": 1})
     assert again.read_json("plan.json") == {"c": 1}
-    store.backend.blobs.write("plan.json", [b'{"c": 2, "crc32c": "00000000"}\n'])
+    store.backend.blobs.write("documents/plan.json", [b'{"c": 2, "crc32c": "00000000"}\n'])
     with pytest.raises(StoreCorrupt, match=r"plan\.json is torn or changed"):
         again.read_json("plan.json")
 

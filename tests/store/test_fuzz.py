@@ -149,7 +149,8 @@ def test_documents_with_a_right_checksum(stores: dict[str, Path], data: st.DataO
     name = data.draw(
         st.sampled_from(
             [
-                *("plan.json", "zarr.json", "corpus/zarr.json", f"outcomes/{KEY}.json"),
+                *("documents/plan.json", "zarr.json", "corpus/zarr.json"),
+                f"documents/outcomes/{KEY}.json",
                 *(f"checkpoints/{key}/zarr.json" for key in (KEY, OTHER)),
                 f"checkpoints/{KEY}/metrics/zarr.json",
                 f"checkpoints/{KEY}/seals/zarr.json",

@@ -45,7 +45,7 @@ def made(path: Path) -> Store:
 def test_h5py_shows_one_tree(tmp_path: Path) -> None:
     store = made(tmp_path / "s")
     with h5py.File(tmp_path / "s/sweep.h5") as file:
-        assert file.attrs["batchsweep_format"] == 2
+        assert file.attrs["batchsweep_format"] == 3
         group = file[f"checkpoints/{KEY}"]
         assert group.attrs["step"] == 1000 and group.attrs["complete"]
         assert json.loads(group.attrs["spec"])["hidden"] == 16
@@ -221,7 +221,7 @@ def test_a_full_disk_at_any_file_is_said(limit: int, full: tuple[Path, dict[int,
     if store.corpus() is None:
         write_corpus(store)
     write_group(store, KEY, spec(poolings=("mean",)))
-    assert verify(store) == [] and not list((folder / f"{limit}/tmp").iterdir())
+    assert verify(store) == [] and not list((folder / f"{limit}/documents/tmp").iterdir())
 
 
 def hostile(path: Path, name: str, secret: Path) -> None:

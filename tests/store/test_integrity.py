@@ -151,10 +151,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: cut(p / "corpus/zarr.json"),
         r"corpus/zarr\.json: torn or ch",
     ),
-    "torn plan": (lambda p: cut(p / "plan.json"), r"plan\.json is torn or changed"),
+    "torn plan": (lambda p: cut(p / "documents/plan.json"), r"plan\.json is torn or changed"),
     "changed score": (
-        lambda p: (p / "scores/a.json").write_text(
-            (p / "scores/a.json").read_text().replace("0.71", "0.91")
+        lambda p: (p / "documents/scores/a.json").write_text(
+            (p / "documents/scores/a.json").read_text().replace("0.71", "0.91")
         ),
         r"scores/a\.json is torn or changed \(its crc32c differs\)",
     ),
@@ -376,7 +376,11 @@ def test_thousands_of_flipped_bits_are_found(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("format", "name"), [("zarr", "zarr.json"), ("hdf5", "zarr.json"), ("hdf5", "sweep.h5")]
+    ("format", "name"),
+    [
+        *(("zarr", "zarr.json"), ("hdf5", "zarr.json"), ("hdf5", "sweep.h5")),
+        ("zarr", "documents/zarr.json"),
+    ],
 )
 def test_a_damaged_root_is_named_and_written_again(
     format: str, name: str, pristine: dict[str, Path], tmp_path: Path
@@ -389,7 +393,7 @@ def test_a_damaged_root_is_named_and_written_again(
         open_store(path)
     assert verify(open_store(path, repair_root=True)) == [] and root.read_bytes() == whole
     root.unlink()
-    with pytest.raises(StoreError, match=r"no store there|sweep\.h5: missing"):
+    with pytest.raises(StoreError, match=r"no store there|(sweep\.h5|ts/zarr\.json): missing"):
         open_store(path)
     assert open_store(path, repair_root=True).format == format
     assert root.read_bytes() == whole
@@ -399,8 +403,8 @@ def test_a_newer_store_is_refused(tmp_path: Path) -> None:
     create_store(tmp_path / "s")
     from batchsweep.store.zarr import v3
 
-    (tmp_path / "s/zarr.json").write_bytes(v3.group({"batchsweep_format": 2}))
-    with pytest.raises(StoreError, match=r"version 2 is newer than this batchsweep \(version 1\)"):
+    (tmp_path / "s/zarr.json").write_bytes(v3.group({"batchsweep_format": 4}))
+    with pytest.raises(StoreError, match=r"version 4 is newer than this batchsweep \(version 3\)"):
         open_store(tmp_path / "s")
 
 
@@ -494,7 +498,7 @@ def campaign(path: Path, whole: dict[str, bytes], format: str, kills: int, seed:
     make_again(path, format)
     store = open_store(path)
     assert verify(store) == []
-    left = {n for n in tree(path) if n.startswith("tmp/")}
+    left = {n for n in tree(path) if n.startswith("documents/tmp/")}
     assert {n: b for n, b in tree(path).items() if n not in left} == whole
     return starts
 

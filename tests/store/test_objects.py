@@ -12,7 +12,7 @@ from batchsweep.errors import StoreError, TryAgain
 from batchsweep.store import create_store, open_store, repair, verify
 from batchsweep.store.places import objects
 
-LEASE = f"leases/checkpoints+{KEY.replace('/', '+')}.json"
+LEASE = f"documents/leases/checkpoints+{KEY.replace('/', '+')}.json"
 
 
 def test_a_lease_is_taken_over_when_it_is_old(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import xarray
 import zarr
 from store_data import KEY, TASKS, TEXTS, spec, states, write_corpus, write_group
 
-from batchsweep.store import create_store
+from batchsweep.store import create_store, open_store
 
 
 @pytest.fixture(params=["none", "zstd"])
@@ -29,7 +29,7 @@ def zarr_store(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_zarr(zarr_store: Path) -> None:
     root: Any = zarr.open_group(zarr_store, mode="r")
-    assert root.attrs["batchsweep_format"] == 1
+    assert root.attrs["batchsweep_format"] == 3
     group = root[f"checkpoints/{KEY}"]
     assert group.attrs["provenance"]["step"] == 1000 and group.attrs["complete"] is True
     for pooling, values in states(spec()).items():
@@ -76,10 +76,31 @@ def test_xarray(zarr_store: Path) -> None:
     assert float(metrics["entropy"].sel(layer=2)) == pytest.approx(1 / 3)
 
 
-def test_xarray_opens_the_whole_tree(zarr_store: Path) -> None:
-    tree = xarray.open_datatree(zarr_store, engine="zarr")
+def test_the_whole_tree_is_opened_without_a_warning(zarr_store: Path) -> None:
+    store = open_store(zarr_store)
+    for path in ("plan.json", "scores/a.json", "bandit/x/answer.json", "outcomes/m/r.json"):
+        store.write_json(path, {"value": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        root: Any = zarr.open_group(zarr_store, mode="r")
+        assert {name for name, _ in root.members()} == {"checkpoints", "corpus", "documents"}
+        paths = {path for path, _ in root.members(max_depth=None)}
+        listed = [name for name, _ in root.arrays()]
+        assert "documents" in str(root.tree())
+        tree = xarray.open_datatree(zarr_store, engine="zarr", consolidated=False)
+    assert listed == ["documents"] and root["documents"].shape == (0,)
+    assert f"checkpoints/{KEY}/mean" in paths and "corpus/text_bytes" in paths
+    assert {path for path in paths if path.startswith("documents")} == {"documents"}
     assert tree[f"checkpoints/{KEY}"]["last"].shape == (3, 250, 16)
     assert tree["corpus"]["digests"].shape == (250, 16)
+
+
+def test_texts_are_strings_in_two_lines(zarr_store: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        corpus = xarray.open_zarr(zarr_store, group="corpus", consolidated=False)
+    utf8, ends = corpus["text_bytes"].values.tobytes(), corpus["text_offsets"].values.tolist()
+    assert [utf8[start:stop].decode() for start, stop in itertools.pairwise(ends)] == TEXTS
 
 
 def test_tensorstore(zarr_store: Path) -> None:
@@ -120,4 +141,4 @@ def test_h5py(tmp_path: Path) -> None:
 
 def test_documents_are_plain_json(tmp_path: Path) -> None:
     create_store(tmp_path / "s").write_json("scores/a.json", {"score": 0.5})
-    assert json.loads((tmp_path / "s/scores/a.json").read_text())["score"] == 0.5
+    assert json.loads((tmp_path / "s/documents/scores/a.json").read_text())["score"] == 0.5

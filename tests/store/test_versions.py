@@ -15,8 +15,8 @@ DATA = Path(__file__).parents[1] / "data"
 KEY = "EleutherAI--pythia-14m/step1000"
 
 
-@pytest.mark.parametrize("name", ["store-v1.zarr", "store-v1.h5"])
-def test_version_1(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["store-v1.zarr", "store-v1.h5", "store-v2-hdf5"])
+def test_older_versions(name: str, tmp_path: Path) -> None:
     store = open_store(shutil.copytree(DATA / name, tmp_path / name))
     assert verify(store) == []
     reader = store.reader(KEY)
@@ -29,7 +29,7 @@ def test_version_1(name: str, tmp_path: Path) -> None:
     assert corpus.rows_of("STS").tolist() == [0, 2] and corpus.attributes == {"seed": 42}
     assert corpus.tokens("t/1")[0].tolist() == [1, 2, 3]
     assert store.read_json("plan.json") == {"entries": [1]}
-    if store.format == "hdf5":
+    if name == "store-v1.h5":
         # Of this one, the format on disk is no longer written.
         with pytest.raises(StoreError, match=r"'batchsweep convert .*\.h5 NEW --format hdf5'"):
             store.writer(KEY, reader.spec)
@@ -47,3 +47,14 @@ def test_version_1(name: str, tmp_path: Path) -> None:
         writer.finish()
     assert verify(store) == []
     np.testing.assert_array_equal(begun.read("mean", 1, [0, 1]), np.full((2, 2), 127))
+    # It stays what it is, with documents beside the arrays, also where its root is made anew.
+    if name != "store-v1.h5":
+        store.write_json("scores/a.json", {"score": 1})
+        (tmp_path / name / "zarr.json").write_text("{")
+        with pytest.raises(StoreError, match="verify --repair"):
+            open_store(tmp_path / name)
+        again = open_store(tmp_path / name, repair_root=True)
+        assert verify(again) == [] and again.documents() == ["plan.json", "scores/a.json"]
+        assert again.backend.version() == (1 if name == "store-v1.zarr" else 2)
+        assert (tmp_path / name / "scores/a.json").exists()
+        assert not (tmp_path / name / "documents").exists()

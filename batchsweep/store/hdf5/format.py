@@ -34,7 +34,7 @@ class Hdf5Format(ZarrFormat):
     """See FORMAT.md, "HDF5"."""
 
     name = "hdf5"
-    newest = 2
+    last_without_documents = 2
     root_attributes: ClassVar[dict[str, Any]] = {"hdf5": True}
     lead = files.LEAD
 
@@ -125,7 +125,7 @@ class Hdf5Format(ZarrFormat):
         # Made anew from what is there, one process at a time, so that none forgets another's link.
         with self._local.lease(ROOT, wait=True):
             links = {f"checkpoints/{key}": _shown(key) for key in self.keys()}
-            stored = files.root(self.newest, {"corpus": CORPUS, **links})
+            stored = files.root(self.written, {"corpus": CORPUS, **links})
             self._write(ROOT, stored)
 
     def _is_linked(self, key: str) -> bool:

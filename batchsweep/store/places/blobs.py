@@ -13,11 +13,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+#: Where what is no array lies, since version 3 of the format.
+DOCUMENTS = "documents/"
+
 
 class Blobs(Protocol):
     """What the formats need of a place. Paths are relative, with ``/``."""
 
     url: str
+    #: Begins the paths of leases, temporary files and documents: ``DOCUMENTS``, or nothing in a
+    #: store of an older version.
+    documents: str
 
     def read(self, path: str) -> bytes | None:
         """All bytes, or None if there is no such blob."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from batchsweep.errors import StoreCorrupt, StoreError, StoreFull, TryAgain
-from batchsweep.store.places.blobs import R, T, map_in_threads
+from batchsweep.store.places.blobs import DOCUMENTS, R, T, map_in_threads
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -46,6 +46,7 @@ class LocalBlobs:
 
     #: Some wait for the disk while others copy and check.
     threads = 4
+    documents = DOCUMENTS
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -172,7 +173,7 @@ class LocalBlobs:
 
     def temporary(self, path: str) -> Path:
         """A new temporary file name for what will be ``path``."""
-        folder = self._folder("tmp")
+        folder = self._folder(self._temporary)
         try:
             self._make_folder(folder)
         except OSError as error:
@@ -245,13 +246,13 @@ class LocalBlobs:
         return found
 
     def clean(self, prefix: str) -> None:
-        for name in self.files("tmp"):
+        for name in self.files(self._temporary):
             if name.startswith(_flat_name(f"{prefix}/")):
-                self.delete(f"tmp/{name}")
+                self.delete(f"{self._temporary}/{name}")
 
     def clean_abandoned(self) -> None:
-        for name in self.files("tmp"):
-            path = self.root / "tmp" / name
+        for name in self.files(self._temporary):
+            path = self.root / self._temporary / name
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
                     path.unlink()
@@ -261,13 +262,14 @@ class LocalBlobs:
         """As every place's; with ``wait``, wait for the holder instead of raising TryAgain."""
         # The kernel releases a flock when its process ends, however it ends. The file stays, since
         # removing it would let two processes lock two files of one name.
-        path = self.place(f"leases/{_flat_name(name)}.lock")
+        lock = f"{self.documents}leases/{_flat_name(name)}.lock"
+        path = self.place(lock)
         try:
             self._make_folder(path.parent)
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             file = io.FileIO(os.open(path, flags, 0o666), "a+")
         except OSError as error:
-            raise store_error(error, self.url, f"leases/{path.name}") from None
+            raise store_error(error, self.url, lock) from None
         with file:
             try:
                 take_lock(file, self.url, wait=wait)
@@ -278,7 +280,7 @@ class LocalBlobs:
                 file.truncate(0)
                 file.write(holder().encode())
             except OSError as error:
-                raise store_error(error, self.url, f"leases/{path.name}") from None
+                raise store_error(error, self.url, lock) from None
             try:
                 yield
             finally:
@@ -286,6 +288,10 @@ class LocalBlobs:
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return map_in_threads(function, items, self.threads)
+
+    @property
+    def _temporary(self) -> str:
+        return f"{self.documents}tmp"
 
     def _make_folder(self, folder: Path) -> None:
         if folder.is_dir():

@@ -30,7 +30,7 @@ from obstore.exceptions import (
 from obstore.store import from_url
 
 from batchsweep.errors import StoreError, TryAgain, first_line, shortened
-from batchsweep.store.places.blobs import R, T, map_in_threads
+from batchsweep.store.places.blobs import DOCUMENTS, R, T, map_in_threads
 from batchsweep.store.places.local import busy, holder
 from batchsweep.store.places.pieces import pieces_of
 
@@ -53,6 +53,7 @@ class ObjectBlobs:
 
     #: Requests wait for the network, not for a core.
     threads = 32
+    documents = DOCUMENTS
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -133,7 +134,7 @@ class ObjectBlobs:
     def lease(self, name: str) -> Iterator[None]:
         # A conditional put makes or takes the lease; the holder renews it until it is done. Should
         # two ever write one group (a holder asleep for minutes), they write the same bytes.
-        path = f"leases/{name.replace('/', '+')}.json"
+        path = f"{self.documents}leases/{name.replace('/', '+')}.json"
         with self._errors(path):
             tag = self._take(path, name)
         _held.add(f"{self.url}/{path}")

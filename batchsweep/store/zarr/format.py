@@ -16,7 +16,7 @@ from batchsweep.store.format import (
     metric_seal,
     piece_bytes,
 )
-from batchsweep.store.places.blobs import Blobs
+from batchsweep.store.places.blobs import DOCUMENTS, Blobs
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.validation import is_key, name_fault
 from batchsweep.store.values import Array, stored_dtype
@@ -37,12 +37,19 @@ from batchsweep.store.zarr.group_documents import (
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+# Says that the documents' folder is an array without elements: below one, Zarr's readers look for
+# nothing, while of each document in a group they warn that it is none of its members.
+_DOCUMENTS = f"{DOCUMENTS}zarr.json"
+_NO_ELEMENTS = v3.array((0,), np.dtype("u1"), (1,), dimensions=("no_element",))
+
 
 class ZarrFormat:
     """See FORMAT.md, "Zarr"."""
 
     name = "zarr"
     newest = FORMAT_VERSION
+    #: The last version whose documents lay beside the arrays.
+    last_without_documents = 1
     #: What the root says besides the version.
     root_attributes: ClassVar[dict[str, Any]] = {}
     #: Bytes of a shard that come before its chunks.
@@ -53,11 +60,18 @@ class ZarrFormat:
 
     def create(self) -> None:
         self._write("checkpoints/zarr.json", v3.group({}))
-        root = {"batchsweep_format": self.newest, **self.root_attributes}
+        if self.blobs.documents:
+            self._write(_DOCUMENTS, _NO_ELEMENTS)
+        root = {"batchsweep_format": self.written, **self.root_attributes}
         self._write("zarr.json", v3.group(root))
 
     def check_writable(self) -> None:
         return
+
+    @property
+    def written(self) -> int:
+        """The version of this store: an older one stays what it is."""
+        return self.newest if self.blobs.documents else self.last_without_documents
 
     def version(self) -> object:
         attributes = self._group_attributes("zarr.json")
@@ -65,7 +79,13 @@ class ZarrFormat:
             return None
         if not v3.same_layout(self.blobs.read("zarr.json") or b"", v3.group({})):
             raise corrupt_at(self.blobs, "zarr.json", "torn or changed")
-        return attributes.get("batchsweep_format")
+        version = attributes.get("batchsweep_format")
+        if version == FORMAT_VERSION:
+            stored = self.blobs.read(_DOCUMENTS)
+            if stored is None or not v3.same_layout(stored, _NO_ELEMENTS):
+                what = "missing" if stored is None else "torn or changed"
+                raise corrupt_at(self.blobs, _DOCUMENTS, what)
+        return version
 
     def keys(self) -> list[str]:
         models = self.blobs.folders("checkpoints")
@@ -75,10 +95,11 @@ class ZarrFormat:
 
     def noted_keys(self) -> list[str]:
         # One note a group: with one index of all, pods would have to wait for one another.
+        notes = f"{self.blobs.documents}groups"
         keys = (
             f"{model}/{name}"
-            for model in self.blobs.folders("groups")
-            for name in self.blobs.files(f"groups/{model}")
+            for model in self.blobs.folders(notes)
+            for name in self.blobs.files(f"{notes}/{model}")
         )
         return [key for key in keys if is_key(key)]
 
@@ -98,7 +119,7 @@ class ZarrFormat:
             self._write(f"{folder}/{name}/zarr.json", stored)
         # Last: a group is there once its own document is.
         self.write_attributes(key, {**spec.to_json(), "complete": False, "metric_count": 0})
-        self._write_if_absent(_note(key), b"")
+        self._write_if_absent(self._note(key), b"")
 
     def mark(self, key: str, spec: GroupSpec, *, complete: bool) -> None:
         # What was recorded at the start (versions) stays as it was.
@@ -111,10 +132,10 @@ class ZarrFormat:
         self.write_attributes(key, attributes, group_members(spec, metrics) if complete else None)
         if complete:
             # A kill between making the group and noting it.
-            self._write_if_absent(_note(key), b"")
+            self._write_if_absent(self._note(key), b"")
 
     def drop_group(self, key: str) -> None:
-        self.blobs.delete(_note(key))
+        self.blobs.delete(self._note(key))
         # The group's own document goes first, so that no half group is ever taken for a whole.
         self.blobs.delete(f"{self.folder(key)}/zarr.json")
         self.blobs.delete_tree(f"{self.folder(key)}/seals")
@@ -397,6 +418,10 @@ class ZarrFormat:
         except ValueError as error:
             raise corrupt_at(self.blobs, path, f"torn or changed ({error})") from None
 
+    def _note(self, key: str) -> str:
+        """What tells a group that is gone from one that was never begun."""
+        return f"{self.blobs.documents}groups/{key}"
+
     def _write(self, path: str, stored: bytes) -> None:
         self.blobs.write(path, [stored])
 
@@ -407,8 +432,3 @@ class ZarrFormat:
     def _write_only_chunk(self, path: str, values: Array) -> None:
         key = v3.chunk_key(*[0] * values.ndim)
         self.blobs.write(f"{path}/{key}", v3.encode_chunk(values, values.shape))
-
-
-def _note(key: str) -> str:
-    """What tells a group that is gone from one that was never begun."""
-    return f"groups/{key}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from batchsweep.bandit.ledger import StoreLedger
+from batchsweep.bandit.ledger import IMPORTED, Observation, StoreLedger
 from batchsweep.bandit.loop import run
-from batchsweep.bandit.policies import Problem
+from batchsweep.bandit.policies import Problem, Pull
 from batchsweep.checkpoints.checkpoint import Checkpoint
 from batchsweep.checkpoints.shape import Shape
 from batchsweep.config import BanditConfig, RewardsConfig
@@ -52,7 +53,18 @@ def store_of(path: Path, plan: Plan) -> Store:
     return store
 
 
-def search(store: Store, plan: Plan, name: str = "one", **bandit: Any) -> None:
+def given(arm: str, task: str, value: float, file: str) -> Observation:
+    """A cell that a search has from mteb's results."""
+    return Observation.of(Pull(arm, task, f"{IMPORTED}{file}"), Score(value, 1.0), "imported")
+
+
+def search(
+    store: Store,
+    plan: Plan,
+    name: str = "one",
+    imported: Sequence[Observation] = (),
+    **bandit: Any,
+) -> None:
     """A real search of the store's arms; its pulls leave records as scoring does."""
     facts = {f"{e.key}#{n}": (e.checkpoint, n) for e in plan.entries for n in e.layers}
 
@@ -84,6 +96,12 @@ def search(store: Store, plan: Plan, name: str = "one", **bandit: Any) -> None:
     )
     config = BanditConfig(**bandit)
     outcome = run(
-        problem, score, config, RewardsConfig(), ledger=StoreLedger(store, name), quiet=True
+        problem,
+        score,
+        config,
+        RewardsConfig(),
+        ledger=StoreLedger(store, name),
+        imported=imported,
+        quiet=True,
     )
     store.write_json(f"bandit/{name}/answer.json", outcome.to_json())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchsweep.arm import Arm, names_for_mteb
-from batchsweep.bandit.ledger import Observation
+from batchsweep.bandit.ledger import IMPORTED, Observation
 from batchsweep.bandit.mteb_results import META, mteb_results, read_result
 from batchsweep.bandit.policies import Problem, Pull
 from batchsweep.config import Config
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 #: What the folder of an experiment may say of it.
 _KNOWN = {"layer", "pooling", "transform", "max_texts"}
+#: No main score is further from zero, in whatever unit, and no evaluation takes longer.
+_MOST_SCORE = 100.0
+_MOST_SECONDS = 1e9
 
 
 class _Unfit(Exception):
@@ -107,8 +110,12 @@ class _Reader:
             seconds = float(result.evaluation_time or 0.0)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UsageError(f"{file}: no result of mteb: {error}") from None
+        if abs(score) > _MOST_SCORE or not 0 <= seconds < _MOST_SECONDS:
+            raise UsageError(
+                f"{file}: no result of mteb: {score:.3g} in {seconds:.3g} s is no score, or no time"
+            )
         self._check(self._task_of[name], result)
-        pull = Pull(arm, name, f"imported from {file}")
+        pull = Pull(arm, name, f"{IMPORTED}{file}")
         return Observation.of(pull, Score(score, seconds), "imported")
 
     def _arm(self, file: Path) -> str:
@@ -122,6 +129,8 @@ class _Reader:
         if entry is None:
             raise _Unfit("of checkpoints that the plan doesn't have")
         says = meta.get("experiment_kwargs") or {}
+        if not isinstance(says, dict):
+            raise UsageError(f"{meta_file}: experiment_kwargs are no mapping of names to values")
         if unknown := sorted(set(says) - _KNOWN):
             raise _Unfit(f"of experiments with settings of their own ({', '.join(unknown)})")
         if "layer" not in says:

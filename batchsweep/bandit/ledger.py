@@ -18,6 +18,8 @@ from batchsweep.store.validation import parsed
 Record = dict[str, Any]
 Kind = Literal["reference", "search", "check", "imported"]
 
+#: Begins the reason of an imported pull; its file comes after it.
+IMPORTED = "imported from "
 #: Digits of a spec digest that a pull keeps.
 GROUP_DIGITS = 16
 #: Pulls that are joined in one document. A restart reads a document for each segment, and up to so

@@ -18,8 +18,8 @@ from batchsweep.bandit.ledger import Observation, StoreLedger, header_of, observ
 from batchsweep.bandit.searches import answers
 from batchsweep.plan.frozen import load_plan
 from batchsweep.plan.plan import Plan, PlanEntry
+from batchsweep.plan.timings import Timing, timings
 from batchsweep.score.dataset import arm_dataset, metric_names, with_metrics
-from batchsweep.score.export import counted
 from batchsweep.store import GroupStatus, Store
 from batchsweep.store.pairs import ready_tasks
 
@@ -80,6 +80,7 @@ class Findings:
         categories: task -> its category (``STS``); of a store's corpus that says none, empty.
         status: blocks sealed, per checkpoint key.
         ready: the tasks that can be scored, per checkpoint key.
+        timings: what extraction took, per checkpoint key.
     """
 
     plan: Plan
@@ -89,6 +90,7 @@ class Findings:
     categories: dict[str, str] = field(default_factory=dict)
     status: dict[str, GroupStatus] = field(default_factory=dict)
     ready: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    timings: dict[str, Timing] = field(default_factory=dict)
 
     def extracted(self, key: str) -> str:
         """How much of a checkpoint is extracted, in words."""
@@ -133,11 +135,6 @@ class Findings:
     def measured_AT(self) -> NDArray[np.bool_]:
         """[arm, task] whether the cell was scored, undefined scores among them."""
         return np.isfinite(self.seconds_AT)
-
-    @property
-    def counted_AT(self) -> Floats:
-        """[arm, task] as the bandit counts: 0 where a score is undefined; NaN: not measured."""
-        return np.where(self.measured_AT, counted(self.score_AT), np.nan)
 
     def entries_of(self, model: str) -> list[PlanEntry]:
         """A model's checkpoints in order of training; unknown steps last."""
@@ -198,6 +195,7 @@ def read(store: Store) -> Findings:
         categories=categories,
         status={s.key: s for s in store.status()},
         ready=ready_tasks(store),
+        timings=timings(store),
     )
 
 

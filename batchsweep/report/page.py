@@ -146,6 +146,12 @@ def _head(view: View) -> dict[str, Any]:
             ("pulls", f"{answer['pulls']}", f"of {answer['exhaustive_pulls']} ({share:.0%})"),
             ("scoring took", duration(answer["seconds"]), _why_stopped(answer["stopped"])),
         ]
+    spent = findings.timings.values()
+    if spent:
+        seconds = sum(t.start_seconds + t.seconds for t in spent)
+        facts.append(
+            ("extraction took", duration(seconds), f"{sum(t.tokens for t in spent):,} tokens")
+        )
     done = sum(s.complete for s in findings.status.values())
     checkpoints = len(findings.plan.entries)
     facts.append(("checkpoints extracted", f"{done}", f"of {checkpoints} of the plan"))
@@ -198,7 +204,7 @@ def _best(view: View) -> dict[str, Any]:
             (_number(view.plane_AT[arm, t], 3), bool(view.measured_AT[arm, t])) for t in view.tasks
         ]
         rows.append({"default": arm in default, "cells": cells, "scores": scores})
-    head = ["", "model", "revision", "layer", *(["pooling"] if several else [])]
+    head = ["rank", "model", "revision", "layer", *(["pooling"] if several else [])]
     head += ["reward"] if believed else []
     head += ["mean", "measured", *(findings.tasks[t] for t in view.tasks)]
     return {"said": _interval(view), "head": head, "rows": rows}
@@ -222,7 +228,7 @@ def _tasks(view: View) -> list[list[str]]:
     """A task a row: the best arm's score, and the highest measured one."""
     rows = []
     for t in view.tasks:
-        scores_A = view.findings.score_AT[:, t]
+        scores_A = view.score_AT[:, t]
         own = "-" if view.best is None else _number(view.plane_AT[view.best, t], 4)
         if np.isfinite(scores_A).any():
             top = int(np.nanargmax(scores_A))
@@ -257,6 +263,7 @@ def _checkpoints(view: View) -> list[list[str]]:
     rows = []
     for entry in view.findings.plan.entries:
         checkpoint = entry.checkpoint
+        spent = view.findings.timings.get(entry.key)
         rows.append(
             [
                 str(entry.index),
@@ -267,6 +274,7 @@ def _checkpoints(view: View) -> list[list[str]]:
                 checkpoint.commit[:12],
                 ", ".join(checkpoint.aliases),
                 view.findings.extracted(entry.key),
+                "" if spent is None else duration(spent.start_seconds + spent.seconds),
             ]
         )
     return rows

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from batchsweep.bandit.ledger import IMPORTED
+from batchsweep.report.findings import Search
 from batchsweep.report.view import View
 
 #: What pulls of a kind are for.
 _WORDS = {
-    "imported": "there before, from results of mteb; they cost nothing",
+    "imported": "there before, from {where}; they cost nothing",
     "reference": "baseline layers, which the rewards are scaled by",
     "search": "the search",
     "check": "final check of the top arms",
@@ -29,10 +33,23 @@ def search_section(view: View) -> dict[str, Any] | None:
         "pulls": sum(pull.kind != "imported" for pull in search.pulls),
         "budget": answer.get("budget_pulls"),
         "exhaustive": answer["exhaustive_pulls"],
-        "kinds": [(k, kinds.count(k), words) for k, words in _WORDS.items() if k in kinds],
+        "kinds": [
+            (k, kinds.count(k), words.format(where=_origin(search)))
+            for k, words in _WORDS.items()
+            if k in kinds
+        ],
         "subsets": _subsets(view),
         "others": [s.name for s in view.findings.searches if s is not search],
     }
+
+
+def _origin(search: Search) -> str:
+    """The folder that all imported pulls are from."""
+    files = [p.reason.removeprefix(IMPORTED) for p in search.pulls if p.kind == "imported"]
+    try:
+        return os.path.commonpath([Path(file).parent for file in files])
+    except ValueError:
+        return "results of mteb"
 
 
 def _subsets(view: View) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from batchsweep.plan.plan import PlanEntry
 from batchsweep.report.findings import Findings, Floats, Search, short_name
+from batchsweep.score.export import counted
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -21,8 +22,10 @@ class View:
     Attributes:
         search: the search that the page is about, or None.
         tasks: positions of the tasks that count in it.
-        plane_AT: [arm, task] measured score, else the believed one, else NaN.
+        score_AT: [arm, task] measured scores, those among them that the search was given
+            (``bandit --results``); NaN where undefined or not measured.
         measured_AT: [arm, task] whether it is measured.
+        plane_AT: [arm, task] measured score (0 where undefined), else the believed one, else NaN.
         mean_A: [arm] mean over the tasks that count; NaN if any of them is NaN.
         complete_A: [arm] whether all tasks that count are measured.
         best: position of the best arm, or None.
@@ -38,12 +41,24 @@ class View:
         column = {task: i for i, task in enumerate(findings.tasks)}
         counting = self.answer["scale"]["tasks"] if self.answer else list(findings.tasks)
         self.tasks = [column[t] for t in counting if t in column]
-        self.measured_AT: Bools = findings.measured_AT
-        self.plane_AT: Floats = np.where(self.measured_AT, findings.counted_AT, self._believed())
-        counted = self.plane_AT[:, self.tasks]
-        self.mean_A: Floats = counted.mean(axis=1) if self.tasks else np.full(len(counted), np.nan)
+        self.score_AT, self.measured_AT = self._measured()
+        self.plane_AT: Floats = np.where(self.measured_AT, counted(self.score_AT), self._believed())
+        those_AT = self.plane_AT[:, self.tasks]
+        nan_A = np.full(len(those_AT), np.nan)
+        self.mean_A: Floats = those_AT.mean(axis=1) if self.tasks else nan_A
         self.complete_A: Bools = np.all(self.measured_AT[:, self.tasks], axis=1)
         self.best = self._best()
+
+    def _measured(self) -> tuple[Floats, Bools]:
+        scores_AT, measured_AT = self.findings.score_AT.copy(), self.findings.measured_AT.copy()
+        column = {task: i for i, task in enumerate(self.findings.tasks)}
+        for pull in self.search.pulls if self.search else ():
+            arm, task = self.findings.positions.get(pull.arm), column.get(pull.task)
+            if pull.kind == "imported" and arm is not None and task is not None:
+                if not measured_AT[arm, task]:
+                    scores_AT[arm, task] = np.nan if pull.undefined else pull.score
+                measured_AT[arm, task] = True
+        return scores_AT, measured_AT
 
     def _believed(self) -> Floats:
         believed = np.full(self.findings.score_AT.shape, np.nan)

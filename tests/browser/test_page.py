@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_store import TASKS, plan_of, score_of, search, store_of
+from report_store import TASKS, given, plan_of, score_of, search, store_of
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -28,7 +28,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     plan = plan_of()
     store = store_of(folder / "store.zarr", plan)
-    search(store, plan, policy="toptwo_gp", budget={"pulls": 12}, stop_at_regret=0)
+    cell = given(f"{plan.entries[0].key}#1", "Sorted", 0.27, "results/Sorted.json")
+    search(store, plan, imported=[cell], policy="toptwo_gp", budget={"pulls": 12}, stop_at_regret=0)
     return write(store, folder / "out", title="a sweep")[0]
 
 
@@ -96,6 +97,19 @@ def test_a_click_pins_an_arm_and_arrow_keys_move_on(browser: webdriver.Chrome) -
     assert "tiny step0, layer 1" in pinned(browser), "at the edge it stays"
 
 
+def test_an_imported_cell_says_where_it_is_from(browser: webdriver.Chrome) -> None:
+    Select(browser.find_element(By.ID, "what")).select_by_visible_text("Sorted")
+    plane = browser.find_element(By.ID, "plane")
+    ActionChains(browser).move_to_element_with_offset(plane, *cell(browser, 0, 0)).click().perform()
+    WebDriverWait(browser, 10).until(lambda b: "tiny step0, layer 1" in pinned(b))
+    said = pinned(browser)
+    assert (
+        "main score, Sorted: 0.2700. measured. 1 of 1 measured tasks imported, not pulled" in said
+    )
+    assert "imported from results/Sorted.json" in said
+    Select(browser.find_element(By.ID, "what")).select_by_index(0)
+
+
 def test_another_task_and_ranks(browser: webdriver.Chrome) -> None:
     Select(browser.find_element(By.ID, "what")).select_by_visible_text("Sorted")
     name = browser.find_element(By.ID, "plane").get_attribute("aria-label")
@@ -133,15 +147,17 @@ def test_the_table_sorts_filters_and_copies(browser: webdriver.Chrome) -> None:
 
 def test_the_slider_goes_back_in_the_search(browser: webdriver.Chrome) -> None:
     slider = browser.find_element(By.ID, "until")
-    assert browser.find_element(By.ID, "pull-text").text == "after 12 of 12 pulls"
+    assert browser.find_element(By.ID, "pull-text").text == "after 13 of 13 pulls"
     slider.send_keys(Keys.HOME)
-    assert browser.find_element(By.ID, "pull-text").text == "after 0 of 12 pulls"
+    assert browser.find_element(By.ID, "pull-text").text == "after 0 of 13 pulls"
     assert sum(int(row[5]) for row in rows(browser)) == 0
+    slider.send_keys(Keys.ARROW_RIGHT)
+    assert sum(int(row[5]) for row in rows(browser)) == 0, "the first one was imported"
     slider.send_keys(Keys.ARROW_RIGHT)
     assert sum(int(row[5]) for row in rows(browser)) == 1
     browser.find_element(By.ID, "play").click()
     WebDriverWait(browser, 20).until(
-        lambda b: b.find_element(By.ID, "pull-text").text == "after 12 of 12 pulls"
+        lambda b: b.find_element(By.ID, "pull-text").text == "after 13 of 13 pulls"
     )
 
 
@@ -163,6 +179,41 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser: webdriver.Chrome) 
         )
     )
     assert width <= browser.execute_script("return window.innerWidth")
+
+
+def test_on_paper_there_are_the_pictures_and_no_controls(browser: webdriver.Chrome) -> None:
+    shown = (
+        "return [...document.querySelectorAll(arguments[0])]"
+        ".map(e => e.getClientRects().length > 0)"
+    )
+    assert all(browser.execute_script(shown, ".controls, #plane svg"))
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert not any(browser.execute_script(shown, ".controls, #arms, #play"))
+        assert all(browser.execute_script(shown, "#plane svg, .chart svg, .facts"))
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_everything_has_a_name_and_is_reached_by_tab(browser: webdriver.Chrome) -> None:
+    """As Chromium tells a screen reader: its own tree of names, not our attributes."""
+    browser.execute_cdp_cmd("Accessibility.enable", {})
+    nodes = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    there = [n for n in nodes if not n["ignored"]]
+    named = {
+        role: [n["name"]["value"] for n in there if n["role"]["value"] == role]
+        for role in ("button", "combobox", "slider", "searchbox", "image", "columnheader")
+    }
+    assert all(named.values()), "a role that nothing has"
+    assert {role: names.count("") for role, names in named.items()} == dict.fromkeys(named, 0)
+    assert any("mean over 2 tasks" in name for name in named["image"])
+    assert "pulls so far" in named["slider"]
+    reached = []
+    for _ in range(20):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        reached.append(browser.execute_script("return document.activeElement.id"))
+    for control in ("model", "what", "scale", "theme", "plane", "filter", "copy"):
+        assert control in reached, control
 
 
 def test_a_screenshot_has_the_planes_colours_where_they_belong(browser: webdriver.Chrome) -> None:

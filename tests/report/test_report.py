@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from report_store import SHAPE, TASKS, plan_of, score_of, search, store_of
+from report_store import SHAPE, TASKS, given, plan_of, score_of, search, store_of
 
 from batchsweep.bandit.ledger import Observation
 from batchsweep.checkpoints.audit import Skipped
 from batchsweep.checkpoints.checkpoint import Checkpoint
 from batchsweep.errors import UsageError
 from batchsweep.plan.plan import Plan, PlanEntry
+from batchsweep.plan.timings import Timing, add_timing
 from batchsweep.report.explore import scripts
 from batchsweep.report.findings import ArmFacts, Findings, Search, read
 from batchsweep.report.page import render, write
@@ -98,6 +99,33 @@ def test_page_needs_nothing_from_elsewhere(searched: Store, tmp_path: Path) -> N
     assert str(tmp_path) not in html
 
 
+def test_the_page_says_what_extraction_took(searched: Store) -> None:
+    assert "extraction took" not in render(read(searched), title="a sweep")
+    key = read(searched).plan.entries[1].key
+    add_timing(searched, key, Timing(1, start_seconds=20, tokens=70_000, seconds=280))
+    html = render(read(searched), title="a sweep")
+    assert "<dt>extraction took</dt><dd>5 min 00 s <small>70,000 tokens</small>" in html
+    assert html.count("<td>5 min 00 s</td>") == 1
+
+
+def test_imported_cells_are_measured_and_name_their_source(tmp_path: Path) -> None:
+    plan = plan_of()
+    store = store_of(tmp_path / "store.zarr", plan)
+    arm = f"{plan.entries[0].key}#1"
+    cells = [given(arm, task, 0.1 + i / 8, f"/there/{task}.json") for i, task in enumerate(TASKS)]
+    search(store, plan, imported=cells, policy="random", budget={"pulls": 3})
+    findings = read(store)
+    view = View(findings)
+    assert not findings.measured_AT[0].any() and view.measured_AT[0].all()
+    np.testing.assert_allclose(view.plane_AT[0], [0.1, 0.225])
+    assert view.measured_AT.sum() == 3 + 2 and view.complete_A[0]
+    html = render(findings, title="a sweep")
+    assert "there before, from /there; they cost nothing" in html and "random" in html
+    sent = data_of(html)
+    assert sent["measured"][:, 0].all()
+    assert sent["search"]["reasons"][0] == "imported from /there/Similar.json"
+
+
 def test_tables_hold_every_pull(searched: Store, tmp_path: Path) -> None:
     _, csv, parquet = write(searched, tmp_path / "out", title="x")
     frame = pd.read_csv(csv)
@@ -120,8 +148,8 @@ def test_an_undefined_score_is_measured_shown_as_none_and_counts_as_zero(tmp_pat
     arm = findings.index("tests--tiny/step8#2")
     task = findings.tasks.index("Sorted")
     assert np.isnan(findings.score_AT[arm, task]) and findings.measured_AT[arm, task]
-    assert findings.counted_AT[arm, task] == 0
     view = View(findings)
+    assert view.plane_AT[arm, task] == 0
     assert view.measured_tasks(arm) == 2
     assert view.mean_A[arm] == pytest.approx(score_of(8, 2, "Similar") / 2)
 

@@ -16,10 +16,14 @@
   const measured = (t, a) => (bits[(t * A + a) >> 3] >> ((t * A + a) & 7)) & 1;
   const shown = (value, digits = 4) => Number.isFinite(value) ? value.toFixed(digits) : "-";
 
-  // pulls[a]: positions in the search of the arm's pulls.
-  const pulls = Array.from({ length: A }, () => []);
-  if (search) search.arm.forEach((a, i) => pulls[a].push(i));
+  // pulls[a]: positions in the search of the arm's pulls; sources: by cell, where a score is from
+  // that the search did not have to pull.
+  const pulls = Array.from({ length: A }, () => []), sources = new Map();
   const reasonOf = (i) => search.reasons[i - (search.arm.length - search.reasons.length)] || "";
+  if (search) search.arm.forEach((a, i) => {
+    if (search.kinds[search.kind[i]] === "imported") sources.set(search.task[i] * A + a, reasonOf(i));
+    else pulls[a].push(i);
+  });
 
   const categories = [...new Set(tasks.map((t) => t.category).filter(Boolean))].sort();
   const state = { model: best === null ? 0 : arms.model[best], pooling: best === null ? 0 : arms.pooling[best],
@@ -73,6 +77,12 @@
     }
     out.push(n === chosen.length ? "measured" : n === 0 ? "predicted, nothing measured"
       : `measured on ${n} of ${chosen.length} tasks, the rest predicted`);
+    const given = chosen.filter((t) => sources.has(t * A + a));
+    if (given.length) {
+      const from = sources.get(given[0] * A + a);
+      out.push(`${given.length} of ${n} measured tasks imported, not pulled here` + (from ? `: ${from}` : "") +
+        (given.length > 1 ? ", and others" : ""));
+    }
     if (search) {
       const last = own.length ? reasonOf(own[own.length - 1]) : "";
       out.push(`${own.length} pulls` + (last ? `, the last because: ${last}` : ""));
@@ -185,7 +195,7 @@
 
   function drawSearch() {
     if (!search || !charts["search-chart"]) return;
-    const colour = { reference: css("--reference"), search: css("--search"), check: css("--check") };
+    const colour = { reference: css("--reference"), search: css("--search"), check: css("--check"), imported: css("--imported") };
     charts["search-chart"].setOption({ ...base(), grid: { left: 52, right: 14, top: 30, bottom: 40 },
       legend: { textStyle: { color: css("--soft") } },
       tooltip: { ...base().tooltip, trigger: "item", formatter: (p) => {

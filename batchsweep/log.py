@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any, Literal
 
+from batchsweep.table import visible
+
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time (UTC), level, message; ``progress``, ``figures`` if any."""
@@ -31,7 +33,8 @@ class _PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        text = prefix + record.getMessage()
+        # A name may come from anybody: what would move the cursor is shown as its escape.
+        text = "\n".join(map(visible, (prefix + record.getMessage()).split("\n")))
         return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
 
 

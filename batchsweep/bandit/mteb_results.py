@@ -11,6 +11,8 @@ from batchsweep.errors import UsageError
 
 #: Beside the results of a model: what they are of.
 META = "model_meta.json"
+#: No result has as many bytes.
+_MOST = 128 << 20
 
 
 def mteb_results(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -31,6 +33,11 @@ def read_result(file: Path) -> dict[str, Any]:
         UsageError: it can't be read.
     """
     try:
+        # What else has such a name would be waited for, or have no end.
+        if not file.is_file():
+            raise ValueError("it is no file")
+        if file.stat().st_size > _MOST:
+            raise ValueError(f"it has more than {_MOST >> 20} MiB")
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file}: can't be read as a result of MTEB: {error}") from None

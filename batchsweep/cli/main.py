@@ -94,7 +94,10 @@ COMMANDS = (
 
 #: What says that a folder of the user's (``--out``, a cache) can't be used; the store has its own
 #: errors.
-UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EEXIST, errno.ENOTDIR}
+UNUSABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+}
 
 
 def command_line() -> TyperGroup:
@@ -182,13 +185,23 @@ def _failed(error: Exception) -> tuple[int, str | None]:
         # Of our output (head, less): not an error of ours, and nothing more is to be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0, None
-    if isinstance(error, OSError) and error.errno in UNUSABLE:
-        place = str(error.filename or "output")
-        # Libraries make caches there.
-        remedy = "set HOME to" if place.startswith(str(Path.home())) else "name"
-        return 2, f"{place}: {error.strerror}; {remedy} a place that can be written"
+    if unusable := _unusable(error):
+        return UsageError.exit_code, unusable
     bug = f"a bug: {type(error).__name__}: {error}"
     return 1, f"{bug}; please report it with what --debug prints"
+
+
+def _unusable(error: Exception) -> str:
+    """What to say of a folder of the user's that can't be used; empty for any other error."""
+    if not isinstance(error, OSError):
+        return ""
+    place = str(error.filename or "output")
+    # Libraries make caches there; /proc, say, lets nobody make a folder.
+    at_home = place.startswith(str(Path.home()))
+    if error.errno not in UNUSABLE and not (at_home and error.errno == errno.ENOENT):
+        return ""
+    remedy = "set HOME to" if at_home else "name"
+    return f"{place}: {error.strerror}; {remedy} a place that can be written"
 
 
 def _open_what_is_closed() -> None:

@@ -24,7 +24,7 @@ def plan_in_reach(config: Config) -> Plan | None:
 
     try:
         return load_plan(open_store(config.store_url))
-    except (StoreError, UsageError, OSError) as error:
+    except (StoreError, TryAgain, UsageError, OSError) as error:
         logger.debug("no frozen plan at %s: %s", config.store_url, error)
         return None
 
@@ -105,7 +105,7 @@ def _statuses(config: Config, plan: Plan) -> dict[int, IndexStatus]:
 
     try:
         rows = index_statuses(open_store(config.store_url), plan, pairs=False)
-    except (StoreError, OSError) as error:
+    except (StoreError, TryAgain, OSError) as error:
         logger.debug("no store at %s: %s", config.store_url, error)
         return {}
     return {row.index: row for row in rows if row.index is not None}

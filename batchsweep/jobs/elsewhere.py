@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchsweep.config import Config, LocalTask, local_path
-from batchsweep.errors import UsageError
-from batchsweep.jobs.chosen import elsewhere_indexes, plan_in_reach, sealed_indexes
+from batchsweep.errors import NoStore, UsageError
+from batchsweep.jobs.chosen import elsewhere_indexes, sealed_indexes
 from batchsweep.jobs.exit_rules import RETRIES, Action, retry_delay, shell_cases
+from batchsweep.plan.frozen import load_plan
+from batchsweep.store import open_store
 
 #: Passed on from the caller's environment, where set: the store's place, and what only the owner
 #: of Hub and store may read.
@@ -32,7 +34,7 @@ _ACTIONS: dict[Action, str] = {
 # SkyPilot enters the image by ssh, where the image's own PATH is not set.
 _SCRIPT = """\
 PATH=/opt/batchsweep/bin:$PATH
-printf '%s' {text} > "{config}"
+printf '%s' {text} > {config}
 worker=
 told=
 stop() {{
@@ -89,8 +91,8 @@ class Elsewhere:
     def script(self, *more: str) -> str:
         """A shell script that extracts the index that its arguments or its environment name."""
         delays = [f"    {n}) sleep {retry_delay(n):g} & wait $! ;;" for n in range(1, RETRIES + 1)]
-        config = f"${{TMPDIR:-/tmp}}/{self.config_file.name}"
-        words = ["batchsweep extract", f'--config "{config}"', "--log-format json", *more]
+        config = f'"${{TMPDIR:-/tmp}}"/{shlex.quote(self.config_file.name)}'
+        words = ["batchsweep extract", f"--config {config}", "--log-format json", *more]
         return _SCRIPT.format(
             text=shlex.quote(self.config_file.read_text(encoding="utf-8")),
             config=config,
@@ -119,11 +121,13 @@ def elsewhere(config_file: Path, config: Config, indexes: str | None, *, submit:
         )
     chosen, _ = elsewhere_indexes(indexes, config)
     if submit:
-        if plan_in_reach(config) is None:
+        try:
+            load_plan(open_store(config.store_url))
+        except NoStore:
             raise UsageError(
                 f"nothing is prepared at {config.store_url}; run 'batchsweep prepare --config "
                 f"{config_file}' first"
-            )
+            ) from None
         sealed = sealed_indexes(config) if indexes is None else frozenset()
         chosen = tuple(i for i in chosen if i not in sealed)
     return Elsewhere(config_file, config, chosen)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from batchsweep.errors import UsageError
 from batchsweep.jobs.exit_rules import RETRIES, Action, shell_cases
 from batchsweep.jobs.index import format_indexes
+from batchsweep.table import visible
 
 #: Seconds before the time limit at which Slurm warns the script, which stops the worker.
 GRACE = 120
@@ -115,14 +116,14 @@ def array_script(
     """
     name = f"{sweep}-extract" if wave is None else f"{sweep}-wave-{wave}"
     head = _ARRAY.format(
-        config=config_path,
+        config=visible(config_path),
         sweep=sweep,
-        prepare=shlex.quote(_command("prepare", config_path)),
-        bandit=shlex.quote(_command("bandit", config_path)),
+        prepare=visible(shlex.quote(_command("prepare", config_path))),
+        bandit=visible(shlex.quote(_command("bandit", config_path))),
     )
     more = () if wave is None else ("--wave", str(wave))
     return _script(
-        head if wave is None else _WAVE.format(config=config_path, wave=wave),
+        head if wave is None else _WAVE.format(config=visible(config_path), wave=wave),
         name=name,
         each="SLURM_ARRAY_TASK_ID",
         command=_command("extract", config_path, "--grace", str(GRACE), *more),
@@ -144,7 +145,7 @@ def search_script(
     more = () if tried is None else ("--tried", str(tried))
     words = ["batchsweep", "launch", "slurm", "--config", config_path, "--search", "--step"]
     return _script(
-        _SEARCH.format(config=config_path, more=" --partition=..."),
+        _SEARCH.format(config=visible(config_path), more=" --partition=..."),
         name=f"{sweep}-search",
         each=None,
         command=shlex.join([*words, *options, *more]),

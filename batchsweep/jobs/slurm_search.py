@@ -10,12 +10,21 @@ from pathlib import Path
 from batchsweep.bandit.outcome import Outcome
 from batchsweep.bandit.waves import Wave
 from batchsweep.config import load
+from batchsweep.errors import UsageError
 from batchsweep.jobs.kubernetes import sweep_name
 from batchsweep.jobs.launch import at_once
 from batchsweep.jobs.search import RemoteWaves, run_sweep
 from batchsweep.jobs.slurm import array_script, sbatch, search_script
 from batchsweep.plan.plan import Plan
 from batchsweep.store import Store
+
+
+def _words(name: str, options: str) -> list[str]:
+    """Options of ``sbatch`` as a shell reads them."""
+    try:
+        return shlex.split(options)
+    except ValueError as error:
+        raise UsageError(f"--{name} {options}: {str(error).lower()}; close every quote") from None
 
 
 class Submitted(Exception):
@@ -46,6 +55,8 @@ class SlurmSearch:
             tried: the wave that was extracted as far as it goes.
         """
         given = {"extract-options": self.extract_options, "search-options": self.search_options}
+        for name, value in given.items():
+            _words(name, value)
         options = [
             *("--parallel", str(at_once(self.parallel)), "--gpu", "gpu" if self.gpu else "none"),
             *(f"--{name}={value}" for name, value in given.items() if value),
@@ -77,10 +88,10 @@ class SlurmSearch:
                 gpu=self.gpu,
                 wave=wave.document,
             )
-            array = sbatch(script, *shlex.split(self.extract_options))
+            array = sbatch(script, *_words("extract-options", self.extract_options))
             after = f"--dependency=afterany:{array}"
             again = self.script(wave.document)
-            search = sbatch(again, after, *shlex.split(self.search_options))
+            search = sbatch(again, after, *_words("search-options", self.search_options))
             raise Submitted(
                 f"wave {wave.document}: job {array} extracts {len(wave.visits)} checkpoints, and "
                 f"job {search} searches on after it"

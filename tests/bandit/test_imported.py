@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,9 +82,13 @@ def test_what_is_there_costs_nothing_and_is_named_in_the_ledger(
     assert "4 more cells were imported and cost nothing" in out
 
 
+def put(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def edited(results: Path, file: str, **changes: object) -> None:
     for path in results.rglob(file):
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        put(path, **changes)
 
 
 @pytest.mark.parametrize(
@@ -174,3 +180,52 @@ def test_every_policy_goes_on_from_what_is_there(policy: str, rewards: RewardsCo
     again = run(problem, score, config, rewards, ledger=ledger, imported=imported, quiet=True)
     assert again.observations == outcome.observations
     assert len(asked) == again.pulls
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda task, meta: pipe(task), "can't be read as a result of MTEB: it is no file"),
+        (lambda task, meta: pipe(meta), "without model_meta.json"),
+        (lambda task, meta: linked(task, "/dev/zero"), "it is no file"),
+        (lambda task, meta: task.write_text("[" * 100_000), "recursion depth"),
+        (lambda task, meta: task.write_bytes(task.read_bytes()[:50]), "can't be read"),
+        (lambda task, meta: os.truncate(task, 200 << 20), "it has more than 128 MiB"),
+        (lambda task, meta: put(meta, experiment_kwargs=[1]), "experiment_kwargs are no mapping"),
+        (lambda task, meta: put(task, evaluation_time=1e300), "is no score, or no time"),
+        (lambda task, meta: put(task, evaluation_time=-5), "is no score, or no time"),
+        (lambda task, meta: scored(task, 1e300), "is no score, or no time"),
+        (lambda task, meta: scored(task, float("inf")), "is no score, or no time"),
+        (lambda task, meta: scored(task, "x"), "no result of mteb"),
+    ],
+)
+def test_results_of_a_stranger_are_refused_in_one_line(
+    swept: Path, results: Path, harm: Callable[[Path, Path], object], said: str, capsys
+) -> None:
+    folder = results / "local__suite/main/experiments/layer_2__pooling_mean"
+    shutil.rmtree(results / "local__suite/step0")
+    for other in folder.glob("TinyC*.json"):
+        other.unlink()
+    harm(folder / "TinySTS.json", folder / "model_meta.json")
+    given = ["bandit", "--config", str(swept / "sweep.yaml"), "--results", str(results)]
+    capsys.readouterr()
+    assert main(given) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert said in last and len(last) < 1000
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def linked(path: Path, to: str) -> None:
+    path.unlink()
+    path.symlink_to(to)
+
+
+def scored(path: Path, value: object) -> None:
+    content = json.loads(path.read_text())
+    (of,) = content["scores"].values()
+    of[0]["main_score"] = value
+    path.write_text(json.dumps(content))

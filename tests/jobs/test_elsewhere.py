@@ -269,3 +269,29 @@ def test_jobs_that_the_hub_refuses_are_told_with_what_is_left(
     hub.faults.append(Fault("status", r"POST .*/api/jobs", status=402, says="no credit", times=9))
     assert launched("hf-jobs", config, "--apply") == 2
     assert "submitted: 0, then '--indexes 0-3 --apply'" in capsys.readouterr().err
+
+
+def test_a_name_of_a_config_runs_nothing_there(tmp_path, config):
+    name = "$(: > pwned)`: > pwned`'\"; : > pwned; \nx.yaml"
+    (tmp_path / name).write_text(f"name: sweep\n{Path(config).read_text()}")
+    given = Elsewhere(Path(name), load(Path(config)), (0,))
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "batchsweep").write_text('#!/bin/sh\nprintf "%s\\0" "$@" > arguments\n')
+    (tools / "batchsweep").chmod(0o755)
+    (tmp_path / "t").mkdir()
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "TMPDIR": str(tmp_path / "t")}
+    subprocess.run(["sh", "-c", given.script(), "extract"], env=environment, check=True)
+    assert not (tmp_path / "pwned").exists()
+    assert [p.name for p in (tmp_path / "t").iterdir()] == [name]
+    assert str(tmp_path / "t" / name) in (tmp_path / "arguments").read_text().split("\0")
+
+
+def test_a_task_is_printed_where_the_store_is_not_reached(config, capsys, monkeypatch):
+    """Its credentials may be there only. To submit, the store has to be seen."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    given = ["launch", "skypilot", "--config", config, "--image", "me/x:1"]
+    assert main(given) == 0
+    assert "--indexes 0-3" in capsys.readouterr().out
+    assert main([*given, "--apply"]) == 75

@@ -1,6 +1,8 @@
 """The array script, run by bash with a stand-in for Slurm's commands and for batchsweep."""
 
+import functools
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -10,7 +12,7 @@ import pytest
 from command_line import parsed
 
 from batchsweep.jobs.exit_rules import RETRIES
-from batchsweep.jobs.slurm import GRACE, array_script
+from batchsweep.jobs.slurm import GRACE, array_script, search_script
 
 
 @pytest.fixture
@@ -118,3 +120,28 @@ def test_the_options_that_slurm_reads():
         n for n, text in enumerate(script.splitlines()) if text and not text.startswith("#")
     )
     assert all("#SBATCH" not in text for text in script.splitlines()[first_command:])
+
+
+def test_a_name_of_a_file_is_never_a_line_of_the_script(tmp_path):
+    """A newline in it ended the comment that names the config, and what followed was run."""
+    path = "x\n: > pwned\n#SBATCH --partition=theirs\n$(: > pwned)`: > pwned`'\".yaml"
+    array = functools.partial(
+        array_script, sweep="demo", config_path=path, indexes=(0,), parallel=1, gpu=False
+    )
+    options = [f"--extract-options={path}"]
+    for script in (
+        array(),
+        array(wave=1),
+        search_script(sweep="demo", config_path=path, options=options),
+    ):
+        head = script[: script.index("\nretries=")]
+        assert "--partition=theirs" not in re.findall(r"(?m)^#SBATCH (.*)", head)
+        (tmp_path / "script").write_text(script)
+        tools = tmp_path / "bin"
+        tools.mkdir(exist_ok=True)
+        (tools / "batchsweep").write_text('#!/bin/sh\nprintf "%s\\0" "$@" > arguments\n')
+        (tools / "batchsweep").chmod(0o755)
+        environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "0"}
+        subprocess.run(["bash", "script"], cwd=tmp_path, env=environment, check=True)
+        assert path in (tmp_path / "arguments").read_text().split("\0")
+        assert not (tmp_path / "pwned").exists()

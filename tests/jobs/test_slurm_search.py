@@ -150,3 +150,10 @@ def test_indexes_make_no_sense_for_a_search(config, capsys) -> None:
     command = ["launch", "slurm", "--config", config, "--search", "--indexes", "0"]
     assert main(command) == 2
     assert "--search and --indexes exclude each other" in capsys.readouterr().err
+
+
+def test_options_that_no_shell_reads_are_refused_before_anything_runs(slurm, capsys):
+    config = str(write_config(Path("sweep.yaml"), models=["tiny"], tasks=["STS12"]))
+    for name in ("--extract-options", "--search-options"):
+        assert main(["launch", "slurm", "--config", config, "--search", name, "'open"]) == 2
+        assert f"{name} 'open: no closing quotation; close every quote" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -205,14 +206,23 @@ def test_a_reader_that_leaves_is_no_error(copied):
     assert process.wait() == 0
 
 
-def test_a_home_that_can_not_be_written(sweep, fails, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOENT, errno.EACCES])
+def test_a_home_that_can_not_be_written(number, sweep, fails, tmp_path, monkeypatch):
+    """ENOENT is what /proc says to who makes a folder there."""
+    what = os.strerror(number)
+
     def makes_a_cache(*args, **more):
-        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "home" / ".cache"))
+        raise OSError(number, what, str(tmp_path / "home" / ".cache"))
 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr("batchsweep.plan.prepare.prepare", makes_a_cache)
     says = fails(2, "prepare", "--config", sweep())
-    assert ".cache: Read-only file system; set HOME to a place that can be written" in says
+    assert f".cache: {what}; set HOME to a place that can be written" in says
+
+
+def test_a_path_that_no_file_system_has(copied, fails):
+    says = fails(2, "bandit", "--config", copied(), "--results", "a" * 5000)
+    assert "File name too long; name a place" in says
 
 
 def test_with_closed_streams_no_file_of_a_store_gets_what_is_printed(tmp_path):

@@ -15,6 +15,9 @@ from batchsweep.checkpoints.shape import PYTHIA_FINAL_STEP, is_pythia
 from batchsweep.checkpoints.weight_files import WeightFile, weights_digest
 from batchsweep.errors import ConfigError
 
+#: No training has as many steps; a branch may be called anything, and arrays hold 64 bits.
+MOST_STEPS = 10**18
+_STEP_DIGITS = 18
 #: How published suites spell the step; the first that is found counts.
 _STEPS = (
     # step1000, stage1-step101000-tokens424B, ckpt_356, checkpoint-500, seed_0-step_20k
@@ -150,7 +153,10 @@ def step_of(revision: str, pattern: str | None = None) -> int | None:
             f"step_pattern '{pattern}': its first group finds '{found}' in '{revision}', "
             "which is not a step; a group such as (\\d+) finds one"
         )
-    return int(number[1]) * _MULTIPLES[number[2].lower()]
+    if len(number[1]) > _STEP_DIGITS:
+        return None
+    step = int(number[1]) * _MULTIPLES[number[2].lower()]
+    return step if step < MOST_STEPS else None
 
 
 def steps_in(names: Iterable[str], pattern: str | None = None) -> dict[str, int]:

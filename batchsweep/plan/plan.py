@@ -11,7 +11,7 @@ from typing import Any
 
 from batchsweep.arm import STORED, Arm, transformed
 from batchsweep.checkpoints.audit import Audit, Skipped, warning_lines
-from batchsweep.checkpoints.checkpoint import Checkpoint, normalise_revision
+from batchsweep.checkpoints.checkpoint import MOST_STEPS, Checkpoint, normalise_revision
 from batchsweep.checkpoints.same_weights import Duplicates, SharedFiles
 from batchsweep.checkpoints.shape import Shape
 from batchsweep.config import Config, EveryLayers
@@ -188,6 +188,8 @@ class Plan:
                 raise ValueError(f"index {position} has layers that its model doesn't have")
             if not is_key(entry.key):
                 raise ValueError(f"index {position} has no checkpoint's name")
+            if not 0 <= (entry.checkpoint.step or 0) < MOST_STEPS:
+                raise ValueError(f"index {position} has no step of any training")
         if fault := name_fault(self.poolings):
             raise ValueError(f"poolings: {fault}")
 

@@ -102,6 +102,9 @@ def test_a_pattern_of_ones_own():
     assert step_of("tokens-3B", r"tokens-(\d+)B") == 3
     assert step_of("stage2-step5-x", r"stage1-step(\d+)") is None
     assert step_of("at_2M", r"at_(\d+M)") == 2_000_000
+    # A branch may be called anything.
+    for name in ("step" + "9" * 5000, "step" + "9" * 19, "step999999999999999999k"):
+        assert step_of(name) is None and step_of(name, r"step(\d+k?)") is None
 
 
 @pytest.mark.parametrize(

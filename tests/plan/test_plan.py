@@ -351,6 +351,8 @@ def test_new_revisions_wait_for_prepare(suite, tmp_path):
         lambda d: d["entries"][0]["checkpoint"].pop("commit") and d["entries"][0].pop("shape"),
         lambda d: d["entries"][0].update(layers="x"),
         lambda d: d.update(skipped=3),
+        lambda d: d["entries"][0]["checkpoint"].update(step=10**400),
+        lambda d: d["entries"][0]["checkpoint"].update(step=-1),
     ],
 )
 def test_a_damaged_plan_is_said(suite, tmp_path, damage):

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from batchsweep.config import Config, ModelConfig
 from batchsweep.corpus.tokens import load_tokenizer, prefix_lengths, tokenize
 from batchsweep.extract.figures import Figures
+from batchsweep.extract.kept import Kept, States
 from batchsweep.extract.weights import check_weights
 from batchsweep.forward.augment import augmented
 from batchsweep.plan.estimate import ITEM_BYTES
@@ -32,10 +33,10 @@ logger = logging.getLogger(__name__)
 #: States that are being written, beside the block that is computed; and in how many blocks.
 WRITING_BYTES = 256 << 20
 MOST_WRITES = 4
+#: Seconds of work that a kill may lose: what was computed since the last write, and a batch.
+MOST_LOST = 30
 
 TokenIds = list[npt.NDArray[np.int32]]
-#: By pooling, [layer, text, hidden].
-States = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Work:
     config: Config
     entry: PlanEntry
     figures: Figures
+    kept: Kept
 
     @property
     def model_config(self) -> ModelConfig:
@@ -104,6 +106,7 @@ def _write(work: Work, block: int, token_ids: TokenIds, states: States) -> None:
     """Seal a block, and count it."""
     spec = work.writer.spec
     work.writer.write_block(block, states)
+    work.kept.drop(block)
     vectors = len(spec.poolings) * len(spec.layers) * len(token_ids)
     work.figures.sealed(
         texts=len(token_ids),
@@ -127,38 +130,54 @@ def _states(
     bar: Bar,
 ) -> States | None:
     """The pooled states of a block; None if a stop is asked and the time left doesn't suffice."""
-    from batchsweep.forward.forward import pooled_states
+    from batchsweep.forward.forward import pooler, reduced_states
 
     spec, embedding = work.writer.spec, work.config.embedding
     states = {
         p: np.empty((len(spec.layers), len(token_ids), spec.hidden), np.float32)
         for p in spec.poolings
     }
-    start = time.monotonic()
-    done = 0
-    for positions, pooled in pooled_states(
+    done = work.kept.begin(block, states)
+    start, before = time.monotonic(), int(done.sum())
+    bar.advance(before)
+    for positions, pooled in reduced_states(
         loaded,
         token_ids,
         layers=spec.layers,
-        poolings=spec.poolings,
         layer_output=embedding.layer_output,
         batch_tokens=embedding.batch_tokens,
-        prefix_lengths=_prefixes(work, token_ids),
+        make_reducer=pooler(spec.poolings, _prefixes(work, token_ids)),
         first_row=work.writer.block_rows(block).start,
+        done=done,
     ):
         for pooling, values in pooled.items():
             states[pooling][:, positions] = values
-        bar.advance(len(positions))
-        done += len(positions)
-        left = (time.monotonic() - start) / done * (len(token_ids) - done)
-        if left > stop.seconds_left:
+        bar.advance(int((~done[positions]).sum()))
+        done[positions] = True
+        computed = int(done.sum()) - before
+        passed = time.monotonic() - start
+        if computed == len(positions) and passed > MOST_LOST:
             logger.warning(
-                "%s: block %d is left open, it would take %s more",
+                "%s: a batch takes %s here, and a kill loses as much; embedding.batch_tokens: %d "
+                "would make it %d s",
+                work.writer.key,
+                duration(passed),
+                max(int(embedding.batch_tokens * MOST_LOST / passed), 1),
+                MOST_LOST,
+            )
+        left = passed / max(computed, 1) * int((~done).sum())
+        if left > stop.seconds_left:
+            work.kept.keep(block, states, done, now=True)
+            logger.warning(
+                "%s: block %d is left open, it would take %s more; %d of its texts are kept",
                 work.writer.key,
                 block,
                 duration(left),
+                int(done.sum()),
             )
             return None
+        if not done.all():
+            work.kept.keep(block, states, done)
     return states
 
 

@@ -28,6 +28,7 @@ from batchsweep.errors import (
 )
 from batchsweep.extract.blocks import Work, sample_metrics, seal_blocks
 from batchsweep.extract.figures import Figures
+from batchsweep.extract.kept import Kept
 from batchsweep.numerics import ARITHMETIC, COMPUTE_THREADS
 from batchsweep.plan.plan import PlanEntry
 from batchsweep.plan.timings import Timing, add_timing
@@ -186,7 +187,8 @@ def _extract(
         measure = config.metrics.enabled and not writer.has_metrics()
         texts = tokens = 0
         if blocks or measure:
-            work = Work(writer, corpus, config, entry, figures)
+            kept = Kept(store, key, spec, config.embedding.batch_tokens)
+            work = Work(writer, corpus, config, entry, figures, kept)
             with figures.phase("load"):
                 loaded = work.load()
             what = " ".join(part for part in (label, key) if part)

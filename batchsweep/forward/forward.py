@@ -93,6 +93,19 @@ def pooled_states(
         IndexFailed: NaN or inf in a layer (the message has layer and row), or a single text
             that doesn't fit the device's memory.
     """
+    return reduced_states(
+        loaded,
+        token_ids,
+        layers=layers,
+        layer_output=layer_output,
+        batch_tokens=batch_tokens,
+        make_reducer=pooler(poolings, prefix_lengths),
+        first_row=first_row,
+    )
+
+
+def pooler(poolings: Sequence[str], prefix_lengths: npt.ArrayLike | None) -> MakeReducer:
+    """What pools a batch's states; arguments as of :func:`pooled_states`."""
     prefixes = None if prefix_lengths is None else np.asarray(prefix_lengths, dtype=np.int64)
 
     def make_pooler(mask_BT: torch.Tensor, positions: npt.NDArray[np.int64]) -> Reducer:
@@ -101,15 +114,7 @@ def pooled_states(
             prefix_B = torch.from_numpy(prefixes[positions]).to(mask_BT.device)
         return Pooler(mask_BT, poolings, prefix_B)
 
-    return reduced_states(
-        loaded,
-        token_ids,
-        layers=layers,
-        layer_output=layer_output,
-        batch_tokens=batch_tokens,
-        make_reducer=make_pooler,
-        first_row=first_row,
-    )
+    return make_pooler
 
 
 def reduced_states(
@@ -121,14 +126,22 @@ def reduced_states(
     batch_tokens: int,
     make_reducer: MakeReducer,
     first_row: int = 0,
+    done: npt.NDArray[np.bool_] | None = None,
 ) -> Iterator[Reduced]:
-    """What reducers make of every wanted layer's token states; see :func:`pooled_states`."""
+    """What reducers make of every wanted layer's token states; see :func:`pooled_states`.
+
+    Of texts that are ``done`` already, bool [text], a batch of none but these is left out; the
+    others are what they would be with it.
+    """
     sources = _sources(loaded, layers, layer_output)
     texts = [np.asarray(ids) for ids in token_ids]
     texts = [ids if ids.size else np.array([loaded.empty_token]) for ids in texts]
     loaded.check_tokens(texts, first_row)
     lengths = np.array([len(ids) for ids in texts], dtype=np.int64)
-    batches = deque(make_batches(lengths, batch_tokens, free_padding(loaded.hidden)))
+    made = make_batches(lengths, batch_tokens, free_padding(loaded.hidden))
+    # A copy: what is done goes on while this runs.
+    there = np.zeros(len(texts), bool) if done is None else done.copy()
+    batches = deque(batch for batch in made if not there[batch].all())
     in_flight: deque[tuple[npt.NDArray[np.int64], _Started]] = deque()
     # One batch ahead on a GPU: it computes while the last batch's states come home.
     workers = 1 if loaded.device.type == "cuda" else max(min(cores(), len(batches)), 1)

@@ -29,7 +29,7 @@ R = TypeVar("R")
 FORMATS = ("zarr", "hdf5")
 
 #: Folders beside documents that hold something else; arrays, in a store of an older version.
-_NOT_DOCUMENTS = ("checkpoints", "corpus", "metrics", "tmp", "leases")
+_NOT_DOCUMENTS = ("checkpoints", "corpus", "metrics", "tmp", "leases", "kept")
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,10 @@ class Store:
     def write_bytes(self, path: str, content: bytes) -> None:
         """Replace it at once."""
         self._blobs.write(self._place(path), [content])
+
+    def names(self, folder: str) -> set[str]:
+        """Names of what lies directly in a folder beside the documents."""
+        return set(self._blobs.files(self._place(folder)))
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """``function`` of each item, as many at a time as the place can take, in their order."""

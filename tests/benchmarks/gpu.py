@@ -56,6 +56,7 @@ from batchsweep.checkpoints.shape import Shape
 from batchsweep.config import Config
 from batchsweep.extract.blocks import Work, seal_blocks
 from batchsweep.extract.figures import Figures
+from batchsweep.extract.kept import Kept
 from batchsweep.forward.architecture import LoadedCheckpoint
 from batchsweep.forward.forward import load_checkpoint, pooled_states
 from batchsweep.plan.plan import PlanEntry
@@ -166,7 +167,8 @@ def store_of(
         provenance={},
     )
     group = store.writer(entry.key, spec)
-    work = Work(group, corpus, config, entry, Figures(entry.key))
+    kept = Kept(store, entry.key, spec, config.embedding.batch_tokens)
+    work = Work(group, corpus, config, entry, Figures(entry.key), kept)
     stop = StopRequest(60)
     return group, lambda: seal_blocks(work, loaded, range(spec.blocks), stop, "")
 

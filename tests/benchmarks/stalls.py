@@ -27,6 +27,7 @@ from batchsweep.checkpoints.shape import Shape
 from batchsweep.config import Config
 from batchsweep.extract.blocks import Work, seal_blocks
 from batchsweep.extract.figures import Figures
+from batchsweep.extract.kept import Kept
 from batchsweep.forward import forward
 from batchsweep.plan.plan import PlanEntry
 from batchsweep.signals import StopRequest
@@ -82,7 +83,8 @@ def work(folder: Path, blocks: int) -> Work:
         block_texts=BLOCK_TEXTS,
         provenance={},
     )
-    return Work(store.writer(entry.key, spec), corpus, config, entry, Figures(entry.key))
+    kept = Kept(store, entry.key, spec, config.embedding.batch_tokens)
+    return Work(store.writer(entry.key, spec), corpus, config, entry, Figures(entry.key), kept)
 
 
 def stalled(pass_seconds: float, share: float, blocks: int, *, uneven: bool) -> float:
@@ -105,7 +107,7 @@ def stalled(pass_seconds: float, share: float, blocks: int, *, uneven: bool) -> 
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(forward, "pooled_states", passes),
+        mock.patch.object(forward, "reduced_states", passes),
         mock.patch.object(GroupWriter, "write_block", write),
     ):
         job = work(Path(folder), blocks)

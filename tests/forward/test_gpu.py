@@ -29,6 +29,7 @@ from batchsweep.config import Config
 from batchsweep.errors import IndexFailed
 from batchsweep.extract.blocks import Work, seal_blocks
 from batchsweep.extract.figures import Figures
+from batchsweep.extract.kept import Kept
 from batchsweep.forward.architecture import LoadedCheckpoint
 from batchsweep.forward.batching import make_batches
 from batchsweep.forward.forward import load_checkpoint, pooled_states
@@ -242,7 +243,8 @@ def test_a_store_of_two_runs_and_one_that_was_resumed_have_the_same_bytes(
             corpus = store.corpus()
             assert corpus is not None
             with store.writer(entry.key, spec) as writer:
-                work = Work(writer, corpus, config, entry, Figures(entry.key))
+                kept = Kept(store, entry.key, spec, config.embedding.batch_tokens)
+                work = Work(writer, corpus, config, entry, Figures(entry.key), kept)
                 seal_blocks(work, loaded, blocks, StopRequest(60), name)
         with store.writer(entry.key, spec) as writer:
             writer.finish()

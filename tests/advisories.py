@@ -72,7 +72,7 @@ def _name(name: str) -> str:
 def main(folder: Path) -> int:
     records = [json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))]
     if not records:
-        print(f"{folder}: no advisories there; see CONTRIBUTING.md for where they come from")
+        print(f"{folder}: no advisories there; SECURITY.md says where they come from")
         return 2
     pinned = pins(CONSTRAINTS.read_text())
     found = list(matches(pinned, records))

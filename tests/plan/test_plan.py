@@ -88,7 +88,11 @@ def test_the_arms_of_the_full_sweep_without_network(hub):
 
 @pytest.mark.parametrize(
     ("revisions", "arms"),
-    [([f"step{s}" for s in range(1000, 31_000, 1000)], 1080), ({"strategy": "all"}, 5544)],
+    [
+        ([f"step{s}" for s in range(1000, 31_000, 1000)], 1080),
+        ({"strategy": "uniform"}, 1044),
+        ({"strategy": "all"}, 5544),
+    ],
 )
 def test_the_arms_of_thirty_and_of_all_checkpoints(revisions, arms):
     wanted = config(revisions=revisions)

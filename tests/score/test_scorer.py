@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 from mteb.abstasks import AbsTaskRetrieval
 from scoring import HIDDEN, KEY, LiveEncoder, live_score, local_tasks, store_of
 from scoring_tasks import SHORT, Subqueries, all_tasks, hub_layout
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 
 from batchsweep.arm import Arm
 from batchsweep.config import CorpusConfig, EmbeddingConfig
@@ -388,3 +391,22 @@ def test_halves_of_a_large_reranking_task(large: type, tmp_path: Path) -> None:
     assert not task.data_loaded and 0 < max(asked) <= 25
     assert len(result.document["halves"]) == 2
     assert "halves" not in scorer.score(f"{KEY}#1", "Large", Halves(10_000, seed=1)).document
+
+
+def test_fits_that_mteb_ends_early_are_no_warnings(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty-six of them, of eight lines each, once buried the progress of a search."""
+    fitted = []
+
+    def fit(self: LogisticRegression, *args: Any, **more: Any) -> LogisticRegression:
+        fitted.append(self)
+        warnings.warn("lbfgs failed to converge", ConvergenceWarning, stacklevel=2)
+        return true(self, *args, **more)
+
+    true = LogisticRegression.fit
+    monkeypatch.setattr(LogisticRegression, "fit", fit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Scorer(store, local_tasks(), keep=False).score(f"{KEY}#1", "classes")
+    assert fitted

@@ -49,6 +49,16 @@ def test_the_command_says_which_file_h5py_opens(
         assert file[f"checkpoints/{KEY}/mean"].shape == (3, 250, 16)
 
 
+@pytest.mark.parametrize("format", [[], ["--format", "hdf5"]])
+def test_a_folder_is_not_made_by_the_name_of_a_file(
+    format: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(tmp_path / "a.zarr")
+    assert main(["convert", str(tmp_path / "a.zarr"), str(tmp_path / "b.h5"), *format]) == 2
+    assert "h5py opens the file sweep.h5 in it; name the folder" in capsys.readouterr().err
+    assert not (tmp_path / "b.h5").exists()
+
+
 def test_to_an_object_store(tmp_path: Path, s3_url: str) -> None:
     source = made(tmp_path / "a.zarr")
     target = create_store(s3_url)

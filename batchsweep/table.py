@@ -59,7 +59,6 @@ def table_text(
     Args:
         columns: from left to right.
         rows: the cells, as many in each row as there are columns.
-        title: a line above it.
         header: whether the columns' titles are shown.
         width: of a line, in characters. None: the terminal's, and without one (a pipe, a file) as
             wide as it takes, since nobody greps for half a name. What doesn't fit goes on in the

@@ -62,9 +62,7 @@ class Chooser:
 
     Args:
         problem: all arms of the plan, extracted or not.
-        costs: of its pairs.
         width: checkpoints a wave: as many as there are workers.
-        seed: of the draws.
     """
 
     def __init__(
@@ -102,7 +100,6 @@ class Chooser:
         Args:
             policy: what is believed of all arms.
             there: [checkpoint, task] pairs that are extracted.
-            number: of the wave: with the seed it decides the draws.
         """
         mean, sd = policy.believed()
         leader = int(np.argmax(mean))

@@ -151,7 +151,6 @@ def planned_costs(
     no more than the sum of what each takes.
 
     Args:
-        pairs: of the plan that the problem's arms belong to.
         gpu: whether extraction runs on one, taken to be as fast as ``plan`` takes it by default
             as long as nothing was measured.
         measured: checkpoint key -> what the store remembers of it.

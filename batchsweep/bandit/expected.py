@@ -71,10 +71,7 @@ def expected(
     What is extracted already counts as if it weren't.
 
     Args:
-        plan: frozen or not.
-        config: the one that it was made from.
         costs: of the whole plan; says the GPU and the tasks' sizes.
-        searches: how many.
         seconds: after which no other search is begun; the first always is.
         width: checkpoints a wave, as many as there are workers.
 

@@ -51,7 +51,6 @@ def after_full_check(
     between arms; of an arm that the check put first nothing was stated.
 
     Args:
-        answer: of the search.
         plane_AT: [arm, task] rewards that the policy believes in.
         checked: arm -> [task] rewards on whole tasks, best first; empty if there was no budget.
         how: the aggregate that chooses.

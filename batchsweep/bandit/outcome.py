@@ -50,21 +50,6 @@ class Outcome:
     noise: Floats
     checked: tuple[str, ...]
 
-    @property
-    def pulls(self) -> int:
-        """Pulls that were made."""
-        return self.budget.spent_pulls
-
-    @property
-    def seconds(self) -> float:
-        """Seconds that they took."""
-        return self.budget.spent_seconds
-
-    @property
-    def left(self) -> float:
-        """Part of the budget that was not spent, 0 to 1."""
-        return self.budget.left
-
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``answer.json``; the per-arm columns are in the problem's order."""
         answer = self.answer
@@ -80,12 +65,12 @@ class Outcome:
                 "basis": answer.basis,
             },
             "runners_up": [asdict(c) for c in answer.runners_up],
-            "pulls": self.pulls,
+            "pulls": self.budget.spent_pulls,
             "exhaustive_pulls": int(np.prod(self.problem.shape)),
-            "seconds": self.seconds,
+            "seconds": self.budget.spent_seconds,
             "budget_pulls": self.budget.pulls,
             "budget_seconds": self.budget.seconds,
-            "budget_left": self.left,
+            "budget_left": self.budget.left,
             "stopped": self.stopped,
             **self._subsets(),
             "scale": {

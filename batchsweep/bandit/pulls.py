@@ -24,7 +24,6 @@ class Pulls:
     Args:
         ledger: what was pulled before, and where new pulls go.
         header: what decides the pulls; a new ledger gets it, an old one must have it.
-        score_fn: scores a cell.
         full_fn: the same on a whole task, where ``score_fn`` scores subsets.
         executor: where the pulls of a batch run; None: here, one by one.
         imported: pulls that are there already; a ledger that lacks them gets them first.

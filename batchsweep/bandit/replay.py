@@ -45,7 +45,6 @@ def replay(
         config: budget, workers, ...; its policy and seed are replaced. The final check is off
             unless the config is given.
         arms, tasks: part of the arms and tasks that each seed draws at random.
-        options: policy -> its options.
 
     Returns:
         Columns policy, seed, pulls, seconds, arm (believed best), regret (in mean main score), best

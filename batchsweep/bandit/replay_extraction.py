@@ -124,7 +124,6 @@ def replay_extraction(
     """What each way to choose pairs knew after it had paid for so many.
 
     Args:
-        costs: of the table's pairs.
         forward, checkpoints: the budget, as parts of all forward work and of all checkpoints.
         width: checkpoints a wave.
         config: pulls, stop, final check; rewards are the main scores. Its policy must be one with

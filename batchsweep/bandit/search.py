@@ -78,7 +78,6 @@ def search_and_extract(
     """The same over all arms of the plan: pairs are extracted as the search asks for them.
 
     Args:
-        extract: has a wave's pairs extracted.
         width: checkpoints a wave: as many as are extracted at a time.
         pricing: what the pairs of a problem cost.
         disk: bytes that embeddings may take beside those that are there.

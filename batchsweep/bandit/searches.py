@@ -32,7 +32,6 @@ def search_of(store: Store, config: Config, name: str | None = None) -> str | No
     """The search of this name, else the config's own, else the one that ended last.
 
     Args:
-        store: has the searches.
         config: a search is its own if policy, budget, seed, rewards and the like are the same.
         name: a folder below ``bandit/``; None: by the config.
 

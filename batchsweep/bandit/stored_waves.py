@@ -44,8 +44,6 @@ class StoredWaves:
     """The extraction of one search on a store, as its documents tell it.
 
     Args:
-        store: with the frozen plan.
-        plan: indexes of the visits.
         search: the search's name; another one's waves are not its own.
         costs, tasks: what rows and columns of pairs mean.
         extract: has pairs extracted; what it could not have is not there afterwards.

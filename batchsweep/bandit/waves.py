@@ -62,8 +62,6 @@ class Waves:
     """Asks for pairs while a search runs.
 
     Args:
-        chooser: decides which.
-        extraction: has them extracted.
         budget: what they may take in all.
         prices: what pairs cost as far as is known now, asked for before each wave; default: as
             the chooser knows.

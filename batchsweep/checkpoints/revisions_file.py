@@ -27,7 +27,6 @@ def render_revisions(revisions: Sequence[str], fmt: str, *, models: int = 1) -> 
     """The list in one of the formats, with a newline at its end.
 
     Args:
-        revisions: names, in order.
         fmt: ``yaml`` (a ``revisions:`` block), ``json``, ``lines``, or ``k8s`` (the indexed job's
             ``completions``).
         models: how many models share the list; ``k8s`` counts an index for each.

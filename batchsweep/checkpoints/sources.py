@@ -116,7 +116,6 @@ def listing_of(files: Mapping[str, RemoteFile], commit: str, *, code: bool = Fal
 
     Args:
         files: name -> content, of those that matter.
-        commit: theirs.
         code: the Python files among them may run, so that they are part of the checkpoint.
     """
     weights: dict[str, tuple[WeightFile, ...]] = {}

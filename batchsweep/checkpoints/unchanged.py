@@ -15,11 +15,6 @@ from batchsweep.errors import IndexFailed, Unavailable
 def check_unchanged(suite: Suite, checkpoint: Checkpoint, tokenizer: str) -> None:
     """Refuse a local checkpoint whose weights, config or tokenizer are no longer the plan's.
 
-    Args:
-        suite: where it comes from.
-        checkpoint: as in the plan.
-        tokenizer: its tokenizer's key in the plan.
-
     Raises:
         Unavailable: the weights are gone.
         IndexFailed: something changed; says what.

@@ -18,9 +18,7 @@ def expected_table(
     """As text for a terminal.
 
     Args:
-        costs: of the whole plan.
         needs: what simulated searches had extracted; None: a search extracts everything.
-        space: on the store's disk.
         gpu_price: of a GPU hour, in whatever currency.
     """
     if needs is None:

@@ -83,13 +83,7 @@ def tokenize(
 
 
 def is_unknown(tokenizer: Any, ids: npt.NDArray[np.int32], prefix: Sequence[int]) -> bool:
-    """Whether nothing of a text reached its tokens: after the prefix's, all are unknown or special.
-
-    Args:
-        tokenizer: whose tokens they are.
-        ids: the text's tokens, int32 [token].
-        prefix: the configured prefix's tokens.
-    """
+    """Whether nothing of a text reached its tokens: behind the prefix's, none knows a word."""
     own = ids[_shared(ids, np.asarray(prefix, np.int32)) :]
     return set(own.tolist()) <= set(tokenizer.all_special_ids)
 

@@ -73,10 +73,8 @@ def write_corpus(
 
     Args:
         store: where to; embeddings that are there must be of the same texts.
-        tasks: mteb tasks; their data are loaded here.
         tokenizers: tokenizer key (of the plan) -> tokenizer.
         embedding: ``prefix`` and ``max_length`` are used.
-        corpus: the caps.
 
     Raises:
         StoreMismatch: the store has embeddings of other texts; says what differs.
@@ -169,7 +167,6 @@ class _Recorder:
 
         Args:
             known: the digest of a corpus that there was, whose rows must come again.
-            where: the store, for messages.
 
         Raises:
             StoreMismatch: these are not its texts: a task's data have changed.

@@ -29,9 +29,6 @@ def model_card(
 
     Args:
         store: has the scores and the answers of searches.
-        config: the sweep's, printed whole.
-        entry: the arm's index in the plan.
-        arm: with its pooling.
         difference: the largest relative distance of a vector from the store's.
         texts_of: the task that a transform's statistics are of.
     """

@@ -79,7 +79,6 @@ def export_model(
 
     Args:
         store: holds the arm's vectors, which the model's are compared with.
-        config: the sweep's.
         arm: which one; its pooling may be left out if the store has one only.
         folder: a new one, or an empty one.
         texts_of: the task that a transformed arm's statistics are taken from; the model's vectors

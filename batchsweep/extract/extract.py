@@ -101,7 +101,6 @@ def extract(
 
     Args:
         store: holds the corpus with its tokens, and takes the embeddings.
-        config: the same as at ``prepare``.
         entry: the index, from the frozen plan.
         tasks: only the blocks that hold some row of these tasks; all blocks by default.
         stop: asked to stop, the open block is finished and sealed if the grace period suffices.

@@ -136,8 +136,6 @@ def wait(config: Config, wanted: str, *, poll: float | None = None) -> None:
     """Return once ``wanted`` (a number, or ``all``) indexes are sealed, or none is left to come.
 
     Args:
-        config: as ``prepare`` and ``extract`` have it.
-        wanted: a number, or ``all``.
         poll: seconds between two looks, if not :data:`POLL_SECONDS`.
 
     Raises:

@@ -50,9 +50,7 @@ def print_objects(config_file: Path, given: Mapping[str, Any], *, indexes: str |
     """The sweep's Kubernetes objects, to be read or applied by hand.
 
     Args:
-        config_file: of the sweep.
         given: fields of :class:`Cluster` that the user set.
-        indexes: of the plan; None: all.
     """
     config = load(config_file)
     sweep = cluster_sweep(config, config_file, Cluster.of({}, given))
@@ -99,7 +97,6 @@ def apply(
     are there stay as they are.
 
     Args:
-        config_file: of the sweep.
         given: fields of :class:`Cluster` that the user set.
         indexes: of the plan, to be submitted again; None: those that are new.
         tell: gets what to do about what failed: several lines, unlike an error.

@@ -30,12 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class WaveJobs:
-    """Has waves extracted, each by an Indexed Job.
-
-    Args:
-        watch: the cluster and the sweep.
-        template: of the Jobs.
-    """
+    """Has waves extracted, each by an Indexed Job."""
 
     def __init__(self, watch: Watch, template: Object) -> None:
         self._watch, self._template = watch, template

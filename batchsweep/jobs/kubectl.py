@@ -37,7 +37,6 @@ class Kubectl:
 
     Args:
         namespace: None: the one that kubectl is set to.
-        command: the program.
         patience: seconds for which a request is made again while the server is away. All
             requests here may be made twice.
         poll: seconds between two requests, also where something is waited for; default:

@@ -62,7 +62,6 @@ def render(sweep: ClusterSweep, indexes: Sequence[int], *, whole: bool) -> list[
     """All objects of a sweep, in the order in which they are applied.
 
     Args:
-        sweep: what they are made from.
         indexes: of the plan, which this extract Job works on.
         whole: they are the whole plan.
 

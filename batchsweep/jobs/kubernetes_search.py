@@ -18,7 +18,6 @@ def render(sweep: ClusterSweep, *, driver: bool) -> tuple[list[Object], Object]:
     """What a search needs in the cluster, and the template of its waves.
 
     Args:
-        sweep: what the objects are made from.
         driver: the search itself runs there too: a Job, with a service account that may make Jobs
             in its namespace and look at them, and nothing else.
 
@@ -44,10 +43,7 @@ def wave_job(template: Object, number: int, attempt: int, checkpoints: int) -> O
     """The Indexed Job of a wave: index i is the i-th checkpoint of ``waves/000N.json``.
 
     Args:
-        template: from :func:`render`.
-        number: of the document.
         attempt: from 1; a wave is tried again when a search that was cut short goes on.
-        checkpoints: of the wave.
     """
     job = copy.deepcopy(template)
     job["metadata"]["name"] += f"-{number}" + (f"-{attempt}" if attempt > 1 else "")

@@ -21,7 +21,6 @@ def patched(objects: Sequence[dict[str, Any]], patch: Mapping[str, Any]) -> list
     """The objects, those changed that the patch names.
 
     Args:
-        objects: of the sweep.
         patch: its ``kind`` must fit, and its ``metadata.name`` if there is one, which may have
             ``*`` (``*-extract*``: the extract Jobs of whichever indexes).
 

@@ -72,7 +72,6 @@ def run_sweep(
     """Prepare, then extract what the search asks for until it is sure; or all, then search.
 
     Args:
-        config_file: the sweep.
         exhaustive: extract every pair before the search.
         parallel: extract processes at a time; default: one a GPU, or two.
         grace: seconds that a worker gets to seal its open block.
@@ -137,36 +136,33 @@ def _disk(config: Config) -> float | None:
     return None if folder is None else 0.9 * shutil.disk_usage(folder).free
 
 
+@dataclass
 class _Job:
     """The extract processes of one run."""
 
-    def __init__(
-        self,
-        store: Store,
-        plan: Plan,
-        config: Config,
-        launcher: WaveLauncher,
-        workers: int,
-        grace: float,
-        submit: Extract | None,
-    ) -> None:
-        self._submit = submit
-        self._store, self._plan, self._config = store, plan, config
-        self._launcher, self._workers, self._grace = launcher, workers, grace
-        self.pairs = Pairs(store, plan, config)
+    store: Store
+    plan: Plan
+    config: Config
+    launcher: WaveLauncher
+    workers: int
+    grace: float
+    submit: Extract | None
+
+    def __post_init__(self) -> None:
+        self.pairs = Pairs(self.store, self.plan, self.config)
 
     def extract_all(self) -> None:
         """Every index in full; those that can't be are left out."""
-        self._launcher.more = {}
-        self._extract([entry.index for entry in self._plan.entries])
+        self.launcher.more = {}
+        self._extract([entry.index for entry in self.plan.entries])
 
     def extract_wave(self, wave: Wave, left: dict[int, tuple[str, ...]]) -> None:
         """What is left to extract of a wave, said before it begins."""
         self.pairs.refresh()
         reasons = {visit.key: visit.reason for visit in wave.visits}
-        entries = [self._plan.entry(index) for index in left]
+        entries = [self.plan.entry(index) for index in left]
         takes = [self.pairs.missing(entry, left[entry.index]).store_bytes for entry in entries]
-        ready = [(entry, self.pairs.ready(entry)) for entry in self._plan.entries]
+        ready = [(entry, self.pairs.ready(entry)) for entry in self.plan.entries]
         regret, done = wave.expected_regret, sum(len(tasks) for _, tasks in ready)
         title = (
             f"wave {wave.number}: {sum(len(tasks) for tasks in left.values())} pairs of "
@@ -185,17 +181,17 @@ class _Job:
                 f" and {more} more" if more > 0 else "",
                 reasons[entry.key],
             )
-        if self._submit is not None:
-            self._submit(wave, left)
+        if self.submit is not None:
+            self.submit(wave, left)
             return
-        self._launcher.more = {i: ("--tasks", ",".join(tasks)) for i, tasks in left.items()}
+        self.launcher.more = {i: ("--tasks", ",".join(tasks)) for i, tasks in left.items()}
         self._extract(list(left), title)
 
     def _spent(self, ready: Sequence[tuple[PlanEntry, Sequence[str]]]) -> str:
         """Disk and time that extraction took so far, each with its limit where there is one."""
         stored = sum(self.pairs.whole(entry, tasks).store_bytes for entry, tasks in ready if tasks)
-        seconds = sum(t.start_seconds + t.seconds for t in timings(self._store).values())
-        budget = self._config.bandit.budget
+        seconds = sum(t.start_seconds + t.seconds for t in timings(self.store).values())
+        budget = self.config.bandit.budget
         disk = hours = ""
         if isinstance(budget, PullBudget):
             disk = f" of {gib(budget.bytes)}" if budget.bytes is not None else ""
@@ -204,14 +200,14 @@ class _Job:
         return f"{gib(stored)}{disk} and {duration(seconds)}{hours} of extraction are spent"
 
     def _extract(self, indexes: list[int], title: str = "") -> None:
-        with stop_on_signals(self._grace) as stop:
+        with stop_on_signals(self.grace) as stop:
             try:
                 IndexedJob(
-                    self._launcher,
+                    self.launcher,
                     indexes,
-                    self._workers,
-                    logs_folder(self._config),
-                    names=names(self._plan),
+                    self.workers,
+                    logs_folder(self.config),
+                    names=names(self.plan),
                     title=title,
                     may_fail=len(indexes),
                 ).run(stop)

@@ -22,7 +22,6 @@ def task(sweep: Elsewhere, *, image: str, accelerators: str, spot: bool) -> dict
     """A task of SkyPilot: what it calls the n-th job's rank is the n-th of the indexes.
 
     Args:
-        sweep: what to extract.
         image: with root as its user, which SkyPilot needs.
         accelerators: such as ``A100:1``.
         spot: on machines that may be taken away.

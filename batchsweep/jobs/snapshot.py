@@ -128,8 +128,6 @@ def snapshot(kubectl: Kubectl, sweep: str, sealed: frozenset[int] = frozenset())
     """Ask the cluster for a sweep's Jobs and pods.
 
     Args:
-        kubectl: the cluster.
-        sweep: name of the sweep's objects.
         sealed: indexes that the store has to the end.
     """
     objects = sorted(kubectl.items("jobs", sweep), key=_order)

@@ -34,7 +34,6 @@ class Spending:
         Args:
             new: in the order of their worth.
             under_way: indexes that Jobs have, which will be paid for.
-            price: of a GPU hour.
             most: cost of all that was recorded, is under way, and is new.
         """
         seconds = self.recorded + sum(self.left.get(i, 0.0) for i in under_way)
@@ -55,10 +54,6 @@ def spending(config: Config, gpu: str | None) -> Spending:
     """What the store has recorded, and the plan's estimate of the rest.
 
     Once an index is sealed, estimates are scaled by what the sealed ones really took.
-
-    Args:
-        config: the sweep.
-        gpu: see :data:`batchsweep.plan.estimate.GPUS`.
 
     Raises:
         UsageError: nobody knows yet how large a task is.

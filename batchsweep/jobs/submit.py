@@ -108,8 +108,6 @@ def submit(
     """Put a sweep's new indexes into the cluster; those that a Job already has are left to it.
 
     Args:
-        watch: the cluster and the sweep.
-        render: makes the objects.
         indexes: the plan's, or those that were asked for.
         again: they were asked for by ``--indexes``, whether a Job had them before or not.
         queue: Kueue releases the extract Job, not this function.

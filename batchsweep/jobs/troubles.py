@@ -76,14 +76,7 @@ def troubles(
     claims: Sequence[Object],
     events: Sequence[Object],
 ) -> tuple[Trouble, ...]:
-    """One trouble for each component and kind, in the order in which Jobs start.
-
-    Args:
-        jobs: of the sweep.
-        pods: of the sweep.
-        claims: of the sweep, of volumes.
-        events: warnings of the namespace.
-    """
+    """One trouble for each component and kind, in the order in which Jobs start."""
     open_jobs = {job["metadata"]["name"]: job for job in jobs if not _ended(job)}
     found: dict[tuple[str, Kind], Trouble] = {}
     for pod in pods:

@@ -118,9 +118,6 @@ def estimate(
     """Add up what a plan costs.
 
     Args:
-        plan: frozen or not.
-        config: the one that the plan was made from.
-        size: texts and tokens, from :func:`~batchsweep.corpus.size.corpus_size`.
         gpu: a name of :data:`GPUS`.
 
     Raises:

@@ -39,8 +39,6 @@ def frozen_plan(store: Store, config: Config, *, scoring: bool = False) -> Plan:
     """The frozen plan, if the config is still the one that it was made from.
 
     Args:
-        store: holds the plan.
-        config: now.
         scoring: for reading embeddings that are there: other tasks (whose texts the corpus has),
             models and revisions are no difference then.
 

@@ -30,7 +30,6 @@ def prepare(
     The plan is written last: where there is a plan, an index can be extracted.
 
     Args:
-        config: the sweep.
         strict: an unavailable checkpoint is an error.
         exhaustive: all of the sweep is to be extracted: refuse one that the disk can't take.
 

@@ -26,10 +26,6 @@ logger = logging.getLogger(__name__)
 def plan_and_costs(config: Config, *, gpu: str | None = None) -> tuple[Plan, Estimate]:
     """The store's frozen plan, or the one that the config would give, and what it costs.
 
-    Args:
-        config: the sweep.
-        gpu: see :data:`batchsweep.plan.estimate.GPUS`.
-
     Raises:
         ConfigError: an unknown task or model, a layer that isn't there.
         UsageError: an unknown GPU.

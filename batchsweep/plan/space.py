@@ -45,9 +45,6 @@ def space(plan: Plan, config: Config, costs: Estimate, store: Store | None = Non
     """What the store takes and what its disk has; None for an object store.
 
     Args:
-        plan: frozen or not.
-        config: the one that it was made from.
-        costs: of the whole plan.
         store: the store, if it is there: what is extracted already needs no space.
     """
     folder = disk_of(config)

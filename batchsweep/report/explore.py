@@ -30,10 +30,6 @@ def payload(view: View, title: str) -> dict[str, Any]:
 
     Scores are little-endian int16 in units of :data:`UNIT`, and flags are bits, both in base64:
     5,544 arms on 32 tasks are 0.5 MB.
-
-    Args:
-        view: findings as one search sees them.
-        title: the sweep's name.
     """
     findings = view.findings
     entries_of = {model: findings.entries_of(model) for model in findings.plan.models}
@@ -55,7 +51,7 @@ def payload(view: View, title: str) -> dict[str, Any]:
                         "name": e.checkpoint.revision,
                         "short": short_step(e),
                         "step": e.checkpoint.step,
-                        "state": view.findings.extracted(e.key),
+                        "state": findings.extracted(e.key),
                     }
                     for e in entries
                 ],
@@ -65,7 +61,7 @@ def payload(view: View, title: str) -> dict[str, Any]:
         ],
         "poolings": poolings,
         "tasks": [
-            {"name": findings.tasks[t], "category": view.categories.get(findings.tasks[t], "")}
+            {"name": findings.tasks[t], "category": findings.categories.get(findings.tasks[t], "")}
             for t in tasks
         ],
         "arms": {

@@ -26,7 +26,6 @@ def write_figures(findings: Findings, folder: Path, *, search: str | None = None
     hatched; the best arm is outlined.
 
     Args:
-        findings: what a store knows.
         folder: made if it isn't there.
         search: as of :func:`batchsweep.report.page.write`.
 

@@ -44,7 +44,6 @@ def write(
     Args:
         store: may belong to a sweep that is still running: the page says what is missing.
         folder: made if it isn't there.
-        title: the sweep's name.
         search: name of the search that the page is about, if it has an answer; default: the last
             that has one.
         refresh: seconds after which a browser loads the page anew; None: never.

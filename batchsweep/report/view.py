@@ -76,11 +76,6 @@ class View:
         complete = np.where(self.complete_A & bool(self.tasks), self.mean_A, np.nan)
         return int(np.nanargmax(complete)) if np.isfinite(complete).any() else None
 
-    @property
-    def categories(self) -> dict[str, str]:
-        """Task -> its category (``STS``), of those that the corpus says it of."""
-        return self.findings.categories
-
     def measured_tasks(self, arm: int) -> int:
         return int(self.measured_AT[arm, self.tasks].sum())
 

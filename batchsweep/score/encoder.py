@@ -22,7 +22,6 @@ def model_meta(key: str, layer: int, pooling: str, max_texts: int | None = None)
     """mteb's description of an arm: the checkpoint is the model, layer and pooling an experiment.
 
     Args:
-        key: the checkpoint's.
         layer, pooling: of the arm; a transform of the pooling (``mean+center``) is a part of the
             experiment's name, too.
         max_texts: texts that its tasks were capped at: a part of the experiment's name, so that

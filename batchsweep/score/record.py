@@ -73,9 +73,6 @@ class ScoreRecord(Score):
     def at(cls, path: str, document: Any, *, where: str) -> Self:
         """The record that a document is, which must be the one that belongs at ``path``.
 
-        Args:
-            where: the store, for messages.
-
         Raises:
             StoreMismatch: it is another arm's or task's.
             StoreCorrupt: it is no record.

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import io
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -162,53 +162,36 @@ def digests(spec: GroupSpec) -> frozenset[str]:
 # The table
 
 
+#: Column -> (its type, what a record says there); before them stand ``path`` and ``stamp``.
+_COLUMNS: dict[str, tuple[str, Callable[[ScoreRecord], Any]]] = {
+    "key": ("string", lambda r: r.key),
+    "layer": ("int64", lambda r: r.layer),
+    "pooling": ("string", lambda r: r.pooling),
+    "task": ("string", lambda r: r.task),
+    "model": ("string", lambda r: r.model),
+    "revision": ("string", lambda r: r.revision),
+    "step": ("int64", lambda r: r.step),
+    "commit": ("string", lambda r: r.commit),
+    "score": ("float64", lambda r: r.main_score),
+    "seconds": ("float64", lambda r: r.seconds),
+    "mteb_version": ("string", lambda r: r.document.get("mteb_version")),
+    "dataset_revision": ("string", lambda r: r.document.get("dataset_revision")),
+    "max_texts": ("int64", lambda r: r.max_texts),
+    "group": ("string", lambda r: r.group),
+}
+
+
 def _schema() -> pa.Schema:
     import pyarrow as pa
 
-    return pa.schema(
-        [
-            ("path", pa.string()),
-            ("stamp", pa.string()),
-            ("key", pa.string()),
-            ("layer", pa.int64()),
-            ("pooling", pa.string()),
-            ("task", pa.string()),
-            ("model", pa.string()),
-            ("revision", pa.string()),
-            ("step", pa.int64()),
-            ("commit", pa.string()),
-            ("score", pa.float64()),
-            ("seconds", pa.float64()),
-            ("mteb_version", pa.string()),
-            ("dataset_revision", pa.string()),
-            ("max_texts", pa.int64()),
-            ("group", pa.string()),
-        ]
-    )
+    types = {"path": "string", "stamp": "string"} | {n: kind for n, (kind, _) in _COLUMNS.items()}
+    return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in types.items()])
 
 
 def _row(store: Store, path: str) -> tuple[Any, ...] | None:
     """A record's row, less path and stamp; None if it is gone."""
     record = read_record(store, path)
-    if record is None:
-        return None
-    document = record.document
-    return (
-        record.key,
-        record.layer,
-        record.pooling,
-        record.task,
-        record.model,
-        record.revision,
-        record.step,
-        record.commit,
-        record.main_score,
-        record.seconds,
-        document.get("mteb_version"),
-        document.get("dataset_revision"),
-        record.max_texts,
-        record.group,
-    )
+    return None if record is None else tuple(said(record) for _, said in _COLUMNS.values())
 
 
 def _known(store: Store, stamps: dict[str, str]) -> tuple[pa.Table | None, list[str]]:

@@ -24,7 +24,6 @@ def convert(source: Store, target: Store) -> None:
     a conversion that was killed goes on. Into HDF5, zstd is undone.
 
     Args:
-        source: a store of either format.
         target: usually a new one, from :func:`~batchsweep.store.create_store`.
 
     Raises:

@@ -74,7 +74,6 @@ class GroupWriter:
         """Write a block whole, then seal it. Several threads may write one block each.
 
         Args:
-            block: its number.
             states: for each pooling, [layer, text, hidden]: all layers, the block's rows.
 
         Raises:
@@ -108,7 +107,6 @@ class GroupWriter:
         """Write a block that is in its stored form already, then seal it.
 
         Args:
-            block: its number.
             arrays: for each of ``spec.arrays``, its layers, [text, hidden] or [text] each.
 
         Raises:

@@ -54,7 +54,6 @@ def verify(store: Store, *, expected: Mapping[str, Mapping[str, Any]] | None = N
     Blocks that aren't sealed yet are no fault: see :meth:`Store.status`.
 
     Args:
-        store: the store.
         expected: provenance that the groups of some keys must have, such as
             ``{key: {"config_digest": ...}}`` from the plan.
     """

@@ -25,11 +25,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 from datasets import Dataset, DatasetDict
 from mteb import TaskMetadata
 from mteb.abstasks import (
@@ -44,9 +42,8 @@ from mteb.abstasks import (
     AbsTaskSummarization,
 )
 
-from batchsweep.errors import ConfigError, first_line, shortened
-
-Columns = Mapping[str, Sequence[Any]]
+from batchsweep.errors import ConfigError, first_line
+from batchsweep.tasks.columns import Columns, check_columns
 
 
 class _Local(AbsTask):
@@ -86,6 +83,17 @@ class _Local(AbsTask):
 
     def _make(self) -> Any:
         return DatasetDict({"test": Dataset.from_dict(self._parts["test"])})
+
+    def _labelled(self, labels: Callable[[Any], Any]) -> Any:
+        """Of texts with labels: each part with what ``labels`` makes of each row's."""
+        return DatasetDict(
+            {
+                part: Dataset.from_dict(
+                    {"text": columns["text"], "label": [labels(x) for x in columns["label"]]}
+                )
+                for part, columns in self._parts.items()
+            }
+        )
 
     def _wrong(self, problem: str) -> ConfigError:
         return ConfigError(f"{self._where}: task '{self.metadata.name}': {problem}")
@@ -127,14 +135,7 @@ class LocalClassification(_Local, AbsTaskClassification):
         if len(set(train)) < 2:
             raise self._wrong("the train part has fewer than two different labels")
         number = _numbers([*train, *test])
-        return DatasetDict(
-            {
-                part: Dataset.from_dict(
-                    {"text": columns["text"], "label": [number[x] for x in columns["label"]]}
-                )
-                for part, columns in self._parts.items()
-            }
-        )
+        return self._labelled(lambda label: number[label])
 
 
 class LocalMultilabelClassification(_Local, AbsTaskMultilabelClassification):
@@ -148,17 +149,7 @@ class LocalMultilabelClassification(_Local, AbsTaskMultilabelClassification):
         if len(set(labels)) < 2:
             raise self._wrong("there are fewer than two different labels")
         number = _numbers(labels)
-        return DatasetDict(
-            {
-                part: Dataset.from_dict(
-                    {
-                        "text": columns["text"],
-                        "label": [[number[x] for x in row] for row in columns["label"]],
-                    }
-                )
-                for part, columns in self._parts.items()
-            }
-        )
+        return self._labelled(lambda row: [number[label] for label in row])
 
 
 class LocalClustering(_Local, AbsTaskClustering):
@@ -177,8 +168,7 @@ class LocalClustering(_Local, AbsTaskClustering):
         # mteb draws this many with replacement, ten times; more than there are adds only time.
         self.max_documents_per_cluster = min(16_384, len(columns["text"]))
         number = _numbers(columns["label"])
-        labels = [number[x] for x in columns["label"]]
-        return DatasetDict({"test": Dataset.from_dict({"text": columns["text"], "label": labels})})
+        return self._labelled(lambda label: number[label])
 
 
 class LocalBitextMining(_Local, AbsTaskBitextMining):
@@ -237,16 +227,7 @@ class LocalRetrieval(_Local, AbsTaskRetrieval):
                 if value not in known[column]:
                     raise self._wrong(f"qrels row {row}: {column} '{value}' is nowhere defined")
             relevant.setdefault(str(query), {})[str(doc)] = int(score)
-        return {
-            "default": {
-                "test": {
-                    "corpus": Dataset.from_dict(corpus),
-                    "queries": Dataset.from_dict(queries),
-                    "relevant_docs": relevant,
-                    "top_ranked": None,
-                }
-            }
-        }
+        return _retrieval(corpus, queries, relevant)
 
 
 class LocalReranking(_Local, AbsTaskRetrieval):
@@ -272,16 +253,24 @@ class LocalReranking(_Local, AbsTaskRetrieval):
             texts.extend(c[1] for c in candidates)
             relevant[f"q{row}"] = {c[0]: c[2] for c in candidates}
             ranked[f"q{row}"] = [c[0] for c in candidates]
-        return {
-            "default": {
-                "test": {
-                    "corpus": Dataset.from_dict({"id": ids, "text": texts}),
-                    "queries": Dataset.from_dict({"id": list(ranked), "text": rows["query"]}),
-                    "relevant_docs": relevant,
-                    "top_ranked": ranked,
-                }
-            }
-        }
+        queries = {"id": list(ranked), "text": rows["query"]}
+        return _retrieval({"id": ids, "text": texts}, queries, relevant, ranked)
+
+
+def _retrieval(
+    corpus: Columns,
+    queries: Columns,
+    relevant: Mapping[str, Mapping[str, int]],
+    ranked: Mapping[str, Sequence[str]] | None = None,
+) -> Any:
+    """The one split of a retrieval or reranking task, in mteb's own form."""
+    split = {
+        "corpus": Dataset.from_dict(dict(corpus)),
+        "queries": Dataset.from_dict(dict(queries)),
+        "relevant_docs": relevant,
+        "top_ranked": ranked,
+    }
+    return {"default": {"test": split}}
 
 
 KINDS: dict[str, type[_Local]] = {
@@ -347,7 +336,7 @@ def from_columns(
         place = where if len(cls.needs) == 1 else f"{where} ({part})"
         named = (rows or {}).get(part) or [f"{place}: row {i}" for i in range(_rows(parts[part]))]
         lists = kind == "multilabel_classification"
-        _check_columns(parts[part], needed, place, name, named, lists=lists)
+        check_columns(parts[part], needed, place, name, named, lists=lists)
     try:
         return cls(name, parts, where)
     except (ArithmeticError, LookupError, NotImplementedError, TypeError, ValueError) as error:
@@ -357,83 +346,6 @@ def from_columns(
 
 def _rows(columns: Columns) -> int:
     return max(map(len, columns.values()), default=0)
-
-
-#: Column -> what its values must be. Other columns (ids, labels) may be strings or numbers.
-_TEXT = ("sentence1", "sentence2", "text", "query", "title")
-_TEXTS = ("positive", "negative", "human_summaries", "machine_summaries")
-_NUMBERS = ("score",)
-
-
-def _check_columns(
-    columns: Columns,
-    needed: tuple[str, ...],
-    where: str,
-    name: str,
-    rows: Sequence[str],
-    *,
-    lists: bool,
-) -> None:
-    for column in needed:
-        if column not in columns:
-            raise ConfigError(
-                f"{where}: task '{name}' needs a column '{column}'; there is "
-                f"{', '.join(columns) or 'none'}"
-            )
-    lengths = {column: len(columns[column]) for column in needed}
-    if len(set(lengths.values())) > 1:
-        raise ConfigError(f"{where}: task '{name}': columns of unequal length: {lengths}")
-    if not lengths[needed[0]]:
-        raise ConfigError(f"{where}: task '{name}' has no rows")
-    for column in [*needed, *(c for c in ("score", "title") if c in columns)]:
-        for row, value in enumerate(columns[column]):
-            wanted = _misfit(column, value, lists)
-            if wanted:
-                raise ConfigError(
-                    f"{rows[row]}: task '{name}', column '{column}': "
-                    f"must be {wanted}, not {shortened(repr(value))}"
-                )
-
-
-def _misfit(column: str, value: Any, lists: bool) -> str | None:
-    """What the value should have been, or None if it is that."""
-    if column in _TEXT:
-        return None if _is_text(value) else "a text"
-    if column in _TEXTS:
-        listed = isinstance(value, list | tuple) and all(_is_text(x) for x in value)
-        return None if listed else "a list of texts"
-    if column == "relevance":
-        listed = isinstance(value, list | tuple) and all(map(_is_number, value))
-        return None if listed else "a list of finite numbers"
-    if column in _NUMBERS:
-        return None if _is_number(value) else "a finite number"
-    if column == "label" and lists:
-        return None if _is_list(value, str | int | np.integer) else "a list of labels"
-    return None if isinstance(value, str | int | np.integer) else "a name or a whole number"
-
-
-def _is_text(value: Any) -> bool:
-    """Half of a surrogate pair, which JSON lets pass, is no text that can be stored; nor is NUL."""
-    if not isinstance(value, str) or "\0" in value:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def _is_list(value: Any, of: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(x, of) for x in value)
 
 
 def _numbers(labels: Sequence[Any]) -> dict[Any, int]:

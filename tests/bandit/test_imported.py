@@ -61,7 +61,7 @@ def test_what_is_there_costs_nothing_and_is_named_in_the_ledger(
     config = load(swept / "sweep.yaml")
     store = open_store(config.store_url)
     name, outcome = search(store, config, results)
-    assert (outcome.pulls, outcome.budget.pulls) == (3, 3)
+    assert (outcome.budget.spent_pulls, outcome.budget.pulls) == (3, 3)
     assert len(outcome.observations) == 7
     first = list(observations(StoreLedger(store, name).records()))[:4]
     assert {one.kind for one in first} == {"imported"}
@@ -173,13 +173,13 @@ def test_every_policy_goes_on_from_what_is_there(policy: str, rewards: RewardsCo
     ledger = MemoryLedger()
     outcome = run(problem, score, config, rewards, ledger=ledger, imported=imported, quiet=True)
     assert not set(asked) & {(one.arm, one.task) for one in imported}
-    assert len(asked) == outcome.pulls == outcome.budget.spent_pulls
+    assert len(asked) == outcome.budget.spent_pulls == outcome.budget.spent_pulls
     assert outcome.budget.spent_pulls <= (24 if policy == "exhaustive" else 8)
     plain = run_digest(problem, config, rewards)
     assert run_digest(problem, config, rewards, imported=imported) != plain
     again = run(problem, score, config, rewards, ledger=ledger, imported=imported, quiet=True)
     assert again.observations == outcome.observations
-    assert len(asked) == again.pulls
+    assert len(asked) == again.budget.spent_pulls
 
 
 @pytest.mark.parametrize(

@@ -73,13 +73,13 @@ def test_killed_and_restarted_ends_as_if_uninterrupted(problem, policy, dies_at)
     whole = run(problem, Scores(problem), config, Z, quiet=True)
     store = FolderStore()
     first = Scores(problem, dies_at=dies_at)
-    if whole.pulls > dies_at:
+    if whole.budget.spent_pulls > dies_at:
         with pytest.raises(KeyboardInterrupt):
             run(problem, first, config, Z, ledger=StoreLedger(store, "r"), quiet=True)
     second = Scores(problem)
     resumed = run(problem, second, config, Z, ledger=StoreLedger(store, "r"), quiet=True)
     assert same(resumed, whole)
-    assert len(first.asked) + len(second.asked) == whole.pulls
+    assert len(first.asked) + len(second.asked) == whole.budget.spent_pulls
     assert not set(first.asked) & set(second.asked)
 
 
@@ -121,7 +121,7 @@ def test_the_budget_is_never_exceeded_and_references_are_billed(problem, policy,
     scores = Scores(problem)
     outcome = run(problem, scores, config, RewardsConfig(scale=scale), quiet=True)
     assert outcome.budget.pulls == 40
-    assert len(scores.asked) == len(set(scores.asked)) == outcome.pulls <= 40
+    assert len(scores.asked) == len(set(scores.asked)) == outcome.budget.spent_pulls <= 40
     kinds = [r.kind for r in outcome.observations]
     assert kinds.count("reference") == (24 if scale == "z" else 0)
 
@@ -186,9 +186,9 @@ def test_a_budget_in_seconds_is_spent_on_what_tells_most_per_second():
         common: dict[str, Any] = {"stop_at_regret": 0, "final_check": 0, "seed": seed}
         config = BanditConfig(budget=PullBudget(seconds=limit), **common)
         outcome = run(problem, score, config, RAW, quiet=True)
-        assert outcome.seconds - limit <= outcome.observations[-1].seconds
+        assert outcome.budget.spent_seconds - limit <= outcome.observations[-1].seconds
         regrets["knows"].append(regret[problem.arms.index(outcome.answer.arm)])
-        per_pull["knows"].append(outcome.seconds / outcome.pulls)
+        per_pull["knows"].append(outcome.budget.spent_seconds / outcome.budget.spent_pulls)
         blind = BanditConfig(budget=PullBudget(pulls=problem.shape[0] * 12), **common)
         with pytest.raises(Spent):
             run(problem, score, blind, RAW, on_observe=heard, quiet=True)
@@ -206,7 +206,7 @@ def test_no_more_seconds_than_the_running_pulls(problem, policy, workers):
         config = BanditConfig(policy=policy, budget=budget, workers=workers, stop_at_regret=0)
         outcome = run(problem, Scores(problem), config, RAW, quiet=True)
         running = sum(r.seconds for r in outcome.observations[-workers:])
-        assert outcome.seconds - running < seconds
+        assert outcome.budget.spent_seconds - running < seconds
 
 
 def test_final_check_completes_the_top_arms(problem):
@@ -215,7 +215,7 @@ def test_final_check_completes_the_top_arms(problem):
             policy="random", budget=PullBudget(pulls=60), seed=1, final_check=n, stop_at_regret=0
         )
         outcome = run(problem, Scores(problem), config, RAW, quiet=True)
-        assert outcome.pulls == 60
+        assert outcome.budget.spent_pulls == 60
         kinds = [r.kind for r in outcome.observations]
         return outcome.answer.pulled[problem.arms.index(outcome.answer.arm)], kinds.count("check")
 
@@ -240,7 +240,7 @@ def test_exhaustive_finds_the_truth_and_says_so(problem):
 def test_exhaustive_scores_every_cell_whatever_the_budget(problem, budget):
     scores = Scores(problem)
     outcome = run(problem, scores, BanditConfig(policy="exhaustive", budget=budget), quiet=True)
-    assert outcome.pulls == len(set(scores.asked)) == scores.table.size
+    assert outcome.budget.spent_pulls == len(set(scores.asked)) == scores.table.size
     assert outcome.answer.expected_regret == 0
 
 
@@ -266,8 +266,8 @@ def test_heuristic_costs_nothing(problem):
     scores = Scores(problem)
     outcome = run(problem, scores, BanditConfig(policy="heuristic"), Z, quiet=True)
     assert scores.asked == []
-    assert outcome.pulls == 0
-    assert outcome.left == 1
+    assert outcome.budget.spent_pulls == 0
+    assert outcome.budget.left == 1
     assert outcome.answer.arm == "m/step10000#4"
 
 

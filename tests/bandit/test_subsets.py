@@ -296,7 +296,7 @@ def test_killed_and_restarted_ends_as_if_uninterrupted(
 def test_the_final_check_is_in_full_billed_and_decides() -> None:
     examples = Examples()
     outcome = searched(examples, budget=PullBudget(pulls=60), policy="toptwo_gp")
-    assert len(examples.asked) == outcome.pulls <= 60
+    assert len(examples.asked) == outcome.budget.spent_pulls <= 60
     checked = [examples.problem.arms.index(arm) for arm in outcome.checked]
     assert len(checked) == 3
     full = examples.full_AT.mean(axis=1)
@@ -326,7 +326,7 @@ def test_without_budget_for_the_check_the_answer_says_that_it_rests_on_subsets()
 def test_a_search_on_subsets_can_score_everything_and_check() -> None:
     examples = Examples()
     outcome = searched(examples, budget=1e9, policy="exhaustive")
-    assert outcome.pulls == 4 * 30 + 3 * 3
+    assert outcome.budget.spent_pulls == 4 * 30 + 3 * 3
     assert len(outcome.checked) == 3
     # All cells are scored, but on subsets: the best arm isn't known for certain.
     assert outcome.answer.p_best is None and outcome.answer.expected_regret is None
@@ -336,7 +336,7 @@ def test_seconds_keep_some_for_the_check() -> None:
     outcome = searched(Examples(), budget=PullBudget(seconds=900), final_check=2)
     # A whole task takes 20 s here, a subset 1 s; the last pulls may go over.
     assert outcome.checked
-    assert outcome.seconds < 900 + 20
+    assert outcome.budget.spent_seconds < 900 + 20
 
 
 def test_another_number_of_texts_is_another_search() -> None:

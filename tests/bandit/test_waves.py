@@ -210,7 +210,7 @@ def test_a_store_that_has_everything_is_searched_as_ever() -> None:
     fake.states = [fake.pairs.copy()]
     outcome = search(fake, stop_at_regret=0)
     assert fake.waves == []
-    assert outcome.pulls == 150
+    assert outcome.budget.spent_pulls == 150
     assert outcome.observations[0].kind == "search"
 
 

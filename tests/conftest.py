@@ -32,7 +32,7 @@ settings.load_profile("repeatable")
 SLOW = (
     "demo/",
     "score/test_scorer.py",
-    "jobs/test_search.py",
+    "jobs/test_run_sweep.py",
     "pipeline/test_kill_campaign.py",
     "bandit/test_subsets.py",
     "jobs/test_cluster_sweep.py",

@@ -35,7 +35,7 @@ def command(
       batchsweep run --config configs/quick.yaml
       batchsweep run --config configs/quick.yaml --exhaustive
     """
-    from batchsweep.jobs.search import run_sweep
+    from batchsweep.jobs.run_sweep import run_sweep
 
     show(config, *run_sweep(config, exhaustive=exhaustive, parallel=parallel, grace=grace))
 

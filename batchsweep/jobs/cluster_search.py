@@ -20,7 +20,7 @@ from batchsweep.jobs.in_cluster import InCluster
 from batchsweep.jobs.kubectl import OUTAGE_SECONDS, Commands, Kubectl
 from batchsweep.jobs.kubernetes import sweep_name, to_yaml
 from batchsweep.jobs.kubernetes_objects import Object
-from batchsweep.jobs.search import RemoteWaves, run_sweep
+from batchsweep.jobs.run_sweep import RemoteWaves, run_sweep
 from batchsweep.jobs.snapshot import JobView, Snapshot, snapshot
 from batchsweep.jobs.submit import Watch, replace_ended, without_claims
 from batchsweep.plan.plan import Plan

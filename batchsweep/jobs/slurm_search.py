@@ -13,7 +13,7 @@ from batchsweep.config import load
 from batchsweep.errors import UsageError
 from batchsweep.jobs.kubernetes import sweep_name
 from batchsweep.jobs.launch import at_once
-from batchsweep.jobs.search import RemoteWaves, run_sweep
+from batchsweep.jobs.run_sweep import RemoteWaves, run_sweep
 from batchsweep.jobs.slurm import array_script, sbatch, search_script
 from batchsweep.plan.plan import Plan
 from batchsweep.store import Store

@@ -43,7 +43,7 @@ def command(
     if search:
         from batchsweep.cli.run import show
         from batchsweep.jobs.launch import docker_launcher
-        from batchsweep.jobs.search import run_sweep
+        from batchsweep.jobs.run_sweep import run_sweep
 
         def launch(sweep: Config, workers: int) -> DockerLauncher:
             return docker_launcher(

@@ -13,7 +13,7 @@ from batchsweep.cli.main import main
 
 #: What only preparing, scoring, analysis and pictures need.
 HEAVY = {
-    "datasets", "h5py", "matplotlib", "mteb", "obstore", "pandas", "polars", "pyarrow",
+    "datasets", "h5py", "matplotlib", "mteb", "numcodecs", "obstore", "pandas", "polars", "pyarrow",
     "scipy", "sklearn", "sympy", "torch", "torch._dynamo", "transformers", "xarray",
 }  # fmt: skip
 #: Prints them after a command that went well.

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
-from numcodecs.zstd import Zstd
 
 from batchsweep.errors import StoreCorrupt
 from batchsweep.store.documents import checked, encode, parse, with_checksum
@@ -140,6 +139,8 @@ def encode_chunk(values: Array, chunk: tuple[int, ...], compression: str = "none
         values = padded
     body = as_bytes(values)
     if compression == "zstd":
+        from numcodecs.zstd import Zstd  # Which most stores never need.
+
         body = memoryview(Zstd(level=_ZSTD_LEVEL).encode(body))
     return [body, struct.pack("<I", crc32c(body))]
 

@@ -63,7 +63,6 @@ def expected(
     *,
     searches: int = SEARCHES,
     seconds: float = SECONDS,
-    width: int = 4,
 ) -> Expected | None:
     """Search simulated surfaces of this size, each of another family and seed.
 
@@ -73,7 +72,6 @@ def expected(
     Args:
         costs: of the whole plan; says the GPU and the tasks' sizes.
         seconds: after which no other search is begun; the first always is.
-        width: checkpoints a wave, as many as there are workers.
 
     Returns:
         None where ``run`` extracts everything: the policy has no model of what isn't scored, or a
@@ -95,7 +93,7 @@ def expected(
             break
         table = simulated(problem, FAMILIES[seed % len(FAMILIES)], seed)
         bandit = config.bandit.model_copy(update={"seed": seed})
-        chooser = Chooser(problem, prices, width=width, seed=seed)
+        chooser = Chooser(problem, prices, seed=seed)
         limits = pair_budget(config, prices)
         outcome, paid = search_table(table, chooser, limits, bandit, config.rewards)
         truth = table.scores.mean(axis=1)

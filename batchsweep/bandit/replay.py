@@ -6,7 +6,7 @@ comes from the table. Many seeds give regret curves with intervals.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +37,6 @@ def replay(
     seeds: Iterable[int] = range(10),
     arms: float = 1.0,
     tasks: float = 1.0,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> pd.DataFrame:
     """Run each policy with each seed; one row each time a policy has learned something.
 
@@ -70,18 +69,13 @@ def replay(
         for seed in seeds:
             part = table.subset(seed, arms=arms, tasks=tasks) if (arms, tasks) != (1, 1) else table
             for name in policies:
-                rows += _one(part, name, seed, config, rewards, dict((options or {}).get(name, {})))
+                rows += _one(part, name, seed, config, rewards)
                 bar.advance()
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _one(
-    table: ScoreTable,
-    name: str,
-    seed: int,
-    config: BanditConfig,
-    rewards: RewardsConfig,
-    options: dict[str, Any],
+    table: ScoreTable, name: str, seed: int, config: BanditConfig, rewards: RewardsConfig
 ) -> list[tuple[Any, ...]]:
     problem = table.problem
     regret, within = table.regret(rewards)
@@ -100,9 +94,7 @@ def _one(
         row(policy.leader(), pulls, seconds, policy.best().p_best if pulls in moments else None)
 
     score = table.score_fn(seed)
-    outcome = loop.run(
-        problem, score, config, rewards, options=options, on_observe=heard, quiet=True
-    )
+    outcome = loop.run(problem, score, config, rewards, on_observe=heard, quiet=True)
     if not rows:  # a policy that pulls nothing answers all the same
         row(problem.arms.index(outcome.answer.arm), 0, 0.0)
     return rows

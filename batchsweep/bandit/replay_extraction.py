@@ -232,8 +232,8 @@ def _parts(pairs: Bools, costs: PairCosts) -> tuple[float, float, float]:
     return forward, float(pairs.any(axis=1).mean()), float(pairs.mean())
 
 
-def at_forward(curves: pd.DataFrame, parts: Iterable[float], by: str = "forward") -> pd.DataFrame:
-    """What each method and seed knew for at most these parts of the forward work (or of ``by``).
+def at_forward(curves: pd.DataFrame, parts: Iterable[float]) -> pd.DataFrame:
+    """What each method and seed knew for at most these parts of the forward work.
 
     A method that can't be had so cheaply, such as every n-th checkpoint, has no row there.
     """
@@ -241,7 +241,7 @@ def at_forward(curves: pd.DataFrame, parts: Iterable[float], by: str = "forward"
 
     found = []
     for part in parts:
-        known = curves[curves[by] <= part + 1e-9]
-        known = known.sort_values(by, kind="stable")
+        known = curves[curves["forward"] <= part + 1e-9]
+        known = known.sort_values("forward", kind="stable")
         found.append(known.groupby(["method", "seed"], sort=False).tail(1).assign(at=part))
     return pd.concat(found, ignore_index=True)

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
+from batchsweep.checkpoints.audited import Audit, Skipped
 from batchsweep.checkpoints.checkpoint import (
     PLACEHOLDER,
     Checkpoint,
@@ -25,7 +26,7 @@ from batchsweep.checkpoints.checkpoint import (
 )
 from batchsweep.checkpoints.hub import Hub
 from batchsweep.checkpoints.json_cache import JsonCache, cache_file
-from batchsweep.checkpoints.same_weights import Duplicates, SharedFiles, identical, partly_shared
+from batchsweep.checkpoints.same_weights import Duplicates, identical, partly_shared
 from batchsweep.checkpoints.schedules import schedule, schedule_among
 from batchsweep.checkpoints.shape import PYTHIA_FINAL_STEP, Shape, is_pythia, known_shape, shape_of
 from batchsweep.checkpoints.sources import Listing, Missing, Suite, open_suite
@@ -40,58 +41,6 @@ logger = logging.getLogger(__name__)
 
 #: Metadata requests at the same time.
 _CONCURRENT = 8
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A checkpoint that the config asks for and that can't be had."""
-
-    model: str
-    revision: str
-    reason: Literal["missing", "no weights", "incomplete"]
-    detail: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.model}@{self.revision}: {self.reason} ({self.detail})"
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What the config's checkpoints are. Indexes are made from it in this order."""
-
-    checkpoints: tuple[Checkpoint, ...]
-    """Usable ones, one for each set of identical weights."""
-    shapes: Mapping[str, Shape]
-    """By checkpoint key."""
-    tokenizers: Mapping[str, str]
-    """By checkpoint key; empty where the Hub was not asked."""
-    skipped: tuple[Skipped, ...] = ()
-    duplicates: tuple[Duplicates, ...] = ()
-    shared: tuple[SharedFiles, ...] = ()
-    asked: bool = True
-    """False: Hub models are taken at their word (:func:`nominal`)."""
-    requests: int = 0
-    """Requests that it took."""
-
-    @property
-    def missing(self) -> tuple[Skipped, ...]:
-        return tuple(s for s in self.skipped if s.reason == "missing")
-
-    @property
-    def weightless(self) -> tuple[Skipped, ...]:
-        return tuple(s for s in self.skipped if s.reason != "missing")
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """One line each: skipped checkpoints, identical weights, shared files."""
-        return warning_lines(self.skipped, self.duplicates, self.shared)
-
-
-def warning_lines(
-    skipped: Sequence[Skipped], duplicates: Sequence[Duplicates], shared: Sequence[SharedFiles]
-) -> tuple[str, ...]:
-    """One line each, in this order."""
-    return (*(f"skipped: {s}" for s in skipped), *map(str, duplicates), *map(str, shared))
 
 
 @dataclass

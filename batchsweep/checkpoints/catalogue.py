@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from batchsweep import __version__
-from batchsweep.checkpoints.audit import Audit
+from batchsweep.checkpoints.audited import Audit
 from batchsweep.checkpoints.same_weights import last_step_twice
 from batchsweep.config.suites import Suite
 from batchsweep.errors import StoreError, UsageError

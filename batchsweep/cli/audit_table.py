@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from batchsweep.checkpoints.audit import Audit
+from batchsweep.checkpoints.audited import Audit
 from batchsweep.checkpoints.same_weights import last_step_twice
 from batchsweep.table import Column, table_text, visible
 

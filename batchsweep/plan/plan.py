@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from batchsweep.arm import STORED, Arm, transformed
-from batchsweep.checkpoints.audit import Audit, Skipped, warning_lines
+from batchsweep.checkpoints.audited import Audit, Skipped, warning_lines
 from batchsweep.checkpoints.checkpoint import MOST_STEPS, Checkpoint, normalise_revision
 from batchsweep.checkpoints.same_weights import Duplicates, SharedFiles
 from batchsweep.checkpoints.shape import Shape

@@ -17,7 +17,7 @@ import xarray as xr
 from report_store import SHAPE, TASKS, given, plan_of, score_of, search, store_of
 
 from batchsweep.bandit.ledger import Observation
-from batchsweep.checkpoints.audit import Skipped
+from batchsweep.checkpoints.audited import Skipped
 from batchsweep.checkpoints.checkpoint import Checkpoint
 from batchsweep.errors import UsageError
 from batchsweep.plan.plan import Plan, PlanEntry

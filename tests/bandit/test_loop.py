@@ -144,16 +144,16 @@ def test_the_machines_threads_decide_no_bit():
 def test_budget_in_arms_pulls_and_seconds(problem):
     def spend(budget):
         config = BanditConfig(policy="random", budget=budget, stop_at_regret=0, final_check=0)
-        return run(problem, Scores(problem), config, RAW, quiet=True)
+        return run(problem, Scores(problem), config, RAW, quiet=True).budget
 
-    assert spend(2.5).pulls == 10
-    assert spend(PullBudget(pulls=7)).pulls == 7
-    assert spend(1e6).pulls == 120
+    assert spend(2.5).spent_pulls == 10
+    assert spend(PullBudget(pulls=7)).spent_pulls == 7
+    assert spend(1e6).spent_pulls == 120
     assert spend(1e6).left == 0
     timed = spend(PullBudget(seconds=30))
     # The last pull may go over by its own cost, no more.
-    assert 30 <= timed.seconds < 40
-    assert timed.budget.pulls is None
+    assert 30 <= timed.spent_seconds < 40
+    assert timed.pulls is None
     assert timed.left == 0
 
 

@@ -279,14 +279,14 @@ def test_killed_and_restarted_ends_as_if_uninterrupted(
     whole = searched(Examples(), **settings)
     assert sum(r.full for r in whole.observations) == 9  # 3 arms; "small" was whole
     store = FolderStore()
-    first = Examples(dies_at=dies_at % whole.pulls)  # -4: amid the final check.
+    first = Examples(dies_at=dies_at % whole.budget.spent_pulls)  # -4: amid the final check.
     with pytest.raises(KeyboardInterrupt):
         searched(first, StoreLedger(store, "r"), **settings)
     second = Examples()
     resumed = searched(second, StoreLedger(store, "r"), **settings)
     assert json.dumps(resumed.to_json()) == json.dumps(whole.to_json())
     assert resumed.observations == whole.observations
-    assert len(first.asked) + len(second.asked) == whole.pulls
+    assert len(first.asked) + len(second.asked) == whole.budget.spent_pulls
     with ThreadPoolExecutor(3) as pool:
         together = searched(Examples(), pool=pool, **settings)
     assert together.observations == whole.observations

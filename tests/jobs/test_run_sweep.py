@@ -221,7 +221,7 @@ def test_a_wave_that_brings_nothing_is_for_another_time(sweep) -> None:
     run.__class__ = type("Idle", (Extractor,), {"__call__": lambda self, wave, left: None})
     with pytest.raises(TryAgain, match="wave 1 brought nothing"):
         run.search()
-    assert Extractor(path).search()[1].pulls > 0
+    assert Extractor(path).search()[1].budget.spent_pulls > 0
 
 
 def test_searches_of_one_store_follow_their_own_waves(sweep, searched) -> None:

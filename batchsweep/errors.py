@@ -6,6 +6,10 @@ line that says what is wrong, where, and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class BatchsweepError(Exception):
     """Base of all errors that are the user's to mend. ``exit_code`` is the process's."""
@@ -65,6 +69,20 @@ class Terminated(BatchsweepError):
     """SIGTERM or SIGINT arrived and the open block is sealed; the same command resumes."""
 
     exit_code = 143
+
+
+@contextmanager
+def writing(place: Path, remedy: str = "") -> Iterator[None]:
+    """While files are written that people asked for.
+
+    Raises:
+        StoreError: they can't be; names the place.
+    """
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or error
+        raise StoreError(f"{place}: can't be written: {said}{remedy}") from None
 
 
 def first_line(error: BaseException, *, typed: bool = False) -> str:

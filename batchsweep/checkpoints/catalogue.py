@@ -13,7 +13,7 @@ from batchsweep import __version__
 from batchsweep.checkpoints.audited import Audit
 from batchsweep.checkpoints.same_weights import last_step_twice
 from batchsweep.config.suites import Suite
-from batchsweep.errors import StoreError, UsageError
+from batchsweep.errors import UsageError, writing
 
 #: What a catalogue can be written as.
 SUFFIXES = (".md", ".csv", ".json")
@@ -117,11 +117,9 @@ def write_catalogue(path: Path, found: Audit, suites: Mapping[str, Suite], *, da
         text = _markdown(entries, said, notes)
     else:
         raise UsageError(f"--catalogue {path}: the name should end in {', '.join(SUFFIXES)}")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"{path}: can't be written: {error.strerror or error}") from None
     return len(entries)
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from batchsweep.arm import Arm
 from batchsweep.config import Config
 from batchsweep.corpus.tokens import load_tokenizer
-from batchsweep.errors import IndexFailed, StoreError, StoreMismatch, UsageError
+from batchsweep.errors import IndexFailed, StoreError, StoreMismatch, UsageError, writing
 from batchsweep.export.card import model_card
 from batchsweep.extract.weights import check_weights
 from batchsweep.plan.frozen import frozen_plan
@@ -111,10 +111,8 @@ def export_model(
     # Under another name until it is whole and its vectors are right.
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         new = Path(temporary) / "model"
-        try:
+        with writing(folder):
             _write(new, config, entry, arm, vectors.transform)
-        except OSError as error:
-            raise StoreError(f"{folder}: can't be written: {error.strerror or error}") from None
         difference = _compare(new, store, config, arm, rows, vectors)
         card = model_card(store, config, entry, arm, difference, texts_of)
         (new / "README.md").write_text(card)

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from batchsweep.errors import StoreError
+from batchsweep.errors import writing
 from batchsweep.report.findings import Findings, short_name, short_step
 from batchsweep.report.view import View
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+#: What to do where a report can't be written.
+ANOTHER_FOLDER = "; mend that, or choose another folder by 'batchsweep report --out'"
 #: Axes with more places than this name only some of them.
 _NAMED = 16
 
@@ -37,7 +39,7 @@ def write_figures(findings: Findings, folder: Path, *, search: str | None = None
     """
     view = View(findings, search)
     paths: list[Path] = []
-    try:
+    with writing(folder, ANOTHER_FOLDER):
         folder.mkdir(parents=True, exist_ok=True)
         for model, pooling, entries, layers, arms_LC in view.planes():
             there_LC = arms_LC >= 0
@@ -60,11 +62,6 @@ def write_figures(findings: Findings, folder: Path, *, search: str | None = None
             caption = folder / f"{name}.txt"
             caption.write_text(_caption(view, model, pooling, values_LC, measured_LC) + "\n")
             paths.append(caption)
-    except OSError as error:
-        raise StoreError(
-            f"{folder}: can't be written: {error.strerror or error}; mend that, or choose another "
-            "folder by 'batchsweep report --out'"
-        ) from None
     return paths
 
 

@@ -16,10 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from batchsweep.config import Config
-from batchsweep.errors import StoreError
+from batchsweep.errors import writing
 from batchsweep.progress import duration
 from batchsweep.report.explore import embedded, payload, scripts
-from batchsweep.report.figures import write_figures
+from batchsweep.report.figures import ANOTHER_FOLDER, write_figures
 from batchsweep.report.findings import Findings, Floats, read, short_name
 from batchsweep.report.search_section import search_section
 from batchsweep.report.view import View
@@ -60,16 +60,11 @@ def write(
     tidy = table(store)
     html = render(findings, title=title, search=search, refresh=refresh)
     page, csv, parquet = (folder / f for f in ("report.html", "scores.csv", "scores.parquet"))
-    try:
+    with writing(folder, ANOTHER_FOLDER):
         folder.mkdir(parents=True, exist_ok=True)
         _replace(csv, lambda path: tidy.to_csv(path, index=False, lineterminator="\n"))
         _replace(parquet, lambda path: tidy.to_parquet(path, index=False))
         _replace(page, lambda path: path.write_text(html, encoding="utf-8"))
-    except OSError as error:
-        raise StoreError(
-            f"{folder}: can't be written: {error.strerror or error}; mend that, or choose another "
-            "folder by 'batchsweep report --out'"
-        ) from None
     planes = write_figures(findings, folder, search=search) if figures else []
     return [page, csv, parquet, *planes]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchsweep.errors import StoreError
+from batchsweep.errors import StoreError, writing
 from batchsweep.progress import progress
 from batchsweep.score.records import records, score_rows
 
@@ -88,7 +88,7 @@ def export(store: Store, out: Path) -> Exported:
     frame = table(store)
     if frame.empty:
         raise StoreError(f"{store.url}: no scores yet; run 'batchsweep bandit'")
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         frame.to_csv(out / "scores.csv", index=False)
         frame.to_parquet(out / "scores.parquet", index=False)
@@ -99,8 +99,6 @@ def export(store: Store, out: Path) -> Exported:
                 result = TaskResult.from_dict(_with_nan(record.document["result"]))
                 cache.save_to_cache(result, meta)
                 bar.advance()
-    except OSError as error:
-        raise StoreError(f"{out}: can't be written: {error.strerror or error}") from None
     return Exported(len(frame), out / "scores.csv", out / "mteb")
 
 

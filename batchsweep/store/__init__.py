@@ -13,27 +13,17 @@ Example:
     >>> store.reader("EleutherAI--pythia-14m/step1000").read("mean", layer=6)
 """
 
-from batchsweep.store.convert import convert
-from batchsweep.store.corpus import Corpus, CorpusWriter, digest_of
-from batchsweep.store.group_reader import GroupReader
-from batchsweep.store.group_writer import GroupWriter
-from batchsweep.store.integrity import Fault, repair, verify
-from batchsweep.store.spec import GroupSpec
-from batchsweep.store.store import GroupStatus, Store, create_store, open_store
-
-__all__ = [
-    "Corpus",
-    "CorpusWriter",
-    "Fault",
-    "GroupReader",
-    "GroupSpec",
-    "GroupStatus",
-    "GroupWriter",
-    "Store",
-    "convert",
-    "create_store",
-    "digest_of",
-    "open_store",
-    "repair",
-    "verify",
-]
+from batchsweep.store.convert import convert as convert
+from batchsweep.store.corpus import Corpus as Corpus
+from batchsweep.store.corpus import CorpusWriter as CorpusWriter
+from batchsweep.store.corpus import digest_of as digest_of
+from batchsweep.store.group_reader import GroupReader as GroupReader
+from batchsweep.store.group_writer import GroupWriter as GroupWriter
+from batchsweep.store.integrity import Fault as Fault
+from batchsweep.store.integrity import repair as repair
+from batchsweep.store.integrity import verify as verify
+from batchsweep.store.spec import GroupSpec as GroupSpec
+from batchsweep.store.store import GroupStatus as GroupStatus
+from batchsweep.store.store import Store as Store
+from batchsweep.store.store import create_store as create_store
+from batchsweep.store.store import open_store as open_store

@@ -226,8 +226,7 @@ class Corpus:
         Raises:
             StoreError: no such tokenizer.
         """
-        self._check(tokenizer, self.tokenizers(), "tokenizer")
-        ids_name, offsets_name = token_arrays(tokenizer)
+        ids_name, offsets_name = self._arrays_of(tokenizer)
         ids = self._all(ids_name).astype(np.int32, copy=False)
         return ids, self._all_offsets(offsets_name, len(ids))
 
@@ -237,8 +236,7 @@ class Corpus:
         Raises:
             StoreError: no such tokenizer.
         """
-        self._check(tokenizer, self.tokenizers(), "tokenizer")
-        ids_name, offsets_name = token_arrays(tokenizer)
+        ids_name, offsets_name = self._arrays_of(tokenizer)
         return np.diff(self._all_offsets(offsets_name, self._attributes.arrays[ids_name].shape[0]))
 
     def token_ids(self, tokenizer: str, rows: slice) -> list[npt.NDArray[np.int32]]:
@@ -247,8 +245,7 @@ class Corpus:
         Raises:
             StoreError: no such tokenizer.
         """
-        self._check(tokenizer, self.tokenizers(), "tokenizer")
-        ids_name, offsets_name = token_arrays(tokenizer)
+        ids_name, offsets_name = self._arrays_of(tokenizer)
         start, stop, _ = rows.indices(self.n_texts)
         offsets = self._source.read(offsets_name, start, stop + 1).astype(np.int64, copy=False)
         tokens = self._attributes.arrays[ids_name].shape[0]
@@ -299,6 +296,11 @@ class Corpus:
             if hashed.hexdigest() != entry.sha256:
                 faults.append((name, "sha256 differs"))
         return faults
+
+    def _arrays_of(self, tokenizer: str) -> tuple[str, str]:
+        """The names of a tokenizer's ids and offsets."""
+        self._check(tokenizer, self.tokenizers(), "tokenizer")
+        return token_arrays(tokenizer)
 
     def _all(self, name: str) -> Array:
         return self._source.read(name, 0, self._attributes.arrays[name].shape[0])

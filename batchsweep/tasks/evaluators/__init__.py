@@ -51,7 +51,7 @@ from batchsweep.tasks.evaluators.retrieval import prepare_retrieval
 from batchsweep.tasks.evaluators.split_halves import Halves, smaller_copies
 from batchsweep.tasks.evaluators.through_mteb import prepare_through_mteb
 
-__all__ = ["Fetch", "Halves", "PreparedTask", "Request", "prepare", "prepare_halves"]
+__all__ = ["Fetch", "Halves", "PreparedTask", "Request", "prepare_halves", "prepare_task"]
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from mteb.abstasks import AbsTaskClustering
 from mteb.abstasks.clustering_legacy import AbsTaskClusteringLegacy
-from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics.cluster import adjusted_mutual_info_score, v_measure_score
 
 from batchsweep.tasks.evaluators.base import (
@@ -23,6 +22,7 @@ from batchsweep.tasks.evaluators.base import (
     values,
 )
 from batchsweep.tasks.evaluators.caps import stratified
+from batchsweep.tasks.evaluators.kmeans_start import mini_batch_k_means
 from batchsweep.tasks.evaluators.split_halves import DOCUMENTS_PER_LABEL, Half
 
 Indices = npt.NDArray[np.int64]
@@ -93,13 +93,7 @@ def _clustering(
         found: dict[str, dict[str, list[float]]] = {"v_measure": {}, "ami": {}}
         for level, clusterings in enumerate(levels):
             for documents, labels, size in clusterings:
-                model = MiniBatchKMeans(
-                    n_clusters=size,
-                    batch_size=task.k_mean_batch_size,
-                    init="k-means++",
-                    n_init=1,
-                    random_state=task.seed,
-                )
+                model = mini_batch_k_means(size, batch_size=task.k_mean_batch_size, seed=task.seed)
                 assigned = model.fit(matrix[index[documents]]).labels_
                 for name, metric in (
                     ("v_measure", v_measure_score),
@@ -143,13 +137,8 @@ def _legacy_clustering(
                 found.append(1.0)
                 continue
             request, labels = one
-            model = MiniBatchKMeans(
-                n_clusters=int(labels.max()) + 1,
-                batch_size=LEGACY_BATCH,
-                n_init="auto",
-                compute_labels=True,
-                random_state=LEGACY_SEED,
-            )
+            size = int(labels.max()) + 1
+            model = mini_batch_k_means(size, batch_size=LEGACY_BATCH, seed=LEGACY_SEED)
             matrix, index = fetch.indexed(request)
             found.append(v_measure_score(labels, model.fit(matrix[index]).labels_))
         return {

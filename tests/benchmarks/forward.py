@@ -279,7 +279,7 @@ def measure(shape: str, seconds: float, folder: str) -> dict[str, object]:
     return {
         "shape": shape,
         "rounds": ROUNDS,
-        "texts": count,
+        "texts": len(texts),
         "tokens_per_processor_second": rate,
         "of_bare": of_bare,
         "of_bare_with_other_ids": others,

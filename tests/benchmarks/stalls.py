@@ -42,7 +42,6 @@ COLUMNS = [
     measured.column("the disk needs, of the pass's time", "{share:.0%}"),
     measured.column("its pace", "{pace}"),
     measured.column("the pass waits", "{stalled:.1%}"),
-    measured.column("no program could wait less than", "{least:.1%}"),
 ]
 
 
@@ -132,12 +131,11 @@ def main() -> None:
                 "share": share,
                 "pace": "uneven" if uneven else "even",
                 "stalled": stalled(seconds, share, given.blocks, uneven=uneven),
-                "least": max(share - 1, 0),
             }
             rows.append(row)
             print(
                 f"the disk needs {share:.0%} of the pass's time, {row['pace']}: the pass waits "
-                f"{row['stalled']:.1%} (at least {row['least']:.0%})",
+                f"{row['stalled']:.1%}",
                 flush=True,
             )
     figures = {"blocks": given.blocks, "pass_ms": given.pass_ms, "columns": COLUMNS, "rows": rows}

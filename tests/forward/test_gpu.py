@@ -31,7 +31,7 @@ from batchsweep.extract.blocks import Work, seal_blocks
 from batchsweep.extract.figures import Figures
 from batchsweep.extract.kept import Kept
 from batchsweep.forward.architecture import LoadedCheckpoint
-from batchsweep.forward.batching import make_batches
+from batchsweep.forward.batching import free_padding, make_batches
 from batchsweep.forward.forward import load_checkpoint, pooled_states
 from batchsweep.forward.metrics import representation_metrics
 from batchsweep.forward.pooling import POOLINGS
@@ -167,7 +167,7 @@ def test_batches_beside_each_other_give_the_bytes_of_each_alone(folder: Path, de
     loaded = load_checkpoint(str(folder), device=device)
     some = texts(400 if device == "cpu" else 6000)
     beside = embed(loaded, some, 2048, POOLINGS)
-    batches = make_batches([len(text) for text in some], 2048)
+    batches = make_batches([len(text) for text in some], 2048, free_padding(loaded.hidden))
     assert len(batches) > 4
     for positions in batches:
         # A call with one batch has nothing in flight but this.

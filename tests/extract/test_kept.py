@@ -95,6 +95,15 @@ def whole(tmp_path: Path, suite: Path, slow: Slow) -> tuple[int, dict[str, bytes
     return slow.batches, stored(Path(load(config).store_url))
 
 
+def stopped(tmp_path: Path, suite: Path, slow: Slow) -> str:
+    """A sweep that SIGTERM stopped after nine batches of its block."""
+    config = prepared(tmp_path / "stopped", suite)
+    slow.batches, slow.stop_after = 0, 9
+    with pytest.raises(Terminated):
+        run(config, slow.stop)
+    return config
+
+
 def test_a_kill_loses_no_more_than_what_came_after_the_last_write(
     tmp_path: Path, suite: Path, slow: Slow
 ) -> None:
@@ -118,10 +127,7 @@ def test_sigterm_loses_nothing_that_was_computed(
     tmp_path: Path, suite: Path, slow: Slow, caplog: pytest.LogCaptureFixture
 ) -> None:
     batches, wanted = whole(tmp_path, suite, slow)
-    config = prepared(tmp_path / "stopped", suite)
-    slow.batches, slow.stop_after = 0, 9
-    with pytest.raises(Terminated):
-        run(config, slow.stop)
+    config = stopped(tmp_path, suite, slow)
     assert slow.batches == 9 and "of its texts are kept" in caplog.text
     slow.again()
     run(config, slow.stop)
@@ -134,10 +140,7 @@ def test_what_is_kept_of_something_else_is_computed_again(
     harm: str, tmp_path: Path, suite: Path, slow: Slow
 ) -> None:
     batches, wanted = whole(tmp_path, suite, slow)
-    config = prepared(tmp_path / "stopped", suite)
-    slow.batches, slow.stop_after = 0, 9
-    with pytest.raises(Terminated):
-        run(config, slow.stop)
+    config = stopped(tmp_path, suite, slow)
     (file,) = (Path(load(config).store_url) / "documents/kept").rglob("0")
     content = bytearray(file.read_bytes())
     if harm == "flipped":

@@ -165,7 +165,8 @@ def against(rows: pd.DataFrame, policy: str) -> pd.DataFrame:
                 "which": others.idxmin(),
                 "excess": mean[policy] - others.min(),
                 "fair": gaps.mean(),
-                "error": gaps.std(ddof=1) / np.sqrt(len(gaps)),
+                # Of a single seed nothing is known.
+                "error": gaps.std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else np.nan,
             }
         )
     return pd.DataFrame(found)

@@ -43,6 +43,12 @@ def test_the_luckiest_of_equals_is_no_better(targets: ModuleType) -> None:
     assert not targets.surely_behind(pd.DataFrame([found])).any()
 
 
+def test_of_a_few_seeds_no_error_is_stated(targets: ModuleType) -> None:
+    found = targets.against(rows(targets, {"halving": 0.1}, seeds=2), "toptwo_gp")
+    assert np.isnan(found["error"].iloc[0])
+    assert not targets.surely_behind(found).any()
+
+
 def test_one_that_is_better_is_told(targets: ModuleType) -> None:
     found = targets.against(rows(targets, {"halving": 0.1}), "toptwo_gp")
     assert found["which"].tolist() == ["halving"]

@@ -36,6 +36,8 @@ STOPPING = 0.5
 OTHERS = ("heuristic", "sequential_halving", "halving", "ucb_e_lrf")
 #: Points of regret that the default policy may be behind the best of the others.
 BEHIND = 0.1
+#: Seeds from which on a standard error is worth stating.
+LEAST = 4
 #: How often a run states what it believes.
 STATEMENTS = 4
 BANDS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.85, 0.95, 0.97, 1.0)
@@ -165,8 +167,7 @@ def against(rows: pd.DataFrame, policy: str) -> pd.DataFrame:
                 "which": others.idxmin(),
                 "excess": mean[policy] - others.min(),
                 "fair": gaps.mean(),
-                # Of a single seed nothing is known.
-                "error": gaps.std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else np.nan,
+                "error": gaps.std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) >= LEAST else np.nan,
             }
         )
     return pd.DataFrame(found)

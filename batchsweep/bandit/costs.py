@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -12,21 +12,10 @@ from batchsweep.arm import Arm
 from batchsweep.bandit.policies.base import Bools, Floats, Ints, Problem
 from batchsweep.config import Config
 from batchsweep.corpus.size import CorpusSize
-from batchsweep.plan.estimate import (
-    DEFAULT_GPU,
-    GPUS,
-    START_SECONDS,
-    WRITE_RATE,
-    download_seconds,
-    stored_bytes,
-    utilisation,
-)
-from batchsweep.plan.pairs import Pairs
+from batchsweep.plan.pairs import Missing, Pairs
 from batchsweep.plan.plan import Plan, PlanEntry
+from batchsweep.plan.speed import Speed, stored_bytes
 from batchsweep.plan.timings import Timing
-
-#: FLOP/s of a forward pass where there is no GPU: a few cores of a server.
-CPU_SPEED = 1e11
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,20 +62,27 @@ class PairBudget:
     Attributes:
         seconds: forward work, starts and downloads. store_bytes: embeddings on disk, those that
             were there before included. checkpoints: with at least one pair.
+        paid_seconds: of extraction in all, whoever asked for it: ``spent``, what it took so far,
+            and what is still to come.
     """
 
     costs: PairCosts
     seconds: float | None = None
     store_bytes: float | None = None
     checkpoints: float | None = None
+    paid_seconds: float | None = None
+    spent: float = 0.0
 
-    def part(self, pairs: Bools, visits: Ints, free: Bools | None = None) -> float:
+    def part(
+        self, pairs: Bools, visits: Ints, free: Bools | None = None, there: Bools | None = None
+    ) -> float:
         """The part of the budget that is spent once these pairs are there; above 1 is too much.
 
         Args:
             pairs: [checkpoint, task] all that will be there.
             visits: [checkpoint] how often each was or will be started.
             free: [checkpoint, task] pairs that were there before: they took no time.
+            there: [checkpoint, task] pairs that are there now: they are among what was spent.
         """
         costs = self.costs
         parts = [0.0]
@@ -98,7 +94,18 @@ class PairBudget:
             parts.append(float((costs.store_bytes * pairs).sum()) / self.store_bytes)
         if self.checkpoints is not None:
             parts.append(float(pairs.any(axis=1).sum()) / self.checkpoints)
+        if self.paid_seconds is not None:
+            to_come = pairs if there is None else pairs & ~there
+            going = to_come.any(axis=1)
+            fetched = np.zeros_like(going) if there is None else there.any(axis=1)
+            takes = (costs.seconds * to_come).sum() + costs.start[going].sum()
+            takes += costs.download[going & ~fetched].sum()
+            parts.append(_part_of(self.spent + float(takes), self.paid_seconds))
         return max(parts)
+
+
+def _part_of(taken: float, limit: float) -> float:
+    return taken / limit if limit > 0 else math.inf
 
 
 def checkpoints_of(problem: Problem) -> tuple[tuple[str, ...], Ints]:
@@ -131,19 +138,17 @@ def even_costs(problem: Problem, sizes: Iterable[float] | None = None) -> PairCo
     )
 
 
-class _Taken(Protocol):
-    """What extracting a pair takes."""
+@dataclass(frozen=True)
+class _Expected:
+    """What extracting a pair takes before there is a corpus."""
 
-    @property
-    def texts(self) -> int: ...
-    @property
-    def tokens(self) -> float: ...
-    @property
-    def store_bytes(self) -> float: ...
+    texts: int
+    tokens: float
+    store_bytes: float
 
 
 def planned_costs(
-    pairs: Pairs, problem: Problem, *, gpu: bool, measured: Mapping[str, Timing] | None = None
+    pairs: Pairs, problem: Problem, *, device: str, measured: Mapping[str, Timing] | None = None
 ) -> PairCosts:
     """Costs by the plan's shapes and the corpus's tokens, corrected by what extraction took.
 
@@ -151,50 +156,30 @@ def planned_costs(
     no more than the sum of what each takes.
 
     Args:
-        gpu: whether extraction runs on one, taken to be as fast as ``plan`` takes it by default
-            as long as nothing was measured.
+        device: what extraction runs on, as :class:`~batchsweep.plan.speed.Speed` names it.
         measured: checkpoint key -> what the store remembers of it.
     """
-    name = DEFAULT_GPU if gpu else None
     entries = {entry.key: entry for entry in pairs.plan.entries}
-    known = {key: one for key, one in (measured or {}).items() if key in entries and one.tokens}
-    tokens = [
-        (_seconds(entries[key], one.tokens, pairs.mean_length(entries[key]), name), one.seconds)
-        for key, one in known.items()
-    ]
-    slower = sum(took for _, took in tokens) / sum(thought for thought, _ in tokens) if known else 1
-    runs = sum(one.runs for one in known.values())
-    return _costs(
-        problem,
-        entries,
-        pairs.each,
-        lambda entry, tokens, mean: slower * _seconds(entry, tokens, mean, name),
-        start=sum(one.start_seconds for one in known.values()) / runs if runs else START_SECONDS,
-        # What was measured as a start holds its downloads.
-        download=(lambda entry: 0.0) if runs else download_seconds,
+    speed = Speed(device).corrected(
+        pairs.plan.entries, pairs.config, measured or {}, pairs.mean_length
     )
+    return _costs(problem, entries, pairs.each, speed)
 
 
 def estimated_costs(
-    plan: Plan, problem: Problem, config: Config, size: CorpusSize, *, gpu: str
+    plan: Plan, problem: Problem, config: Config, size: CorpusSize, *, speed: Speed
 ) -> PairCosts:
     """Costs before there is a corpus, by what is known of the tasks' sizes.
 
     Args:
         plan: the problem's arms are of its entries.
         problem: its tasks are of ``size``.
-        gpu: a name of :data:`batchsweep.plan.estimate.GPUS`.
+        speed: of the extraction.
     """
 
-    @dataclass(frozen=True)
-    class Estimated:
-        texts: int
-        tokens: float
-        store_bytes: float
-
-    def each(entry: PlanEntry) -> dict[str, Estimated]:
+    def each(entry: PlanEntry) -> dict[str, _Expected]:
         return {
-            task.name: Estimated(
+            task.name: _Expected(
                 task.texts,
                 size.tokens_of(task, config.embedding.max_length),
                 stored_bytes(entry, config, task.texts),
@@ -202,31 +187,16 @@ def estimated_costs(
             for task in size.tasks
         }
 
-    return _costs(
-        problem,
-        {entry.key: entry for entry in plan.entries},
-        each,
-        lambda entry, tokens, mean: _seconds(entry, tokens, mean, gpu),
-        start=START_SECONDS,
-        download=download_seconds,
-    )
+    return _costs(problem, {entry.key: entry for entry in plan.entries}, each, speed)
 
 
 def _costs(
     problem: Problem,
     entries: Mapping[str, PlanEntry],
-    each: Callable[[PlanEntry], Mapping[str, _Taken]],
-    computing: Callable[[PlanEntry, float, float], float],
-    *,
-    start: float,
-    download: Callable[[PlanEntry], float],
+    each: Callable[[PlanEntry], Mapping[str, Missing] | Mapping[str, _Expected]],
+    speed: Speed,
 ) -> PairCosts:
-    """Of all pairs.
-
-    Args:
-        each: task -> what it takes at a checkpoint.
-        computing: (entry, tokens, tokens a text) -> seconds of the forward pass.
-    """
+    """Of all pairs; ``each``: task -> what it takes at a checkpoint."""
     keys, of = checkpoints_of(problem)
     shape = (len(keys), len(problem.tasks))
     seconds, stored = np.zeros(shape), np.zeros(shape)
@@ -236,20 +206,12 @@ def _costs(
             one = taken[task]
             mean = one.tokens / max(one.texts, 1)
             stored[row, column] = one.store_bytes
-            seconds[row, column] = max(
-                computing(entries[key], one.tokens, mean), one.store_bytes / WRITE_RATE
-            )
+            seconds[row, column] = speed.seconds(entries[key], one.tokens, mean, one.store_bytes)
     return PairCosts(
         checkpoints=keys,
         of=of,
         seconds=seconds,
         store_bytes=stored,
-        start=np.full(len(keys), start),
-        download=np.array([download(entries[key]) for key in keys]),
+        start=np.array([speed.start_seconds(entries[key]) for key in keys]),
+        download=np.array([speed.download_seconds(entries[key]) for key in keys]),
     )
-
-
-def _seconds(entry: PlanEntry, tokens: float, mean: float, gpu: str | None) -> float:
-    """Of a forward pass, where nothing was measured."""
-    speed = CPU_SPEED if gpu is None else GPUS[gpu] * utilisation(entry.hidden)
-    return entry.shape.flops(tokens, mean) / speed

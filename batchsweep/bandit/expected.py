@@ -17,8 +17,9 @@ from batchsweep.bandit.replay_extraction import Paid, search_table
 from batchsweep.bandit.search import pair_budget
 from batchsweep.bandit.surfaces import FAMILIES, simulated
 from batchsweep.config import Config
-from batchsweep.plan.estimate import Estimate, download_bytes
+from batchsweep.plan.estimate import Estimate
 from batchsweep.plan.plan import Plan
+from batchsweep.plan.speed import download_bytes
 
 #: Searches, and seconds after which no other one is begun.
 SEARCHES = 6
@@ -70,7 +71,7 @@ def expected(
     What is extracted already counts as if it weren't.
 
     Args:
-        costs: of the whole plan; says the GPU and the tasks' sizes.
+        costs: of the whole plan; says the speed and the tasks' sizes.
         seconds: after which no other search is begun; the first always is.
 
     Returns:
@@ -84,7 +85,7 @@ def expected(
         return None
     names = [task.name for task in costs.size.tasks]
     problem = planned_problem(plan, config, tasks=names)
-    prices = estimated_costs(plan, problem, config, costs.size, gpu=costs.gpu)
+    prices = estimated_costs(plan, problem, config, costs.size, speed=costs.speed)
     downloads = {entry.key: download_bytes(entry) for entry in plan.entries}
     found: list[Needs] = []
     until = time.monotonic() + seconds

@@ -31,11 +31,11 @@ from batchsweep.bandit.policies import Answer, Policy, Problem, Pull, make_polic
 from batchsweep.bandit.pull_noise import SplitHalvesNoise
 from batchsweep.bandit.pulls import Pulls, ScoreFn
 from batchsweep.bandit.rewards import Floats, describe, raw_scale, z_scale
+from batchsweep.bandit.scoring_view import ScoringView
 from batchsweep.bandit.waves import Waves
 from batchsweep.config import BanditConfig, RewardsConfig
 from batchsweep.errors import UsageError
 from batchsweep.numerics import one_compute_thread
-from batchsweep.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -103,12 +103,9 @@ def run(  # noqa: PLR0913 - what a search may be given; all but three are seldom
         loop = _Loop(problem, config, rewards, made, policy, budget, waves, imported)
         if on_observe is not None:
             loop.on_observe = on_observe
-        if quiet:
-            return loop.run()
-        with progress("bandit", total=budget.pulls or cells, unit="pulls") as bar:
-            loop.on_pulls = bar.advance
+        with ScoringView(quiet=quiet) as loop.view:
             outcome = loop.run()
-    if outcome.stopped == "regret":
+    if outcome.stopped == "regret" and not quiet:
         logger.info(
             "stopped early: the expected regret is at most stop_at_regret, %g in score; %.0f %% of "
             "the budget is left",
@@ -135,11 +132,10 @@ class _Loop:
         self.problem, self.config, self.rewards = problem, config, rewards
         self.made, self.policy, self.budget = made, policy, budget
         self.waves = waves
+        self.view = ScoringView(quiet=True)
         self.imported = imported
         #: Called with (policy, pulls, seconds) each time the policy has heard all it was to.
         self.on_observe: Callable[[Policy, int, float], None] = _ignore
-        #: Called with the number of pulls each time some were made.
-        self.on_pulls: Callable[[int], None] = _ignore
         self.scale = raw_scale(problem.shape[1])
         self.observed: list[Observation] = []
         self.noise = SplitHalvesNoise(problem.tasks)
@@ -150,6 +146,8 @@ class _Loop:
         self._task_index = {t: i for i, t in enumerate(problem.tasks)}
 
     def run(self) -> Outcome:
+        if self.waves is None:
+            self.view.begin("bandit", self.budget.pulls or int(np.prod(self.problem.shape)))
         if self.rewards.scale == "z" and self.policy.pulls:
             self._reference()
         # What defines the rewards was observed with them.
@@ -201,8 +199,7 @@ class _Loop:
         assert self.problem.baseline is not None
         arms = np.flatnonzero(self.problem.baseline)
         reason = "reference: baseline layer, for the z-scale"
-        if self.waves is not None:
-            self.waves.complete(self.policy, arms.tolist(), reason)
+        self._complete(arms.tolist(), reason)
         cells = [
             Pull(self.problem.arms[arm], self.problem.tasks[task], reason)
             for arm in arms
@@ -251,8 +248,10 @@ class _Loop:
             if self._must_check():
                 return "budget"
             if self.waves is not None and self.waves.due(self.policy):
+                self.view.end()
                 if not self.waves.next(self.policy):
                     return "exhausted" if self.waves.there.all() else "budget"
+                self.view.begin("search", min(self.waves.to_score(self.policy), room))
                 continue
             pulls = self.policy.ask(min(self.config.workers, room))
             if not pulls:
@@ -264,6 +263,7 @@ class _Loop:
         # A check may put another arm on top, which is then checked too; not for ever.
         for _ in range(CHECK_PASSES):
             self._extract_finalists()
+            self._begin_check(len(self._unchecked()))
             for batch in _batches(self._unchecked(), self.config.workers):
                 batch = batch[: self.budget.room(self.config.workers)]
                 if not batch:
@@ -277,6 +277,7 @@ class _Loop:
         self._extract_finalists()
         limited = self.budget.pulls is not None
         room = self.budget.room(self.config.workers) if limited else None
+        self._begin_check(sum(len(pulls) for _, pulls in self._in_full(room)))
         for arm, pulls in self._in_full(room):
             scores = self._whole(arm)
             for batch in _batches(pulls, self.config.workers):
@@ -355,7 +356,18 @@ class _Loop:
             return
         front = int(np.argmax(self.policy.believed()[0]))
         finalists = list(dict.fromkeys([front, *leaders]))[:FINALISTS]
-        self.waves.complete(self.policy, finalists, "finalist, in full")
+        self._complete(finalists, "finalist, in full")
+
+    def _complete(self, arms: list[int], reason: str) -> None:
+        """Have all pairs of these arms' checkpoints, where waves extract."""
+        if self.waves is not None:
+            self.view.end()
+            self.waves.complete(self.policy, arms, reason)
+
+    def _begin_check(self, pulls: int) -> None:
+        """Show the check as work of its own, where extraction has broken off what was shown."""
+        if self.waves is not None:
+            self.view.begin("final check", pulls)
 
     def _is_there(self, arm: int, task: int) -> bool:
         return self.waves is None or bool(self.waves.cells[arm, task])
@@ -368,7 +380,7 @@ class _Loop:
         billed = [one for one in made if one.kind != "imported"]
         for one in billed:
             self.budget.bill(one.seconds)
-        self.on_pulls(len(billed))
+        self.view.advance(len(billed))
         return made
 
     def _observe(self, made: list[Observation]) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -74,6 +75,7 @@ def search_and_extract(
     width: int,
     pricing: Callable[[Problem], PairCosts],
     disk: float | None = None,
+    paid: Callable[[], PaidTime] | None = None,
 ) -> tuple[str, Outcome]:
     """The same over all arms of the plan: pairs are extracted as the search asks for them.
 
@@ -81,12 +83,13 @@ def search_and_extract(
         width: checkpoints a wave: as many as are extracted at a time.
         pricing: what the pairs of a problem cost.
         disk: bytes that embeddings may take beside those that are there.
+        paid: what extraction may take in all and what it took so far, where it is paid for.
 
     Raises:
         IndexFailed: no checkpoint can be extracted.
         StoreCorrupt: a wave's document is damaged.
         TryAgain, StoreMismatch: as :func:`search`; or nothing of a wave could be had.
-        UsageError: the policy can't say what should be extracted.
+        UsageError: the policy can't say what should be extracted, or no wave may be.
     """
     plan = frozen_plan(store, config)
     # Without the checkpoints that are lost it is the same search: it follows the same waves.
@@ -106,12 +109,34 @@ def search_and_extract(
             stored = StoredWaves(store, plan, whole, costs, problem.tasks, extract)
             chooser = Chooser(problem, costs, width=width, seed=config.bandit.seed)
             room = None if disk is None else disk + float(costs.store_bytes[stored.now()].sum())
-            prices = partial(pricing, problem)
-            waves = Waves(chooser, stored, pair_budget(config, costs, room), prices)
+            now = partial(_budget_now, config, problem, pricing, room, paid)
+            waves = Waves(chooser, stored, pair_budget(config, costs, room), now)
             try:
                 return name, _run(store, config, problem, name, executor, waves)
             except CheckpointsLost as error:
                 logger.warning("the search goes on without %s", error)
+
+
+@dataclass(frozen=True)
+class PaidTime:
+    """Seconds of extraction that are paid for: the most there may be, and those that there were."""
+
+    most: float
+    spent: float
+
+
+def _budget_now(
+    config: Config,
+    problem: Problem,
+    pricing: Callable[[Problem], PairCosts],
+    room: float | None,
+    paid: Callable[[], PaidTime] | None,
+) -> PairBudget:
+    budget = pair_budget(config, pricing(problem), room)
+    if paid is None:
+        return budget
+    now = paid()
+    return replace(budget, paid_seconds=now.most, spent=now.spent)
 
 
 def _run(
@@ -137,8 +162,6 @@ def _run(
         executor=executor,
         waves=waves,
         imported=imported,
-        # Waves say themselves how far they are.
-        quiet=waves is not None,
     )
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     store.write_json(f"bandit/{name}/answer.json", {**outcome.to_json(), "finished": finished})

@@ -10,13 +10,13 @@ that ends it counts all arms, extracted or not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from batchsweep.bandit.chooser import Believer, Chooser, Fits, Visit
-from batchsweep.bandit.costs import PairBudget, PairCosts
+from batchsweep.bandit.costs import PairBudget
 from batchsweep.bandit.policies.base import Bools, Ints, Policy
 from batchsweep.errors import UsageError
 
@@ -62,9 +62,8 @@ class Waves:
     """Asks for pairs while a search runs.
 
     Args:
-        budget: what they may take in all.
-        prices: what pairs cost as far as is known now, asked for before each wave; default: as
-            the chooser knows.
+        budget: what they may take in all, and what they cost.
+        now: the same as far as is known now, asked for before each wave; default: as at first.
 
     Attributes:
         there: [checkpoint, task] the pairs that the search may use.
@@ -75,9 +74,9 @@ class Waves:
         chooser: Chooser,
         extraction: Extraction,
         budget: PairBudget,
-        prices: Callable[[], PairCosts] | None = None,
+        now: Callable[[], PairBudget] | None = None,
     ) -> None:
-        self._prices = prices
+        self._now = now
         self._chooser, self._extraction, self._budget = chooser, extraction, budget
         self._costs = chooser.costs
         self._rows = {key: row for row, key in enumerate(self._costs.checkpoints)}
@@ -98,6 +97,10 @@ class Waves:
         """Whether enough of what the last wave brought was scored, or nothing is left to score."""
         return bool(policy.taken.all()) or _observed(policy) >= self._till
 
+    def to_score(self, policy: Policy) -> int:
+        """Cells that are to be scored before the next wave is due."""
+        return max(0, min(self._till - _observed(policy), int((~policy.taken).sum())))
+
     def next(self, policy: Policy) -> bool:
         """Ask for the next wave and wait for it; False when there is no more to do.
 
@@ -105,7 +108,8 @@ class Waves:
         as were.
 
         Raises:
-            UsageError: the policy has no model of what isn't scored.
+            UsageError: the policy has no model of what isn't scored; or the budget takes no pair
+                at all.
         """
 
         def choose() -> list[Visit]:
@@ -129,6 +133,12 @@ class Waves:
             return True
         if self._ask(policy, choose):
             return True
+        if not self.there.any():
+            raise UsageError(
+                "the limits on extraction allow not even the first wave of the search; raise "
+                "bandit.budget (or --max-cost), or see what a search needs: 'batchsweep plan "
+                "--search'"
+            )
         if self._last_look or policy.taken.all():
             return False
         # No pair more can be had. What is there costs next to nothing to know better.
@@ -144,9 +154,9 @@ class Waves:
         number = self._number + 1
         wave = self._extraction.recall(number)
         if wave is None:
-            if self._prices is not None:
-                self._chooser.costs = self._costs = self._prices()
-                self._budget = replace(self._budget, costs=self._costs)
+            if self._now is not None:
+                self._budget = self._now()
+                self._chooser.costs = self._costs = self._budget.costs
             visits = choose()
             if not visits:
                 return False
@@ -177,7 +187,7 @@ class Waves:
         """The part of the budget that is spent once these pairs are there as well."""
         pairs = pairs & ~self._refused
         more = (pairs & ~self.there).any(axis=1)
-        return self._budget.part(pairs | self.there, self._visits + more, self._before)
+        return self._budget.part(pairs | self.there, self._visits + more, self._before, self.there)
 
     def _fits(self, held: Bools | None = None) -> Fits:
         """Whether the budget takes pairs, beside those that are held back."""

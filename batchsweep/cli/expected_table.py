@@ -39,7 +39,7 @@ def expected_table(
     row("store", "store_bytes", costs.store_bytes, gib)
     if costs.download_bytes:
         row("downloads", "download_bytes", costs.download_bytes, gib)
-    row(f"time on one {costs.gpu}", "gpu_seconds", costs.gpu_seconds, duration)
+    row(f"time on {costs.speed.place}", "gpu_seconds", costs.gpu_seconds, duration)
     if gpu_price is not None:
         price = gpu_price / 3600
         row("cost", "gpu_seconds", costs.gpu_seconds, lambda seconds: f"{seconds * price:.2f}")

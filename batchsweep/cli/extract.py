@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated
 
@@ -116,7 +117,9 @@ def command(
             label = f"{number + 1}/{len(entries)}" if all_indexes else f"index {entry.index}"
             if number + 1 < len(entries):
                 background.submit(weights.prefetch, store, entries[number + 1], chosen_tasks)
-            figures.append(Figures(entry.key))
+            # Of libraries, mostly; a process has no age that is told everywhere.
+            started = 0.0 if number else time.process_time()
+            figures.append(Figures(entry.key, started))
             try:
                 extract(
                     store,

@@ -26,6 +26,13 @@ PerGpu = Annotated[
     int | None,
     typer.Option("--parallel", metavar="N", help="indexes at once (default: one per GPU, else 1)"),
 ]
+GpuPrice = Annotated[
+    float | None, typer.Option("--gpu-price", metavar="X", min=0, help="what a GPU hour costs")
+]
+MaxCost = Annotated[
+    float | None,
+    typer.Option("--max-cost", metavar="X", min=0, help="begin no wave that would pass this cost"),
+]
 LogFormat = Annotated[
     Literal["text", "json"], typer.Option("--log-format", help="log as text or JSON lines")
 ]

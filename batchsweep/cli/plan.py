@@ -14,7 +14,9 @@ def command(
     config: ConfigFile,
     gpu: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="estimate the time on this GPU (default: h100)"),
+        typer.Option(
+            metavar="NAME", help="time on this GPU, or cpu (default: as recorded, else h100)"
+        ),
     ] = None,
     search: Annotated[
         bool, typer.Option("--search", help="simulate what 'run' would extract (half a minute)")
@@ -39,7 +41,7 @@ def command(
     from batchsweep.plan.preview import plan_and_costs, space_of
 
     sweep = load(config)
-    found, costs = plan_and_costs(sweep, gpu=gpu)
+    found, costs = plan_and_costs(sweep, gpu=gpu, recorded=gpu is None)
     space = space_of(sweep, found, costs)
     needs = None
     if search:

@@ -7,9 +7,10 @@ from itertools import groupby
 
 from batchsweep.checkpoints.same_weights import last_step_twice
 from batchsweep.jobs.index import format_indexes
-from batchsweep.plan.estimate import DOWNLOAD_RATE, START_SECONDS, WRITE_RATE, Estimate, gib
+from batchsweep.plan.estimate import Estimate, gib
 from batchsweep.plan.plan import Plan
 from batchsweep.plan.space import Space
+from batchsweep.plan.speed import CPU, DOWNLOAD_RATE, WRITE_RATE
 from batchsweep.progress import duration
 from batchsweep.table import Column, line_width, table_text, visible
 
@@ -88,7 +89,7 @@ def _totals(plan: Plan, costs: Estimate, space: Space | None, gpu_price: float |
         ("compute", f"{costs.flops:.2g} FLOP"),
         (
             "time",
-            f"about {duration(costs.gpu_seconds)} on one {costs.gpu}, "
+            f"about {duration(costs.gpu_seconds)} on {costs.speed.place}, "
             f"{duration(max(e.gpu_seconds for e in costs.entries))} for the longest index",
         ),
         ("pulls", f"{pulls}; budget {costs.budget}"),
@@ -102,7 +103,8 @@ def _totals(plan: Plan, costs: Estimate, space: Space | None, gpu_price: float |
 def _savings(costs: Estimate) -> str:
     if not costs.savings:
         return ""
-    columns = [Column("cheaper with", prose=True), *_numbers("store", f"time on {costs.gpu}")]
+    time = f"time on {costs.speed.place}"
+    columns = [Column("cheaper with", prose=True), *_numbers("store", time)]
     rows = [(s.change, gib(s.store_bytes), duration(s.gpu_seconds)) for s in costs.savings]
     return table_text(columns, rows)
 
@@ -132,12 +134,24 @@ def _notes(plan: Plan, costs: Estimate) -> list[str]:
             "Texts are estimated from mteb's statistics; shared texts count twice. "
             "'prepare' counts them."
         )
-    notes.append(
-        f"Time is a rule of thumb (a factor of 3 either way): {START_SECONDS:.0f} s to start an "
-        f"index, {DOWNLOAD_RATE / 1e6:.0f} MB/s of download, {WRITE_RATE / 1e6:.0f} MB/s of "
-        "writing, and 4 to 40 % of the GPU's peak by the model's width."
-    )
+    notes.append(_of_time(costs))
     return notes
+
+
+def _of_time(costs: Estimate) -> str:
+    starts = [entry.start_seconds for entry in costs.entries]
+    least, most = f"{min(starts):.0f}", f"{max(starts):.0f}"
+    start = f"{least if least == most else f'{least} to {most}'} s to start an index"
+    if costs.speed.started is not None:
+        return f"Time is as the store recorded it of what is extracted: {start}."
+    computing = "4 to 40 % of the GPU's peak by the model's width"
+    if costs.speed.device == CPU:
+        computing = "0.1 TFLOP/s"
+    return (
+        f"Time is a rule of thumb (a factor of 3 either way): {start}, "
+        f"{DOWNLOAD_RATE / 1e6:.0f} MB/s of download, {WRITE_RATE / 1e6:.0f} MB/s of "
+        f"writing, and {computing}."
+    )
 
 
 def _count(n: float) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchsweep.cli.options import ConfigFile, Grace, PerGpu
+from batchsweep.cli.options import ConfigFile, GpuPrice, Grace, MaxCost, PerGpu
 from batchsweep.signals import GRACE
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ def command(
         bool, typer.Option("--exhaustive", help="extract everything, then search")
     ] = False,
     parallel: PerGpu = None,
+    max_cost: MaxCost = None,
+    gpu_price: GpuPrice = None,
     grace: Grace = GRACE,
 ) -> None:
     """Find the best arm on this machine: extract what the search asks for.
@@ -34,10 +36,16 @@ def command(
     example:
       batchsweep run --config configs/quick.yaml
       batchsweep run --config configs/quick.yaml --exhaustive
+      batchsweep run --config configs/guide.yaml --max-cost 20 --gpu-price 2.5
     """
     from batchsweep.jobs.run_sweep import run_sweep
+    from batchsweep.jobs.spending import CostLimit
 
-    show(config, *run_sweep(config, exhaustive=exhaustive, parallel=parallel, grace=grace))
+    limit = CostLimit.of(max_cost, gpu_price)
+    show(
+        config,
+        *run_sweep(config, exhaustive=exhaustive, parallel=parallel, grace=grace, limit=limit),
+    )
 
 
 def show(config: Path, store: Store, plan: Plan, name: str, outcome: Outcome) -> None:

@@ -19,8 +19,8 @@ from batchsweep.extract.figures import Figures
 from batchsweep.extract.kept import Kept, States
 from batchsweep.extract.weights import check_weights
 from batchsweep.forward.augment import augmented
-from batchsweep.plan.estimate import ITEM_BYTES
 from batchsweep.plan.plan import PlanEntry
+from batchsweep.plan.speed import ITEM_BYTES
 from batchsweep.progress import Bar, duration, progress
 from batchsweep.signals import StopRequest
 from batchsweep.store import Corpus, GroupSpec, GroupWriter

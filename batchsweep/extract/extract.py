@@ -194,7 +194,7 @@ def _extract(
             begun = time.monotonic()
             with figures.phase("blocks"):
                 texts, tokens = seal_blocks(work, loaded, blocks, stop, what)
-            timing = Timing(1, begun - start, tokens, time.monotonic() - begun)
+            timing = Timing(1, figures.started + begun - start, tokens, time.monotonic() - begun)
             add_timing(store, key, timing)
             if stop.asked and (measure or not writer.sealed.issuperset(blocks)):
                 raise Terminated(
@@ -202,8 +202,10 @@ def _extract(
                     "blocks sealed; the same command goes on from there"
                 )
             if measure:
+                begun = time.monotonic()
                 with figures.phase("metrics"):
                     writer.write_metrics(sample_metrics(work, loaded))
+                add_timing(store, key, Timing(0, time.monotonic() - begun))
         if len(writer.sealed) == spec.blocks:
             writer.finish()
     seconds = time.monotonic() - start

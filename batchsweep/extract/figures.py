@@ -26,6 +26,8 @@ class Figures:
 
     checkpoint: str
     """The key of its group."""
+    started: float = 0.0
+    """Seconds that the process took to start, of its first index."""
     texts: int = 0
     """Texts in sealed blocks."""
     tokens: int = 0

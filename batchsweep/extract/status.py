@@ -17,7 +17,7 @@ from batchsweep.errors import (
     TryAgain,
     UsageError,
 )
-from batchsweep.plan.frozen import frozen_plan
+from batchsweep.plan.frozen import check_frozen, load_plan
 from batchsweep.plan.plan import Plan
 from batchsweep.store import Store, open_store
 from batchsweep.store.notes import note_path, noted, read_note
@@ -169,9 +169,10 @@ def _to_wait_for(config: Config, wanted: str) -> str:
     """How far the indexes are; empty where there is nothing more to wait for."""
     store = open_store(config.store_url)
     try:
-        plan = frozen_plan(store, config, scoring=True)
+        plan = load_plan(store)
     except UsageError as error:
         return str(error)  # No plan yet.
+    check_frozen(plan, config, store.url, scoring=True)
     rows = [row for row in index_statuses(store, plan, pairs=False) if row.index is not None]
     sealed = sum(row.state == "sealed" for row in rows)
     to_come = sum(row.state in ("open", "waiting") for row in rows)
@@ -193,7 +194,7 @@ def _to_wait_for(config: Config, wanted: str) -> str:
             "right, then run 'batchsweep extract' again"
         )
     try:
-        frozen_plan(store, config)
+        check_frozen(plan, config, store.url)
     except StoreMismatch:
         raise  # Whoever extracts is refused for the same reason.
     except UsageError as error:

@@ -93,8 +93,11 @@ def sealed_blocks(config: Config, plan: Plan) -> Mapping[int, str]:
 def sealed_indexes(config: Config) -> frozenset[int]:
     """Indexes that are in the store to the end; none where no store is in reach."""
     plan = plan_in_reach(config)
-    if plan is None:
-        return frozenset()
+    return frozenset() if plan is None else sealed_of(config, plan)
+
+
+def sealed_of(config: Config, plan: Plan) -> frozenset[int]:
+    """Of a plan's indexes, those that are in the store to the end."""
     return frozenset(i for i, row in _statuses(config, plan).items() if row.state == "sealed")
 
 

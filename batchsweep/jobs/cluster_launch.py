@@ -21,6 +21,7 @@ from batchsweep.jobs.chosen import (
     plan_in_reach,
     sealed_blocks,
     sealed_indexes,
+    sealed_of,
 )
 from batchsweep.jobs.cluster import Cluster, remembered_options, resized_claims
 from batchsweep.jobs.index import format_indexes
@@ -28,9 +29,9 @@ from batchsweep.jobs.kubectl import OUTAGE_SECONDS, Commands, Kubectl
 from batchsweep.jobs.kubernetes import render, sweep_name, to_yaml
 from batchsweep.jobs.kubernetes_objects import ClusterSweep
 from batchsweep.jobs.snapshot import Snapshot, snapshot
-from batchsweep.jobs.spending import gpu_named, spending
+from batchsweep.jobs.spending import CostLimit, gpu_named, spending
 from batchsweep.jobs.submit import Watch, follow, submit
-from batchsweep.plan.estimate import DEFAULT_GPU
+from batchsweep.plan.speed import DEFAULT_GPU
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ def status(config_file: Path, *, namespace: str | None) -> str:
     sweep = sweep_name(config.name)
     commands = Commands(str(config_file), namespace)
     plan = plan_in_reach(config)
-    now = snapshot(Kubectl(namespace), sweep, sealed_indexes(config))
+    sealed = frozenset() if plan is None else sealed_of(config, plan)
+    now = snapshot(Kubectl(namespace), sweep, sealed)
     if not now.jobs:
         where = f"namespace {namespace}" if namespace else "kubectl's namespace (see --namespace)"
         raise UsageError(
@@ -111,8 +113,9 @@ def apply(
     kubectl = Kubectl(namespace, patience=OUTAGE_SECONDS)
     cluster = Cluster.of(remembered_options(kubectl.items("configmaps", sweep)), given)
     chosen, whole = elsewhere_indexes(indexes, config)
-    if cluster.max_cost is not None:
-        within = _within_cost(config, cluster, snapshot(kubectl, sweep), chosen)
+    limit = CostLimit.of(cluster.max_cost, cluster.gpu_price)
+    if limit is not None:
+        within = _within_cost(config, cluster, limit, snapshot(kubectl, sweep), chosen)
         if len(within) < len(chosen):
             cluster, whole, chosen = replace(cluster, affordable=len(within)), False, within
     watch = Watch(
@@ -148,16 +151,13 @@ def apply(
 
 
 def _within_cost(
-    config: Config, cluster: Cluster, now: Snapshot, chosen: Sequence[int]
+    config: Config, cluster: Cluster, limit: CostLimit, now: Snapshot, chosen: Sequence[int]
 ) -> tuple[int, ...]:
     """Of the chosen indexes, those that Jobs have already and those that ``--max-cost`` allows.
 
     Raises:
-        UsageError: no price was given, or not even the first index can be paid for.
+        UsageError: not even the first index can be paid for.
     """
-    most, price = cluster.max_cost, cluster.gpu_price
-    if most is None or price is None:
-        raise UsageError("--max-cost needs --gpu-price, what a GPU hour costs")
     gpu = gpu_named(cluster.gpu_type)
     costs = spending(config, gpu)
     submitted = {i for job in now.of("extract") for i in job.indexes}
@@ -165,20 +165,20 @@ def _within_cost(
     # Without the store nobody knows what ended Jobs took: then as much as was estimated.
     under_way = running if costs.known else submitted
     new = [i for i in chosen if i not in under_way]
-    bought = costs.affordable(new, under_way=under_way, price=price, most=most)
-    before, after = (costs.cost({*under_way, *more}, price) for more in ((), bought))
+    bought = costs.affordable(new, under_way=under_way, limit=limit)
+    before, after = (limit.cost(costs.seconds({*under_way, *more})) for more in ((), bought))
     said = (
         f"{before:.2f} spent or under way, {after:.2f} with {len(bought)} of {len(new)} indexes "
         f"more, on {gpu or 'an assumed ' + DEFAULT_GPU}"
     )
     if new and not bought and not under_way:
-        first = costs.cost({new[0]}, price)
+        first = limit.cost(costs.seconds({new[0]}))
         raise UsageError(
-            f"--max-cost {most:g} is passed by the first index: {first:.2f} with it; raise it, or "
-            "extract less (see 'batchsweep plan')"
+            f"--max-cost {limit.most:g} is passed by the first index: {first:.2f} with it; raise "
+            "it, or extract less (see 'batchsweep plan')"
         )
     if len(bought) < len(new):
-        logger.warning("--max-cost %g: %s; the others are not submitted", most, said)
+        logger.warning("--max-cost %g: %s; the others are not submitted", limit.most, said)
     else:
         logger.info("cost: %s", said)
     return tuple(i for i in chosen if i in under_way or i in bought)

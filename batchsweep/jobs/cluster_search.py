@@ -22,8 +22,10 @@ from batchsweep.jobs.kubernetes import sweep_name, to_yaml
 from batchsweep.jobs.kubernetes_objects import Object
 from batchsweep.jobs.run_sweep import RemoteWaves, run_sweep
 from batchsweep.jobs.snapshot import JobView, Snapshot, snapshot
+from batchsweep.jobs.spending import CostLimit, gpu_named
 from batchsweep.jobs.submit import Watch, replace_ended, without_claims
 from batchsweep.plan.plan import Plan
+from batchsweep.plan.speed import CPU, DEFAULT_GPU
 from batchsweep.store import Store
 
 logger = logging.getLogger(__name__)
@@ -91,7 +93,9 @@ def print_objects(config_file: Path, given: Mapping[str, Any]) -> str:
     return to_yaml(objects)
 
 
-def drive(config_file: Path, template_file: Path) -> tuple[Store, Plan, str, Outcome]:
+def drive(
+    config_file: Path, template_file: Path, limit: CostLimit | None
+) -> tuple[Store, Plan, str, Outcome]:
     """The search, in its own pod: it may make Jobs and nothing else."""
     config = load(config_file)
     try:
@@ -99,14 +103,21 @@ def drive(config_file: Path, template_file: Path) -> tuple[Store, Plan, str, Out
         workers = int(template["spec"]["parallelism"])
         container = template["spec"]["template"]["spec"]["containers"][0]
         asked = container["resources"]["limits"]
+        nodes = template["spec"]["template"]["spec"].get("nodeSelector", {})
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UsageError(f"--wave-job {template_file} is no Job's template: {error}") from None
     watch = Watch(
         InCluster(), sweep_name(config.name), Commands(str(config_file), None), tell=print
     )
     jobs = WaveJobs(watch, template)
-    gpu = bool(asked.keys() - {"cpu", "memory"})
-    return run_sweep(config_file, remote=RemoteWaves(jobs.extract, gpu=gpu, workers=workers))
+    gpu = next(iter(asked.keys() - {"cpu", "memory"}), None)
+    device = _device(gpu, nodes.get(f"{gpu}.product"))
+    return run_sweep(config_file, remote=RemoteWaves(jobs.extract, device, workers), limit=limit)
+
+
+def _device(gpu: str | None, product: str | None) -> str:
+    """What costs are estimated for: the resource of a GPU, and the label of the nodes' GPUs."""
+    return CPU if gpu is None else gpu_named(product) or DEFAULT_GPU
 
 
 def search_from_here(
@@ -125,8 +136,10 @@ def search_from_here(
         )
     watch, cluster, template = _applied(config, config_file, given, driver=False, tell=tell)
     jobs = WaveJobs(watch, template)
-    remote = RemoteWaves(jobs.extract, gpu=cluster.gpu is not None, workers=cluster.parallelism)
-    return run_sweep(config_file, remote=remote)
+    device = _device(cluster.gpu, cluster.gpu_type)
+    remote = RemoteWaves(jobs.extract, device, cluster.parallelism)
+    limit = CostLimit.of(cluster.max_cost, cluster.gpu_price)
+    return run_sweep(config_file, remote=remote, limit=limit)
 
 
 def search_there(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from batchsweep.jobs import kubernetes
 from batchsweep.jobs.exit_rules import RETRIES, pod_failure_policy
 from batchsweep.jobs.kubernetes_objects import ClusterSweep, Object
+from batchsweep.jobs.spending import CostLimit
 
 #: The file beside the config that holds the wave Job's template.
 TEMPLATE = "wave-job.json"
@@ -22,7 +23,7 @@ def render(sweep: ClusterSweep, *, driver: bool) -> tuple[list[Object], Object]:
             in its namespace and look at them, and nothing else.
 
     Raises:
-        UsageError: the store would not be on the volume.
+        UsageError: the store would not be on the volume; a limit on cost without a price.
     """
     kubernetes.check_store(sweep.store_url, sweep.cluster)
     objects = [
@@ -77,6 +78,9 @@ def _search_job(sweep: ClusterSweep) -> Object:
     """The search on a CPU: it holds no GPU while it thinks, and no GPU waits for it."""
     config = sweep.config_arguments
     arguments = ["launch", "k8s", *config, "--search", "--wave-job", f"/configs/{TEMPLATE}"]
+    limit = CostLimit.of(sweep.cluster.max_cost, sweep.cluster.gpu_price)
+    if limit is not None:
+        arguments += ["--max-cost", f"{limit.most}", "--gpu-price", f"{limit.price}"]
     pod = sweep.pod("search", [sweep.container("bandit", arguments)])
     account = f"{sweep.name}-search"
     pod["spec"] |= {"serviceAccountName": account, "automountServiceAccountToken": True}

@@ -14,7 +14,7 @@ from batchsweep.bandit.costs import PairCosts, planned_costs
 from batchsweep.bandit.outcome import Outcome
 from batchsweep.bandit.policies import Problem
 from batchsweep.bandit.policy_names import WITH_A_MODEL
-from batchsweep.bandit.search import search, search_and_extract
+from batchsweep.bandit.search import PaidTime, search, search_and_extract
 from batchsweep.bandit.stored_waves import Extract
 from batchsweep.bandit.waves import Wave
 from batchsweep.config import Config, PullBudget, load
@@ -23,12 +23,14 @@ from batchsweep.jobs.chosen import names
 from batchsweep.jobs.launch import at_once, local_launcher, logs_folder
 from batchsweep.jobs.local import visible_gpus
 from batchsweep.jobs.runner import IndexedJob, Launcher
+from batchsweep.jobs.spending import CostLimit
 from batchsweep.plan.estimate import gib
 from batchsweep.plan.pairs import Pairs
 from batchsweep.plan.plan import Plan, PlanEntry
 from batchsweep.plan.prepare import prepare
 from batchsweep.plan.space import disk_of
-from batchsweep.plan.timings import timings
+from batchsweep.plan.speed import CPU, DEFAULT_GPU
+from batchsweep.plan.timings import recorded_seconds, timings
 from batchsweep.progress import duration
 from batchsweep.signals import GRACE, stop_on_signals
 from batchsweep.store import Store
@@ -51,12 +53,12 @@ class RemoteWaves:
 
     Attributes:
         submit: has a wave's pairs extracted, and waits for it.
-        gpu: whether that is on GPUs.
+        device: what that runs on, as :class:`~batchsweep.plan.speed.Speed` names it.
         workers: at once.
     """
 
     submit: Extract
-    gpu: bool
+    device: str
     workers: int
 
 
@@ -68,6 +70,7 @@ def run_sweep(
     grace: float = GRACE,
     launch: Callable[[Config, int], WaveLauncher] | None = None,
     remote: RemoteWaves | None = None,
+    limit: CostLimit | None = None,
 ) -> tuple[Store, Plan, str, Outcome]:
     """Prepare, then extract what the search asks for until it is sure; or all, then search.
 
@@ -77,6 +80,7 @@ def run_sweep(
         grace: seconds that a worker gets to seal its open block.
         launch: what starts the workers, given their number; default: processes.
         remote: extracts the waves instead.
+        limit: no wave is asked for that would pass it.
 
     Returns:
         The store, its plan, the search's name and its outcome.
@@ -85,7 +89,7 @@ def run_sweep(
         IndexFailed: no checkpoint can be extracted.
         TryAgain: another process searches here, or nothing could be had this time.
         Terminated: asked to stop; the same call goes on.
-        UsageError: all of it would have to be extracted elsewhere.
+        UsageError: all of it would have to be extracted elsewhere, or whatever it costs.
     """
     config = load(config_file)
     gpus = visible_gpus(os.environ)
@@ -104,6 +108,11 @@ def run_sweep(
             config.bandit.policy,
         )
         exhaustive = True
+    if exhaustive and limit is not None:
+        raise UsageError(
+            "--max-cost is for a search that asks for what is extracted; see what all of it costs: "
+            "'batchsweep plan --gpu-price'"
+        )
     store, plan, _ = prepare(config, exhaustive=exhaustive)
     launcher: WaveLauncher = (
         local_launcher(config_file, workers=workers, grace=grace)
@@ -111,19 +120,29 @@ def run_sweep(
         else launch(config, workers)
     )
     submit = None if remote is None else remote.submit
-    job = _Job(store, plan, config, launcher, workers, grace, submit)
-    gpu = bool(gpus) if remote is None else remote.gpu
+    job = _Job(store, plan, config, launcher, workers, grace, submit, limit)
+    device = DEFAULT_GPU if gpus else CPU
+    if remote is not None:
+        device = remote.device
     if exhaustive:
         job.extract_all()
         name, outcome = search(store, config)
         return store, plan, name, outcome
 
     def pricing(problem: Problem) -> PairCosts:
-        return planned_costs(job.pairs, problem, gpu=gpu, measured=timings(store))
+        return planned_costs(job.pairs, problem, device=device, measured=timings(store))
 
     name, outcome = search_and_extract(
-        store, config, job.extract_wave, width=workers, pricing=pricing, disk=_disk(config)
+        store,
+        config,
+        job.extract_wave,
+        width=workers,
+        pricing=pricing,
+        disk=_disk(config),
+        paid=None if limit is None else job.paid,
     )
+    if limit is not None:
+        logger.info("%s", job.cost())
     return store, plan, name, outcome
 
 
@@ -147,6 +166,7 @@ class _Job:
     workers: int
     grace: float
     submit: Extract | None
+    limit: CostLimit | None
 
     def __post_init__(self) -> None:
         self.pairs = Pairs(self.store, self.plan, self.config)
@@ -187,17 +207,29 @@ class _Job:
         self.launcher.more = {i: ("--tasks", ",".join(tasks)) for i, tasks in left.items()}
         self._extract(list(left), title)
 
+    def paid(self) -> PaidTime:
+        """What extraction may take in all, and what it took."""
+        assert self.limit is not None
+        return PaidTime(self.limit.seconds, sum(recorded_seconds(self.store).values()))
+
+    def cost(self) -> str:
+        """What was paid, of what may be."""
+        assert self.limit is not None
+        limit, spent = self.limit, self.paid().spent
+        return f"{limit.cost(spent):.2f} of {limit.most:g} paid, at {limit.price:g} a GPU hour"
+
     def _spent(self, ready: Sequence[tuple[PlanEntry, Sequence[str]]]) -> str:
         """Disk and time that extraction took so far, each with its limit where there is one."""
         stored = sum(self.pairs.whole(entry, tasks).store_bytes for entry, tasks in ready if tasks)
-        seconds = sum(t.start_seconds + t.seconds for t in timings(self.store).values())
+        seconds = sum(recorded_seconds(self.store).values())
         budget = self.config.bandit.budget
         disk = hours = ""
         if isinstance(budget, PullBudget):
             disk = f" of {gib(budget.bytes)}" if budget.bytes is not None else ""
             if budget.gpu_hours is not None:
                 hours = f" of {duration(3600 * budget.gpu_hours)}"
-        return f"{gib(stored)}{disk} and {duration(seconds)}{hours} of extraction are spent"
+        said = f"{gib(stored)}{disk} and {duration(seconds)}{hours} of extraction are spent"
+        return said if self.limit is None else f"{said}, {self.cost()}"
 
     def _extract(self, indexes: list[int], title: str = "") -> None:
         with stop_on_signals(self.grace) as stop:

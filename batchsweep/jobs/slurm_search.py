@@ -15,7 +15,9 @@ from batchsweep.jobs.kubernetes import sweep_name
 from batchsweep.jobs.launch import at_once
 from batchsweep.jobs.run_sweep import RemoteWaves, run_sweep
 from batchsweep.jobs.slurm import array_script, sbatch, search_script
+from batchsweep.jobs.spending import CostLimit
 from batchsweep.plan.plan import Plan
+from batchsweep.plan.speed import CPU, DEFAULT_GPU
 from batchsweep.store import Store
 
 
@@ -40,6 +42,7 @@ class SlurmSearch:
         parallel: tasks of an array at once, and so checkpoints a wave.
         gpu: ask for one GPU a task.
         extract_options, search_options: of ``sbatch``, for the waves and for the search itself.
+        limit: no wave is asked for that would pass it.
     """
 
     config_file: Path
@@ -47,6 +50,7 @@ class SlurmSearch:
     gpu: bool = True
     extract_options: str = ""
     search_options: str = ""
+    limit: CostLimit | None = None
 
     def script(self, tried: int | None = None) -> str:
         """What is to be submitted.
@@ -54,9 +58,15 @@ class SlurmSearch:
         Args:
             tried: the wave that was extracted as far as it goes.
         """
-        given = {"extract-options": self.extract_options, "search-options": self.search_options}
+        limit = self.limit
+        given = {
+            "extract-options": self.extract_options,
+            "search-options": self.search_options,
+        }
         for name, value in given.items():
             _words(name, value)
+        if limit is not None:
+            given |= {"max-cost": str(limit.most), "gpu-price": str(limit.price)}
         options = [
             *("--parallel", str(at_once(self.parallel)), "--gpu", "gpu" if self.gpu else "none"),
             *(f"--{name}={value}" for name, value in given.items() if value),
@@ -97,8 +107,9 @@ class SlurmSearch:
                 f"job {search} searches on after it"
             )
 
-        remote = RemoteWaves(submit, gpu=self.gpu, workers=at_once(self.parallel))
-        return run_sweep(self.config_file, remote=remote)
+        device = DEFAULT_GPU if self.gpu else CPU
+        remote = RemoteWaves(submit, device, at_once(self.parallel))
+        return run_sweep(self.config_file, remote=remote, limit=self.limit)
 
     @property
     def _sweep(self) -> str:

@@ -1,13 +1,45 @@
-"""``--max-cost``: how many indexes can be submitted before a price is passed."""
+"""``--max-cost``: how much can be extracted before a price is passed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from batchsweep.config import Config
 from batchsweep.errors import UsageError
-from batchsweep.jobs.chosen import plan_in_reach, sealed_indexes
+from batchsweep.jobs.chosen import sealed_of
+
+
+@dataclass(frozen=True)
+class CostLimit:
+    """What a sweep's extraction may cost in all."""
+
+    most: float
+    price: float
+    """Of a GPU hour, in the same currency."""
+
+    @classmethod
+    def of(cls, most: float | None, price: float | None) -> CostLimit | None:
+        """``--max-cost`` and ``--gpu-price``; None without a limit.
+
+        Raises:
+            UsageError: a limit without a price.
+        """
+        if most is None:
+            return None
+        if price is None:
+            raise UsageError("--max-cost needs --gpu-price, what a GPU hour costs")
+        return cls(most, price)
+
+    @property
+    def seconds(self) -> float:
+        """Of GPU time that it allows."""
+        return 3600 * self.most / self.price if self.price else math.inf
+
+    def cost(self, seconds: float) -> float:
+        """Of so much GPU time."""
+        return seconds / 3600 * self.price
 
 
 @dataclass(frozen=True)
@@ -26,40 +58,38 @@ class Spending:
         new: Sequence[int],
         *,
         under_way: Collection[int],
-        price: float,
-        most: float,
+        limit: CostLimit,
     ) -> tuple[int, ...]:
         """Of new indexes, the first ones that keep the sweep's cost within a limit.
 
         Args:
             new: in the order of their worth.
             under_way: indexes that Jobs have, which will be paid for.
-            most: cost of all that was recorded, is under way, and is new.
+            limit: of all that was recorded, is under way, and is new.
         """
         seconds = self.recorded + sum(self.left.get(i, 0.0) for i in under_way)
         chosen = []
         for index in new:
             seconds += 0.0 if index in under_way else self.left.get(index, 0.0)
-            if seconds / 3600 * price > most:
+            if limit.cost(seconds) > limit.most:
                 break
             chosen.append(index)
         return tuple(chosen)
 
-    def cost(self, indexes: Collection[int], price: float) -> float:
+    def seconds(self, indexes: Collection[int]) -> float:
         """Of what is recorded, and of the rest of some indexes."""
-        return (self.recorded + sum(self.left.get(i, 0.0) for i in indexes)) / 3600 * price
+        return self.recorded + sum(self.left.get(i, 0.0) for i in indexes)
 
 
 def spending(config: Config, gpu: str | None) -> Spending:
-    """What the store has recorded, and the plan's estimate of the rest.
+    """What the store has recorded, and the plan's estimate of the rest, which follows it.
 
-    Once an index is sealed, estimates are scaled by what the sealed ones really took.
 
     Raises:
         UsageError: nobody knows yet how large a task is.
     """
     from batchsweep.plan.preview import plan_and_costs
-    from batchsweep.plan.timings import timings
+    from batchsweep.plan.timings import recorded_seconds
     from batchsweep.store import open_store
 
     plan, costs = plan_and_costs(config, gpu=gpu)
@@ -68,26 +98,17 @@ def spending(config: Config, gpu: str | None) -> Spending:
             f"--max-cost: the size of {', '.join(costs.size.unknown)} isn't known here; run "
             "'batchsweep prepare' where the store can be reached first"
         )
-    known = plan_in_reach(config) is not None
-    recorded = (
-        {
-            key: t.start_seconds + t.seconds
-            for key, t in timings(open_store(config.store_url)).items()
-        }
-        if known
-        else {}
-    )
-    estimated = {entry.key: entry.gpu_seconds for entry in costs.entries}
-    sealed = sealed_indexes(config)
-    done = {entry.key for entry in plan.entries if entry.index in sealed and entry.key in recorded}
-    scale = sum(recorded[k] for k in done) / sum(estimated[k] for k in done) if done else 1.0
+    # A plan that isn't frozen was made without the Hub's word.
+    known = plan.audited
+    recorded = recorded_seconds(open_store(config.store_url)) if known else {}
+    sealed = sealed_of(config, plan)
     return Spending(
         recorded=sum(recorded.values()),
         left={
             entry.index: 0.0
             if entry.index in sealed
-            else max(scale * estimated[entry.key] - recorded.get(entry.key, 0.0), 0.0)
-            for entry in plan.entries
+            else max(costs.gpu_seconds - recorded.get(costs.key, 0.0), 0.0)
+            for entry, costs in zip(plan.entries, costs.entries, strict=True)
         },
         known=known,
     )
@@ -100,7 +121,7 @@ def gpu_named(label: str | None) -> str | None:
         >>> gpu_named("NVIDIA-A100-SXM4-80GB")
         'a100'
     """
-    from batchsweep.plan.estimate import GPUS
+    from batchsweep.plan.speed import GPUS
 
     words = (label or "").lower()
     return next((name for name in sorted(GPUS, key=len, reverse=True) if name in words), None)

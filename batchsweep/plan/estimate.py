@@ -6,37 +6,16 @@ within a few per cent for storage once the corpus is counted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from batchsweep.config import Config, EveryLayers
 from batchsweep.corpus.size import CorpusSize, corpus_size
-from batchsweep.errors import UsageError
 from batchsweep.plan.plan import Plan, PlanEntry, layers_of
+from batchsweep.plan.speed import DEFAULT_GPU, Speed, download_bytes, stored_bytes
+from batchsweep.plan.timings import Timing
 
-#: GPU -> dense 16-bit peak, in FLOP/s, from the makers' data sheets.
-GPUS = {
-    "t4": 65e12,
-    "v100": 125e12,
-    "l4": 121e12,
-    "a10g": 70e12,
-    "rtx4090": 165e12,
-    "l40s": 362e12,
-    "a100": 312e12,
-    "h100": 989e12,
-    "h200": 989e12,
-    "b200": 2250e12,
-}
-DEFAULT_GPU = "h100"
-
-#: Bytes a second of a weight download, and of writing embeddings.
-DOWNLOAD_RATE = 50e6
-WRITE_RATE = 500e6
-#: Seconds to start a process, load libraries and weights, once an index.
-START_SECONDS = 20.0
-
-#: Bytes of one number of an embedding.
-ITEM_BYTES = {"float16": 2, "float32": 4, "int8": 1}
 _GIB = 2**30
 
 
@@ -48,8 +27,10 @@ class EntryEstimate:
     store_bytes: int
     download_bytes: int
     flops: float
+    start_seconds: float
+    """Of the process and of loading weights that are there."""
     gpu_seconds: float
-    """On the chosen GPU: the slower of computing and writing, with start and download."""
+    """The slower of computing and writing, with start and download."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +50,8 @@ class Estimate:
     entries: tuple[EntryEstimate, ...]
     size: CorpusSize
     corpus_bytes: int
-    gpu: str
+    speed: Speed
+    """What times rest on."""
     arms: int
     arms_per_model: dict[str, int]
     exhaustive_pulls: int
@@ -101,6 +83,7 @@ class Estimate:
         """Plain JSON values."""
         return {
             **asdict(self),
+            "gpu": self.speed.device,
             "store_bytes": self.store_bytes,
             "download_bytes": self.download_bytes,
             "flops": self.flops,
@@ -114,19 +97,21 @@ def estimate(
     size: CorpusSize,
     *,
     gpu: str | None = None,
+    measured: Mapping[str, Timing] | None = None,
 ) -> Estimate:
     """Add up what a plan costs.
 
     Args:
-        gpu: a name of :data:`GPUS`.
+        gpu: a name of :data:`batchsweep.plan.speed.GPUS`, or ``cpu``.
+        measured: checkpoint key -> what extraction took, where times are to follow it.
 
     Raises:
         UsageError: an unknown GPU.
     """
-    gpu = (gpu or DEFAULT_GPU).lower()
-    if gpu not in GPUS:
-        raise UsageError(f"unknown GPU '{gpu}'; valid: {', '.join(GPUS)}")
-    entries = tuple(_entry(e, config, size, GPUS[gpu]) for e in plan.entries)
+    speed = Speed((gpu or DEFAULT_GPU).lower()).corrected(
+        plan.entries, config, measured or {}, lambda entry: size.mean_length
+    )
+    entries = tuple(_entry(e, config, size, speed) for e in plan.entries)
     arms = len(plan.arms(config.embedding.transforms))
     tasks = len(size.tasks) + len(size.unknown)
     budget = config.bandit.budget_text(tasks)
@@ -140,71 +125,43 @@ def estimate(
         corpus_bytes=int(
             characters + 24 * size.texts + tokenizers * 4 * (size.tokens + size.texts)
         ),
-        gpu=gpu,
+        speed=speed,
         arms=arms,
         arms_per_model=plan.arms_per_model(config.embedding.transforms),
         exhaustive_pulls=arms * tasks,
         budget=budget,
         budget_pulls=pulls,
         download_exact=all(e.checkpoint.weights for e in plan.entries),
-        savings=_savings(plan, config, size, gpu),
+        savings=_savings(plan, config, size, speed),
     )
 
 
-def _entry(entry: PlanEntry, config: Config, size: CorpusSize, peak: float) -> EntryEstimate:
-    shape = entry.shape
+def _entry(entry: PlanEntry, config: Config, size: CorpusSize, speed: Speed) -> EntryEstimate:
     stored = stored_bytes(entry, config, size.texts)
-    download = download_bytes(entry)
-    flops = shape.flops(size.tokens, size.mean_length)
-    computing = flops / (peak * utilisation(entry.hidden))
+    start = speed.start_seconds(entry)
+    working = speed.seconds(entry, size.tokens, size.mean_length, stored)
     return EntryEstimate(
         key=entry.key,
         store_bytes=stored,
-        download_bytes=download,
-        flops=flops,
-        gpu_seconds=START_SECONDS + download / DOWNLOAD_RATE + max(computing, stored / WRITE_RATE),
+        download_bytes=download_bytes(entry),
+        flops=entry.shape.flops(size.tokens, size.mean_length),
+        start_seconds=start,
+        gpu_seconds=start + speed.download_seconds(entry) + working,
     )
 
 
-def stored_bytes(entry: PlanEntry, config: Config, texts: int) -> int:
-    """What the embeddings of so many texts of one index take in the store."""
-    vectors = len(entry.layers) * texts * len(config.embedding.pooling)
-    scale = 4 if config.store.dtype == "int8" else 0
-    return vectors * (entry.hidden * ITEM_BYTES[config.store.dtype] + scale)
-
-
-def download_bytes(entry: PlanEntry) -> int:
-    """Of a checkpoint's weights. Without an audit: two bytes a parameter, as most publish."""
-    checkpoint = entry.checkpoint
-    return 0 if checkpoint.local else checkpoint.size or 2 * entry.shape.parameters
-
-
-def download_seconds(entry: PlanEntry) -> float:
-    """To fetch a checkpoint's weights."""
-    return download_bytes(entry) / DOWNLOAD_RATE
-
-
-def utilisation(hidden: int) -> float:
-    """The part of a GPU's peak that a forward pass of this width is taken to reach.
-
-    A rule of thumb, not a measurement: 40 % for wide models, and the less the narrower their
-    matrices are (4 % for 128).
-    """
-    return 0.4 * hidden / (hidden + 1024)
-
-
-def _savings(plan: Plan, config: Config, size: CorpusSize, gpu: str) -> tuple[Saving, ...]:
+def _savings(plan: Plan, config: Config, size: CorpusSize, speed: Speed) -> tuple[Saving, ...]:
     """Changes that would make the sweep cheaper, one at a time, the largest first.
 
     None for a sweep that is small anyway.
     """
     found: list[Saving] = []
-    now = sum(_entry(e, config, size, GPUS[gpu]).store_bytes for e in plan.entries)
+    now = sum(_entry(e, config, size, speed).store_bytes for e in plan.entries)
     if now < _GIB:
         return ()
 
     def consider(change: str, other: Config, other_size: CorpusSize) -> None:
-        entries = [_entry(relayered(e, other), other, other_size, GPUS[gpu]) for e in plan.entries]
+        entries = [_entry(relayered(e, other), other, other_size, speed) for e in plan.entries]
         stored = sum(e.store_bytes for e in entries)
         if stored < 0.9 * now:
             flops = sum(e.flops for e in entries)

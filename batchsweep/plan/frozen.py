@@ -47,19 +47,33 @@ def frozen_plan(store: Store, config: Config, *, scoring: bool = False) -> Plan:
         StoreMismatch: something changed that the store can't follow.
     """
     plan = load_plan(store)
+    check_frozen(plan, config, store.url, scoring=scoring)
+    return plan
+
+
+def check_frozen(plan: Plan, config: Config, where: str, *, scoring: bool = False) -> None:
+    """Refuse a config that is not the one that a frozen plan was made from.
+
+    Args:
+        plan: from a store.
+        config, scoring: as for :func:`frozen_plan`.
+        where: the store's URL.
+
+    Raises:
+        UsageError, StoreMismatch: as :func:`frozen_plan`.
+    """
     if scoring:
-        _check_same(plan, config, store.url, sections=("embedding", "store", "corpus"))
-        return plan
-    _check_same(plan, config, store.url)
+        _check_same(plan, config, where, sections=("embedding", "store", "corpus"))
+        return
+    _check_same(plan, config, where)
     now = deciding(config)
     for section in ("models", "revisions"):
         if plan.config.get(section) != now[section]:
             change = "; ".join(differences(plan.config.get(section), now[section], section))
             raise UsageError(
-                f"{store.url}: the plan was frozen from another config: {change}; "
+                f"{where}: the plan was frozen from another config: {change}; "
                 "run 'batchsweep prepare' to add indexes (those there stay), or change it back"
             )
-    return plan
 
 
 def merged(plan: Plan, store: Store, config: Config) -> Plan:

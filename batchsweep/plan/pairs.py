@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from batchsweep.config import Config
 from batchsweep.errors import TryAgain
-from batchsweep.plan.estimate import stored_bytes
 from batchsweep.plan.plan import Plan, PlanEntry
+from batchsweep.plan.speed import stored_bytes
 from batchsweep.store import Store
 from batchsweep.store.pairs import TaskBlocks
 
@@ -53,7 +53,7 @@ class Pairs:
             raise TryAgain(f"{store.url}: no corpus yet; run 'batchsweep prepare' first")
         self.plan = plan
         self._store = store
-        self._config = config
+        self.config = config
         self._blocks = TaskBlocks(corpus, config.store.block_texts)
         #: Tokenizer -> [block] tokens of its texts.
         self._tokens: dict[str, npt.NDArray[np.int64]] = {}
@@ -130,6 +130,6 @@ class Pairs:
             blocks=blocks,
             texts=texts,
             tokens=tokens,
-            store_bytes=stored_bytes(entry, self._config, texts),
+            store_bytes=stored_bytes(entry, self.config, texts),
             flops=entry.shape.flops(tokens, tokens / max(texts, 1)),
         )

@@ -18,13 +18,21 @@ from batchsweep.plan.estimate import Estimate, estimate
 from batchsweep.plan.frozen import frozen_plan
 from batchsweep.plan.plan import Plan, make_plan
 from batchsweep.plan.space import Space, check_space, space
+from batchsweep.plan.timings import Timing, timings
 from batchsweep.store import Store, open_store
 
 logger = logging.getLogger(__name__)
 
 
-def plan_and_costs(config: Config, *, gpu: str | None = None) -> tuple[Plan, Estimate]:
+def plan_and_costs(
+    config: Config, *, gpu: str | None = None, recorded: bool = True
+) -> tuple[Plan, Estimate]:
     """The store's frozen plan, or the one that the config would give, and what it costs.
+
+
+    Args:
+        gpu: see :data:`batchsweep.plan.speed.GPUS`; or ``cpu``.
+        recorded: times follow what the store recorded of extraction, if it has recorded any.
 
     Raises:
         ConfigError: an unknown task or model, a layer that isn't there.
@@ -35,7 +43,8 @@ def plan_and_costs(config: Config, *, gpu: str | None = None) -> tuple[Plan, Est
     plan = _frozen(store, config) if store is not None else None
     if plan is None:
         plan = make_plan(config, nominal(config))
-    return plan, estimate(plan, config, corpus_size(config, store), gpu=gpu)
+    measured = _measured(store) if store is not None and recorded else {}
+    return plan, estimate(plan, config, corpus_size(config, store), gpu=gpu, measured=measured)
 
 
 def _store_there(config: Config) -> Store | None:
@@ -53,6 +62,14 @@ def _frozen(store: Store, config: Config) -> Plan | None:
         # Said, because 'prepare' will say it too; but what the config would cost is still shown.
         logger.warning("%s", error)
         return None
+
+
+def _measured(store: Store) -> dict[str, Timing]:
+    try:
+        return timings(store)
+    except BatchsweepError as error:
+        logger.warning("%s", error)
+        return {}
 
 
 def refuse_if_too_large(config: Config, plan: Plan) -> None:

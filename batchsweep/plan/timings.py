@@ -19,7 +19,8 @@ class Timing:
 
     runs: int = 0
     start_seconds: float = 0.0
-    """Weights fetched, checked and loaded."""
+    """What doesn't grow with the texts: from the process's start, or the end of the index before,
+    to weights that are fetched, checked and loaded; and the label-free metrics."""
     tokens: int = 0
     """Forward tokens of what was sealed, padding not counted."""
     seconds: float = 0.0
@@ -38,6 +39,15 @@ def timings(store: Store) -> dict[str, Timing]:
         if timing is not None:
             found[path.removeprefix("timings/").removesuffix(".json")] = timing
     return found
+
+
+def recorded_seconds(store: Store) -> dict[str, float]:
+    """Checkpoint key -> all that its extraction took.
+
+    Raises:
+        StoreCorrupt: as :func:`timings`.
+    """
+    return {key: one.start_seconds + one.seconds for key, one in timings(store).items()}
 
 
 def add_timing(store: Store, key: str, run: Timing) -> None:

@@ -34,7 +34,7 @@ def planned(tmp_path_factory):
 
 def test_pairs_take_no_more_than_the_sum_of_what_each_takes(planned) -> None:
     pairs, problem = planned
-    costs = planned_costs(pairs, problem, gpu=False)
+    costs = planned_costs(pairs, problem, device="cpu")
     for row, key in enumerate(costs.checkpoints):
         entry = next(e for e in pairs.plan.entries if e.key == key)
         assert costs.store_bytes[row].sum() >= pairs.whole(entry).store_bytes
@@ -45,7 +45,7 @@ def test_pairs_take_no_more_than_the_sum_of_what_each_takes(planned) -> None:
 
 def test_what_extraction_took_corrects_what_was_thought(planned) -> None:
     pairs, problem = planned
-    thought = planned_costs(pairs, problem, gpu=False)
+    thought = planned_costs(pairs, problem, device="cpu")
     entry = pairs.plan.entries[0]
     everything = pairs.whole(entry)
     took = 1000.0
@@ -53,7 +53,7 @@ def test_what_extraction_took_corrects_what_was_thought(planned) -> None:
         entry.key: Timing(2, 14.0, everything.tokens, took),
         "gone/main": Timing(1, 9, 1, 1),
     }
-    now = planned_costs(pairs, problem, gpu=False, measured=measured)
+    now = planned_costs(pairs, problem, device="cpu", measured=measured)
     assert now.start.tolist() == [7.0, 7.0]
     # All checkpoints, as far slower as this one was than had been thought.
     task = pairs.whole(entry, [problem.tasks[0]])
@@ -65,7 +65,7 @@ def test_what_extraction_took_corrects_what_was_thought(planned) -> None:
 
 def test_a_price_counts_time_and_disk_alike(planned) -> None:
     pairs, problem = planned
-    costs = planned_costs(pairs, problem, gpu=False)
+    costs = planned_costs(pairs, problem, device="cpu")
     untouched = np.zeros(len(costs.checkpoints), dtype=bool)
     assert costs.pair.sum() + costs.opening(untouched).sum() == pytest.approx(2.0)
 

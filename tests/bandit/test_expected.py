@@ -67,7 +67,7 @@ def test_the_budget_bounds_what_is_expected(tmp_path) -> None:
 def test_the_pairs_together_cost_what_the_plan_says(tmp_path) -> None:
     config, plan, costs = sweep(tmp_path)
     problem = planned_problem(plan, config, tasks=[task.name for task in SIZE.tasks])
-    prices = estimated_costs(plan, problem, config, SIZE, gpu=costs.gpu)
+    prices = estimated_costs(plan, problem, config, SIZE, speed=costs.speed)
     assert prices.store_bytes.sum() == pytest.approx(costs.store_bytes - costs.corpus_bytes)
     assert prices.exhaustive_seconds == pytest.approx(costs.gpu_seconds, rel=0.01)
 

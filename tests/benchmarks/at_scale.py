@@ -14,7 +14,7 @@ from typing import Any
 
 import measured
 
-from batchsweep.plan.estimate import DOWNLOAD_RATE, START_SECONDS, WRITE_RATE
+from batchsweep.plan.speed import DOWNLOAD_RATE, WRITE_RATE
 
 HUB = 1e9
 """Bytes a second that the cluster gets from the Hub in all."""
@@ -30,11 +30,12 @@ def makespan(entries, gpus, volume, hub=HUB):
     while queue or running:
         while queue and len(running) < gpus:
             entry = queue.pop(0)
-            alone = START_SECONDS + entry["download_bytes"] / DOWNLOAD_RATE
+            alone = entry["start_seconds"] + entry["download_bytes"] / DOWNLOAD_RATE
             # Compute that outlasts writing slows its writing down, nobody else's.
             most = min(WRITE_RATE, entry["store_bytes"] / (entry["gpu_seconds"] - alone))
             running.append(
-                [("start", START_SECONDS, 1.0), ("hub", entry["download_bytes"], DOWNLOAD_RATE),
+                [("start", entry["start_seconds"], 1.0),
+                 ("hub", entry["download_bytes"], DOWNLOAD_RATE),
                  ("volume", entry["store_bytes"], most)]
             )  # fmt: skip
         users = {link: sum(job[0][0] == link for job in running) for link in ("hub", "volume")}

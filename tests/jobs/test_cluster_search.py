@@ -1,6 +1,11 @@
 """A search whose waves are Jobs of a cluster: real kubectl, an API server of the tests' own."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,10 +14,11 @@ from command_line import parsed
 from kubernetes_server import Cluster, Refused, needs_kubectl
 from tiny import make_suite, make_tasks, write_config
 
+import batchsweep
 from batchsweep.bandit.stored_waves import wave_of
 from batchsweep.cli.main import main
 from batchsweep.config import load
-from batchsweep.errors import UsageError
+from batchsweep.errors import IndexFailed, Terminated, UsageError
 from batchsweep.extract.extract import extract
 from batchsweep.jobs import cluster_search, in_cluster, kubectl
 from batchsweep.plan.frozen import frozen_plan
@@ -53,9 +59,13 @@ class Controller:
             return
         plan = frozen_plan(store, config)
         for position, visit in enumerate(visits):
-            if position not in bad:
-                entry = plan.entry_of(visit.key)
+            if position in bad:
+                continue
+            entry = plan.entry_of(visit.key)
+            try:
                 extract(store, config, entry, tasks=list(visit.tasks), stop=StopRequest(1))
+            except IndexFailed:
+                bad.add(position)
         kind = "Failed" if bad else "Complete"
         job["status"] = {
             "conditions": [{"type": kind, "status": "True", "message": "1 index failed"}],
@@ -91,19 +101,29 @@ def config(tmp_path, monkeypatch, suite, controller, s3_url):
     """Writes a config; the default store is at a URL that this machine and the "cluster" see."""
     monkeypatch.chdir(tmp_path)
 
-    def write(store: str = s3_url, **sections) -> str:
+    def write(store: str = s3_url, name: str = "sweep", **sections) -> str:
+        defaults = {"models": [str(suite)], "bandit": {"budget": {"pulls": 16}}}
         path = write_config(
-            Path("sweep.yaml"),
-            models=[str(suite)],
+            Path(f"{name}.yaml"),
             revisions=list(REVISIONS),
             tasks=make_tasks(tmp_path / "tasks"),
             store={"path": store},
-            **{"bandit": {"budget": {"pulls": 16}}, **sections},
+            **{**defaults, **sections},
         )
         controller.config = str(path)
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def account(tmp_path) -> Path:
+    """The service account of a pod."""
+    folder = tmp_path / "account"
+    folder.mkdir()
+    (folder / "namespace").write_text("team")
+    (folder / "token").write_text("secret\n")
+    return folder
 
 
 def launched(path: str, *more: str) -> list[str]:
@@ -191,8 +211,27 @@ def test_the_driver_may_make_jobs_and_look_at_them_and_nothing_else(
     assert template["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
 
 
+def test_what_a_search_may_cost_holds_here_and_in_its_pod(
+    config, cluster, controller, capsys
+) -> None:
+    path = config()
+    limit = ["--max-cost", "0", "--gpu-price", "2"]
+    assert main(launched(path, "--apply", *limit)) == 2
+    assert "allow not even the first wave" in capsys.readouterr().err
+    assert controller.waves == []
+    # It is remembered, and what is given anew replaces it.
+    assert main(launched(path, "--apply", "--max-cost", "100")) == 0
+    assert " of 100 paid, at 2 a GPU hour" in capsys.readouterr().err
+    assert main(launched(path, "--driver", *limit)) == 0
+    objects = {o["kind"]: o for o in yaml.safe_load_all(capsys.readouterr().out)}
+    _, found = parsed(objects["Job"]["spec"]["template"]["spec"]["containers"][0]["args"])
+    assert (found["max_cost"], found["gpu_price"]) == (0.0, 2.0)
+    assert main(launched(path, "--driver", "--max-cost", "5")) == 2
+    assert "--max-cost needs --gpu-price" in capsys.readouterr().err
+
+
 def test_the_search_in_its_pod_submits_its_waves_and_asks_for_nothing_else(
-    config, cluster, controller, tmp_path, monkeypatch, capsys
+    config, cluster, controller, account, tmp_path, monkeypatch, capsys
 ) -> None:
     path = config()
 
@@ -207,10 +246,6 @@ def test_the_search_in_its_pod_submits_its_waves_and_asks_for_nothing_else(
     assert "sweep-search: complete" in capsys.readouterr().out
     template = tmp_path / "wave-job.json"
     template.write_text(cluster.get("configmaps", "sweep-config", "team")["data"]["wave-job.json"])
-    account = tmp_path / "account"
-    account.mkdir()
-    (account / "namespace").write_text("team")
-    (account / "token").write_text("secret\n")
     monkeypatch.setattr(
         cluster_search, "InCluster", lambda: in_cluster.InCluster(account, cluster.url)
     )
@@ -220,6 +255,116 @@ def test_the_search_in_its_pod_submits_its_waves_and_asks_for_nothing_else(
     assert "best arm:" in capsys.readouterr().out
     assert controller.waves
     assert {request[:2] for request in cluster.requests} == {("GET", "jobs"), ("POST", "jobs")}
+
+
+#: A driver's process, whose account and server are the test's: FOLDER URL SECONDS ARGUMENTS...
+DRIVER = """
+import sys
+from pathlib import Path
+from batchsweep.cli.main import main
+from batchsweep.jobs import cluster_search, in_cluster, kubectl
+
+account, url, kubectl.POLL_SECONDS = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+cluster_search.InCluster = lambda: in_cluster.InCluster(account, url)
+sys.exit(main(sys.argv[4:]))
+"""
+
+
+@pytest.fixture
+def driver(cluster, account, tmp_path):
+    """Starts the search of a config as its own pod does."""
+    running = []
+
+    def start(path: str, poll: str = "0.05") -> subprocess.Popen:
+        objects = cluster_search.print_objects(Path(path), {"gpu": None, "parallelism": 2})
+        (made,) = (o for o in yaml.safe_load_all(objects) if o["kind"] == "ConfigMap")
+        template = tmp_path / f"{Path(path).stem}-wave-job.json"
+        template.write_text(made["data"]["wave-job.json"])
+        command = ["launch", "k8s", "--config", path, "--search", "--wave-job", str(template)]
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-c", DRIVER, str(account), cluster.url, poll, *command],
+                env={**os.environ, "PYTHONPATH": str(Path(batchsweep.__file__).parents[1])},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def test_a_driver_that_is_evicted_leaves_its_wave_and_the_next_one_goes_on_with_it(
+    config, cluster, controller, driver
+) -> None:
+    path = config()
+    cluster.react = lambda job: None
+
+    def jobs() -> list[dict]:
+        with cluster.lock:
+            return [item for key, item in cluster.objects.items() if key[0] == "jobs"]
+
+    # It waits for its wave, and would look again in an hour.
+    first = driver(path, poll="3600")
+    while not jobs() and first.poll() is None:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate(timeout=120)
+    assert first.returncode == Terminated.exit_code, said
+    # The wave's Job goes on without it.
+    (job,) = jobs()
+    assert job["metadata"]["name"] == "sweep-wave-1" and not job.get("status")
+    assert ("DELETE", "jobs") not in {request[:2] for request in cluster.requests}
+    cluster.requests.clear()
+    second = driver(path)
+    while not cluster.requests and second.poll() is None:
+        time.sleep(0.05)
+    with cluster.lock:
+        cluster.react = controller
+        controller(cluster.objects["jobs", "team", "sweep-wave-1"])
+    out, said = second.communicate(timeout=300)
+    assert second.returncode == 0 and "best arm:" in out, said
+    assert "Job sweep-wave-1 is there; following it" in said
+    waves = open_store(load(path).store_url).list_json("waves")
+    assert controller.waves == [f"sweep-wave-{n}" for n in range(1, len(waves) + 1)]
+
+
+def test_drivers_at_one_moment_make_the_waves_of_two_searches_and_no_wave_twice(
+    config, controller, driver
+) -> None:
+    one = config()
+    other = config(name="other", bandit={"budget": {"pulls": 16}, "seed": 1})
+    assert main(["prepare", "--config", one]) == 0
+    processes = [driver(path) for path in (one, other, one)]
+    said = [process.communicate(timeout=400) for process in processes]
+    codes = [process.returncode for process in processes]
+    # Of the same search the second one waits for nobody: it says that another searches here.
+    assert codes[1] == 0 and sorted([codes[0], codes[2]]) in ([0, 75], [0, 0]), said
+    assert all("best arm:" in out for (out, _), code in zip(said, codes, strict=True) if not code)
+    store = open_store(load(one).store_url)
+    waves = {path: store.read_json(path) for path in store.list_json("waves")}
+    assert len({wave["search"] for wave in waves.values()}) == 2
+    numbers = sorted(int(name.rpartition("-")[2]) for name in controller.waves)
+    assert numbers == list(range(1, len(waves) + 1))
+
+
+def test_a_checkpoint_that_is_gone_in_mid_search_is_searched_without(
+    config, cluster, controller, tmp_path, capsys
+) -> None:
+    own = make_suite(tmp_path / "own", REVISIONS)
+    path = config(models=[str(own)])
+    assert main(["prepare", "--config", path]) == 0
+    # The last checkpoint is always asked for.
+    (own / "main" / "model.safetensors").unlink()
+    assert main(launched(path, "--apply", "--parallel", "2")) == 0
+    said = capsys.readouterr()
+    assert "the search goes on without own/main" in said.err
+    assert "best arm:" in said.out and " main," not in said.out.splitlines()[0]
+    assert not ready_tasks(open_store(load(path).store_url)).get("own/main")
 
 
 def test_outside_of_a_pod_the_driver_says_so(tmp_path) -> None:

@@ -17,6 +17,7 @@ from kubernetes_server import NO_KUBECTL
 from tiny import make_suite, make_tasks, write_config
 
 from batchsweep.cli.main import main
+from batchsweep.plan.speed import CPU_START, CUDA_START
 from batchsweep.store import open_store
 
 REVISIONS = ("step0", "main")
@@ -218,11 +219,12 @@ def test_max_cost_stops_submitting_and_the_bandit_does_not_wait(config, cluster,
     submit = ["launch", "k8s", "--config", config, "--apply"]
     assert main([*submit, "--max-cost", "5"]) == 2
     assert "--max-cost needs --gpu-price" in capsys.readouterr().err
-    # An index takes 20 s to start and next to nothing to extract: 1 an index at 180 an hour.
-    assert main([*submit, "--max-cost", "0.5", "--gpu-price", "180"]) == 2
+    # An index takes next to nothing but its start: 1 an index.
+    price = ["--gpu-price", f"{3600 / (CPU_START + CUDA_START)}"]
+    assert main([*submit, "--max-cost", "0.5", *price]) == 2
     assert "passed by the first index: 1.00 with it" in capsys.readouterr().err
     assert not [key for key in cluster.objects if key[0] == "jobs"]
-    assert main([*submit, "--max-cost", "1.5", "--gpu-price", "180"]) == 0
+    assert main([*submit, "--max-cost", "1.5", *price]) == 0
     shown = capsys.readouterr().err
     assert "--max-cost 1.5: 0.00 spent or under way, 1.00 with 1 of 2 indexes more" in shown
     job = cluster.get("jobs", "sweep-extract-0")

@@ -1,23 +1,32 @@
 """``run``: the search and the extraction that it asks for, meeting in the store."""
 
+import contextlib
 import json
+import os
+import pty
 import random
+import re
 import shutil
 import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from store_data import stored
 from tiny import make_suite, make_tasks, write_sweep
 
 from batchsweep.bandit.costs import planned_costs
-from batchsweep.bandit.search import search, search_and_extract
+from batchsweep.bandit.search import PaidTime, search, search_and_extract
 from batchsweep.cli.main import main
 from batchsweep.config import load
 from batchsweep.errors import IndexFailed, StoreCorrupt, TryAgain
 from batchsweep.extract.extract import extract
 from batchsweep.plan.frozen import frozen_plan
 from batchsweep.plan.pairs import Pairs
+from batchsweep.plan.timings import recorded_seconds
 from batchsweep.signals import StopRequest
 from batchsweep.store import open_store
 from batchsweep.store.pairs import ready_tasks
@@ -95,11 +104,25 @@ class Extractor:
             except IndexFailed:
                 continue
 
-    def search(self):
-        def pricing(problem):
-            return planned_costs(Pairs(self.store, self.plan, self.config), problem, gpu=False)
+    def search(self, *, hours: float | None = None):
+        """With ``hours``, so many may be paid: each visit takes one, and nothing else is billed."""
 
-        return search_and_extract(self.store, self.config, self, width=2, pricing=pricing)
+        def pricing(problem):
+            costs = planned_costs(Pairs(self.store, self.plan, self.config), problem, device="cpu")
+            if hours is None:
+                return costs
+            free, hour = np.zeros_like(costs.seconds), np.full_like(costs.start, 3600.0)
+            return replace(costs, seconds=free, start=hour, download=0 * hour)
+
+        before = sum(len(wave["visits"]) for wave in self.waves().values())
+
+        def paid():
+            return PaidTime(3600.0 * hours, 3600.0 * (before + self.calls))
+
+        return search_and_extract(
+            self.store, self.config, self, width=2, pricing=pricing,
+            paid=None if hours is None else paid,
+        )  # fmt: skip
 
     def waves(self) -> dict[str, dict]:
         return {p: self.store.read_json(p) for p in sorted(self.store.list_json("waves"))}
@@ -128,6 +151,43 @@ def test_waves_are_documents_that_say_what_was_asked_and_why(finished) -> None:
     ready = {(key, t) for key, tasks in ready_tasks(run.store).items() for t in tasks}
     assert asked <= ready
     assert {key for key, _ in ready} == {key for key, _ in asked}
+
+
+def test_while_it_scores_rate_and_time_left_are_said(sweep, monkeypatch, caplog) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("batchsweep.progress.PLAIN_INTERVAL", 0.0)
+    run = Extractor(sweep())
+    run.search()
+    said = [r.message for r in caplog.records if r.message.startswith(("search: ", "final check"))]
+    each = [
+        re.fullmatch(r".*: (\d+)/(\d+) pulls \(.* %\), [\d.]+ pulls/s, .* left", m) for m in said
+    ]
+    assert all(each) and {m.split(":")[0] for m in said} == {"search", "final check"}
+    # What each wave brought is a piece of work of its own, and ends as large as was said.
+    closing = [match for match in each if match and match[1] == match[2]]
+    assert len(run.waves()) <= len(closing) < len(said)
+
+
+def test_on_a_terminal_one_thing_is_shown_at_a_time(sweep, tmp_path) -> None:
+    """Two live displays at once would be an error."""
+    path = sweep(prepared=False, revisions=["step0", "main"])
+    command = [sys.executable, "-m", "batchsweep", "run", "--config", path, "--parallel", "2"]
+    main_end, other_end = pty.openpty()
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=other_end,
+        text=True,
+    )
+    os.close(other_end)
+    shown = b""
+    with contextlib.suppress(OSError):  # The end of a terminal.
+        while more := os.read(main_end, 65536):
+            shown += more
+    out, _ = process.communicate()
+    assert process.returncode == 0, shown.decode()
+    assert "best arm:" in out and "wave 1:" in shown.decode()
 
 
 def test_a_job_of_a_wave_extracts_what_its_index_asks_for(sweep, monkeypatch, capsys) -> None:
@@ -272,10 +332,46 @@ def test_a_budget_of_bytes_is_a_hard_limit(sweep) -> None:
     assert outcome.stopped == "budget"
 
 
+def test_what_may_be_paid_bounds_the_whole_search_and_counts_what_was_spent(sweep) -> None:
+    path = sweep()
+
+    def paid_for(hours: int) -> Extractor:
+        run = Extractor(path)
+        run.search(hours=hours)
+        return run
+
+    def visits(run: Extractor) -> int:
+        return sum(len(wave["visits"]) for wave in run.waves().values())
+
+    few = visits(paid_for(4))
+    assert 3 <= few <= 4
+    # More may be paid: the same search goes on, and what it had spent counts.
+    run = paid_for(8)
+    assert few < visits(run) <= 8 and len(run.asked) == visits(run) - few
+    # Nothing is left to be spent: nothing is extracted, and there is an answer.
+    assert paid_for(visits(run)).asked == []
+
+
+def test_a_limit_that_takes_no_wave_or_has_no_price_is_refused(sweep, capsys) -> None:
+    path = sweep()
+    command = ["run", "--config", path, "--max-cost", "0"]
+    assert main(command) == 2
+    assert "--max-cost needs --gpu-price" in capsys.readouterr().err
+    assert main([*command, "--gpu-price", "2"]) == 2
+    assert "allow not even the first wave" in capsys.readouterr().err
+    assert main([*command, "--gpu-price", "2", "--exhaustive"]) == 2
+    assert "--max-cost is for a search" in capsys.readouterr().err
+    assert open_store(load(path).store_url).list_json("waves") == []
+
+
 def test_run_extracts_in_processes_and_writes_the_report(sweep, forked, tmp_path, capsys) -> None:
     path = sweep(prepared=False, revisions=["step0", "main"])
-    assert main(["run", "--config", path, "--parallel", "2"]) == 0
+    command = ["run", "--config", path, "--parallel", "2", "--max-cost", "900"]
+    assert main([*command, "--gpu-price", "3600"]) == 0
     printed = capsys.readouterr()
+    paid = re.findall(r"([\d.]+) of 900 paid, at 3600 a GPU hour", printed.err)
+    took = sum(recorded_seconds(open_store(load(path).store_url)).values())
+    assert float(paid[-1]) == pytest.approx(took, abs=0.01) and took > 0
     assert "best arm:" in printed.out
     assert "extracted:" in printed.out
     assert "wave 1:" in printed.err
@@ -290,17 +386,32 @@ def test_run_exhaustive_extracts_everything(sweep, forked, capsys) -> None:
     assert open_store(load(path).store_url).list_json("waves") == []
 
 
-@pytest.mark.torture
-def test_run_killed_at_any_moment_goes_on(sweep, finished, commands) -> None:
-    path, expected = sweep("killed", prepared=False), finished[2]
-    chance = random.Random(0)
-    for _ in range(6):
-        status = commands.run(Path(path), "run", kill_after=chance.uniform(1, 25))
+def killed_at_any_moment(commands, path: str, expected: str, *, kills: int) -> None:
+    """``run``, killed so many times at random moments, ends with this arm and a sound store."""
+    chance = random.Random(kills)
+    for killed in range(kills):
+        # The later the kill, the further it came: to the first waves, at least.
+        status = commands.run(Path(path), "run", kill_after=chance.uniform(1, 8 + 4 * killed))
         assert status in (0, -signal.SIGKILL), commands.output
     commands.succeed(Path(path), "run")
-    run = Extractor(path)
-    (found,) = [p for p in run.store.list_json("bandit") if p.endswith("answer.json")]
-    assert json.loads(json.dumps(run.store.read_json(found)))["best"]["arm"] == expected.answer.arm
+    store = open_store(load(path).store_url)
+    (found,) = [p for p in store.list_json("bandit") if p.endswith("answer.json")]
+    assert store.read_json(found)["best"]["arm"] == expected
     commands.succeed(Path(path), "extract", "--all")
     commands.succeed(Path(path), "verify")
-    search(run.store, run.config)
+
+
+def test_run_killed_three_times_goes_on(sweep, finished, commands) -> None:
+    path, expected = sweep("killed", prepared=False), finished[2].answer.arm
+    killed_at_any_moment(commands, path, expected, kills=3)
+    whole = Extractor(sweep("whole"))
+    for entry in whole.plan.entries:
+        extract(whole.store, whole.config, entry, stop=StopRequest(1))
+    assert stored(Path(load(path).store_url)) == stored(Path(whole.config.store_url))
+
+
+@pytest.mark.torture
+def test_run_killed_many_times_goes_on(sweep, finished, commands) -> None:
+    path, expected = sweep("killed", prepared=False), finished[2].answer.arm
+    killed_at_any_moment(commands, path, expected, kills=12)
+    search(open_store(load(path).store_url), load(path))

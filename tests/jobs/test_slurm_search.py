@@ -120,6 +120,17 @@ def test_a_queue_that_takes_no_job_is_told_and_the_wave_is_asked_for_again(
     assert "wave 1: job 2" in capsys.readouterr().out
 
 
+def test_what_a_search_may_cost_goes_from_step_to_step(config, slurm, capsys) -> None:
+    search = ["launch", "slurm", "--config", config, "--gpu", "none", "--search"]
+    limit = ["--max-cost", "100", "--gpu-price", "2"]
+    assert main([*search, *limit]) == 0
+    assert main(command_in(capsys.readouterr().out)) == 0
+    _, found = parsed(command_in(Path("job-2").read_text()))
+    assert (found["max_cost"], found["gpu_price"]) == (100.0, 2.0)
+    assert main([*search[:-1], *limit]) == 2
+    assert "give --search with it" in capsys.readouterr().err
+
+
 def test_the_script_is_one_that_slurm_and_bash_read(tmp_path) -> None:
     script = search_script(
         sweep="demo", config_path="my sweep.yaml", options=["--parallel", "4"], tried=3

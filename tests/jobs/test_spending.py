@@ -2,7 +2,7 @@
 
 import pytest
 
-from batchsweep.jobs.spending import Spending, gpu_named
+from batchsweep.jobs.spending import CostLimit, Spending, gpu_named
 
 #: An hour recorded; of four indexes, one is sealed.
 SPENDING = Spending(3600, {0: 0, 1: 3600, 2: 7200, 3: 3600}, known=True)
@@ -22,9 +22,10 @@ SPENDING = Spending(3600, {0: 0, 1: 3600, 2: 7200, 3: 3600}, known=True)
     ],
 )
 def test_no_index_passes_the_limit(new, under_way, most, chosen):
-    assert SPENDING.affordable(new, under_way=under_way, price=2.0, most=most) == chosen
+    limit = CostLimit(most, price=2.0)
+    assert SPENDING.affordable(new, under_way=under_way, limit=limit) == chosen
     if chosen:
-        assert SPENDING.cost({*under_way, *chosen}, 2.0) <= most
+        assert limit.cost(SPENDING.seconds({*under_way, *chosen})) <= most
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from batchsweep.plan.estimate import estimate
 from batchsweep.plan.frozen import PLAN_PATH, freeze, frozen_plan, load_plan
 from batchsweep.plan.plan import Plan, make_plan
 from batchsweep.plan.space import check_space, space
+from batchsweep.plan.timings import Timing
 from batchsweep.store import create_store
 
 PYTHIAS = [f"EleutherAI/pythia-{size}" for size in ("14m", "70m", "410m")]
@@ -519,6 +520,36 @@ def test_a_faster_gpu_is_no_slower():
     plan = make_plan(wanted, nominal(wanted))
     hours = [estimate(plan, wanted, MILLION, gpu=g).gpu_seconds for g in ("t4", "a100", "H100")]
     assert hours == sorted(hours, reverse=True) and hours[0] > 3 * hours[2]
+
+
+def test_a_start_is_of_the_device_and_of_the_weights():
+    wanted = config(models=[PYTHIAS[0], "EleutherAI/pythia-12b"], revisions=["main"])
+    plan = make_plan(wanted, nominal(wanted))
+    starts = {
+        device: [e.start_seconds for e in estimate(plan, wanted, MILLION, gpu=device).entries]
+        for device in ("cpu", "t4", "h100")
+    }
+    assert 1 < starts["cpu"][0] < 10 and starts["t4"] == starts["h100"]
+    for small, large in starts.values():
+        assert large - small > 30  # 12e9 parameters are read and checked, wherever.
+    assert starts["cpu"][0] < starts["h100"][0] < 20
+
+
+def test_what_the_store_recorded_is_what_time_is_taken_from():
+    wanted = config(models=[PYTHIAS[0]], revisions=["step1000", "main"])
+    plan = make_plan(wanted, nominal(wanted))
+    first, _ = plan.entries
+    # A quarter of an index in two processes, on whatever device it was.
+    measured = {
+        first.key: Timing(2, start_seconds=6.0, tokens=int(MILLION.tokens) // 4, seconds=500.0),
+        "gone/main": Timing(1, start_seconds=900.0, tokens=7, seconds=900.0),
+    }
+    for gpu in (None, "t4", "cpu"):
+        costs = estimate(plan, wanted, MILLION, gpu=gpu, measured=measured)
+        assert [e.gpu_seconds for e in costs.entries] == pytest.approx([2003.0] * 2, rel=1e-3)
+        assert [e.start_seconds for e in costs.entries] == [3.0, 3.0]
+        text = plan_table(plan, costs)
+        assert "as the store recorded it" in " ".join(text.split()) and "on one t4" not in text
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def command(
     ] = None,
     max_cost: Annotated[
         float | None,
-        typer.Option(metavar="X", min=0, help="submit no index that would pass this cost"),
+        typer.Option(metavar="X", min=0, help="submit no index or wave that would pass this"),
     ] = None,
     gpu_price: Annotated[
         float | None, typer.Option(metavar="X", min=0, help="what a GPU hour costs")
@@ -129,7 +129,6 @@ def command(
     only_one(apply=apply, status=status, wave_job=wave_job)
     only_one(search=search, indexes=indexes)
     only_one(search=search, bandit_after=bandit_after)
-    only_one(search=search, max_cost=max_cost)
     if (driver or wave_job is not None) and not search:
         raise UsageError("--driver runs a search in the cluster: give --search with it")
     from batchsweep.jobs import cluster, cluster_launch
@@ -182,9 +181,11 @@ def _search(
     """What ``--search`` does: here, there, in its own pod, or on paper."""
     from batchsweep.cli.run import show
     from batchsweep.jobs import cluster_search
+    from batchsweep.jobs.spending import CostLimit
 
     if wave_job is not None:
-        show(config, *cluster_search.drive(config, wave_job))
+        limit = CostLimit.of(given.get("max_cost"), given.get("gpu_price"))
+        show(config, *cluster_search.drive(config, wave_job, limit))
     elif driver and apply:
         print(cluster_search.search_there(config, given, tell=print))
     elif driver:

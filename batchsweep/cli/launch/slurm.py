@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from batchsweep.cli.options import ConfigFile, Indexes, only_one
+from batchsweep.cli.options import ConfigFile, GpuPrice, Indexes, MaxCost, only_one
+from batchsweep.errors import UsageError
+
+if TYPE_CHECKING:
+    from batchsweep.jobs.slurm_search import SlurmSearch
 
 
 def command(
@@ -26,6 +30,8 @@ def command(
     search_options: Annotated[
         str, typer.Option(metavar="TEXT", help="with --search: sbatch's options for the search")
     ] = "",
+    max_cost: MaxCost = None,
+    gpu_price: GpuPrice = None,
     step: Annotated[bool, typer.Option("--step", hidden=True)] = False,
     tried: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -39,32 +45,27 @@ def command(
       batchsweep launch slurm --config configs/quick.yaml --search > search.sbatch
     """
     only_one(search=search, indexes=indexes)
+    from batchsweep.jobs.slurm_search import SlurmSearch
+    from batchsweep.jobs.spending import CostLimit
+
+    limit = CostLimit.of(max_cost, gpu_price)
     if search:
-        _search(config, parallel, gpu == "gpu", extract_options, search_options, step, tried)
+        job = SlurmSearch(config, parallel, gpu == "gpu", extract_options, search_options, limit)
+        _search(config, job, tried) if step else print(job.script().rstrip("\n"))
         return
+    if limit is not None:
+        raise UsageError("--max-cost limits a search: give --search with it")
     from batchsweep.jobs.launch import slurm
 
     script = slurm(config, indexes=indexes, parallel=parallel, gpu=gpu == "gpu")
     print(script.rstrip("\n"))
 
 
-def _search(
-    config: Path,
-    parallel: int,
-    gpu: bool,
-    extract_options: str,
-    search_options: str,
-    step: bool,
-    tried: int | None,
-) -> None:
-    """Print the search's script; ``step`` is what the script runs."""
+def _search(config: Path, job: SlurmSearch, tried: int | None) -> None:
+    """What the search's script runs."""
     from batchsweep.cli.run import show
-    from batchsweep.jobs.slurm_search import SlurmSearch, Submitted
+    from batchsweep.jobs.slurm_search import Submitted
 
-    job = SlurmSearch(config, parallel, gpu, extract_options, search_options)
-    if not step:
-        print(job.script().rstrip("\n"))
-        return
     try:
         show(config, *job.step(tried))
     except Submitted as submitted:

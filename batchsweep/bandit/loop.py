@@ -370,7 +370,7 @@ class _Loop:
             self.view.begin("final check", pulls)
 
     def _is_there(self, arm: int, task: int) -> bool:
-        return self.waves is None or bool(self.waves.cells[arm, task])
+        return self.waves is None or self.waves.is_there(arm, task)
 
     # -- scoring and observing -----------------------------------------------------------------
 

@@ -93,6 +93,10 @@ class Waves:
         """[arm, task] the cells that can be scored."""
         return self.there[self._costs.of]
 
+    def is_there(self, arm: int, task: int) -> bool:
+        """Whether this cell can be scored."""
+        return bool(self.there[self._costs.of[arm], task])
+
     def due(self, policy: Policy) -> bool:
         """Whether enough of what the last wave brought was scored, or nothing is left to score."""
         return bool(policy.taken.all()) or _observed(policy) >= self._till

@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 from forks import Commands, working_in
+from hub_server import HubServer, Repo
+from store_data import stored
+from tiny import write_config
 
 from batchsweep import config, demo
 from batchsweep.cli import main as cli
@@ -288,6 +292,75 @@ def test_second_run_says_the_same_and_trains_nothing(ran: tuple[Path, str, str])
     sealed = list((out / "store.zarr").rglob("seals/**/*"))
     report = (out / "report" / "report.html").stat().st_mtime
     assert all(file.stat().st_mtime < report for file in sealed)
+
+
+#: Pythia's names of the suite's revisions, in their order: the Hub serves them under a real id.
+BRANCHES = {
+    "step0": "step0",
+    "step64": "step16",
+    "step160": "step512",
+    "step240": "step1000",
+    "step320": "step4000",
+    "step400": "step16000",
+    "step480": "step64000",
+    "main": "main",
+}
+
+
+def test_from_the_hub_half_of_the_pairs_give_the_answer_of_all(
+    ran: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    """Checkpoints that truly improve, under real ids: with random weights any arm may be best.
+
+    Half of the checkpoints are the search's budget.
+    """
+    suite_folder = ran[0] / "suite" / MODEL
+    served = Repo(
+        {
+            branch: {f.name: f.read_bytes() for f in (suite_folder / revision).iterdir()}
+            for revision, branch in BRANCHES.items()
+        }
+    )
+    listed = tasks.TASKS.items()
+    folder = ran[0] / "tasks"
+
+    def config_file(name: str, **budget: int) -> Path:
+        return write_config(
+            tmp_path / f"{name}.yaml",
+            models=["EleutherAI/pythia-14m"],
+            revisions=list(BRANCHES.values()),
+            tasks=[
+                {"name": task, "type": kind, "path": str(tasks.task_path(folder, task))}
+                for task, (kind, _) in listed
+            ],
+            store={"path": str(tmp_path / f"{name}.zarr"), "block_texts": 32},
+            metrics={"sample": 64},
+            bandit={"budget": {"pulls": 96, **budget}},
+        )
+
+    with HubServer() as hub:
+        hub.repos["EleutherAI/pythia-14m"] = served
+        environ = {**os.environ, **hub.environ(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+
+        def said(file: Path, *arguments: str) -> str:
+            done = subprocess.run(
+                [sys.executable, "-m", "batchsweep", *arguments, "--config", str(file)],
+                env=environ,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        half = config_file("searched", checkpoints=len(BRANCHES) // 2)
+        searched = said(half, "run", "--parallel", "2")
+        everything = said(config_file("whole"), "run", "--exhaustive", "--parallel", "2")
+        said(half, "extract", "--all")
+    assert searched.splitlines()[0] == everything.splitlines()[0] and "best arm:" in searched
+    found = re.search(r"extracted: (\d+) of 48 \(checkpoint, task\) pairs", searched)
+    assert found is not None and int(found[1]) <= 24
+    assert "extracted: 48 of 48" in everything
+    assert stored(tmp_path / "searched.zarr") == stored(tmp_path / "whole.zarr")
 
 
 def test_a_command_that_fails_passes_its_exit_code_on(ran: tuple[Path, str, str]) -> None:

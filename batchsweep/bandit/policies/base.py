@@ -290,7 +290,8 @@ class Policy(ABC):
         mean, sd = self.believed()
         first = self.leader()
         order = np.argsort(-np.where(np.isfinite(sd), mean, -np.inf), kind="stable")
-        return [first, *(int(i) for i in order if i != first and np.isfinite(sd[i]))][:n]
+        others = order[(order != first) & np.isfinite(sd[order])]
+        return [first, *others[: max(n - 1, 0)].tolist()][:n]
 
     def plane(self) -> Floats:
         """[arm, task] believed reward of every cell: as observed, else arm plus task level."""

@@ -85,6 +85,24 @@ def test_incremental_posterior_is_the_textbook_posterior(filled):
     )
 
 
+def test_covariances_that_are_asked_for_again_are_those_of_now(filled) -> None:
+    model, scores, cells = filled
+    every = np.arange(len(scores))
+    arm, task = divmod(int(np.setdiff1d(np.arange(scores.size), cells)[0]), scores.shape[1])
+    changes = [
+        lambda: model.observe(arm, task, None),
+        lambda: model.observe(arm, task, 0.4, noise=0.05),
+        lambda: model.observe(arm, (task + 1) % 3, 0.4),
+        lambda: model.fit(model.centre, model.spread),
+    ]
+    for change in changes:
+        before = model.covariance_row(4).copy()
+        change()
+        now = model.covariance_row(4)
+        assert not np.allclose(before, now, rtol=1e-6, atol=0)
+        np.testing.assert_allclose(now, model.covariance(every, every)[4], atol=1e-10)
+
+
 def test_rebuilding_changes_nothing(filled):
     model, _, _ = filled
     mean, var = model.mean.copy(), model.var.copy()

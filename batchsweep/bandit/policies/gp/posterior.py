@@ -52,6 +52,9 @@ class Posterior:
         self._grow(256)
         self._pending: dict[tuple[int, int], int] = {}
         self._row_of: dict[int, int] = {}
+        #: Of arms that were asked for since the last cell: a pull asks for its leader's several
+        #: times, and each is a product of all observations with all arms.
+        self._covariance_rows: dict[int, Floats] = {}
         self._shared_rows: Floats = np.zeros((64, arms))
         self._own_rows: Floats = np.zeros((64, arms))
         self.rebuild()
@@ -146,6 +149,7 @@ class Posterior:
         self._offsets = offsets
         self.mean, self.var = self._prior_mean.copy(), self._prior_var.copy()
         self._row_of.clear()
+        self._covariance_rows.clear()
         n = self.n
         if not n:
             return
@@ -212,6 +216,7 @@ class Posterior:
     def _append(self, i: int) -> None:
         a, t = int(self._arm[i]), int(self._task[i])
         row = self._cache(a)
+        self._covariance_rows.clear()
         self.n = i + 1
         arm, task = self._arm[:i], self._task[:i]
         k = self.load[t] * self.load[task] * self._shared_rows[row][arm]
@@ -260,11 +265,15 @@ class Posterior:
 
     def covariance_row(self, arm: int) -> Floats:
         """[arm] posterior covariance of one arm's reward with every arm's."""
-        row = self._cache(arm)
-        prior = self.total**2 * self._shared_rows[row] + self._own_total * self._own_rows[row]
-        prior = prior + self._offsets
-        prior[arm] += self._own_total * self._cell
-        return np.asarray(prior - self._white[: self.n, arm] @ self._white[: self.n])
+        known = self._covariance_rows.get(arm)
+        if known is None:
+            row = self._cache(arm)
+            prior = self.total**2 * self._shared_rows[row] + self._own_total * self._own_rows[row]
+            prior = prior + self._offsets
+            prior[arm] += self._own_total * self._cell
+            known = np.asarray(prior - self._white[: self.n, arm] @ self._white[: self.n])
+            self._covariance_rows[arm] = known
+        return known
 
     def gains(self, contrast: dict[int, float], arms: Ints) -> Floats:
         """[len(arms), task] posterior covariance of a contrast of rewards with each cell.

@@ -19,8 +19,10 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 # Only what pyproject.toml asks for, at the versions of constraints.txt. The environment has no pip
 # of its own (the base's pip fills it), no package's tests or C headers, and is compiled here,
-# because at run time its root is read-only. (compileall also meets templates that aren't Python:
-# "|| true".)
+# because at run time its root is read-only: by hashes that nobody checks then, instead of times
+# that no two builds share, and with one seed of hashes, in whose order sets are written. (What
+# starts with Python may not write its own.)
+# (compileall also meets templates that aren't Python: "|| true".)
 # hadolint ignore=DL3042
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheels,target=/wheels \
@@ -41,7 +43,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
       -r requirements.txt -c constraints.txt; \
     find /opt/batchsweep/lib -type d \( -name tests -o -path '*/torch/test' -o -path '*/include' \) \
       -prune -exec rm -rf {} +; \
-    /opt/batchsweep/bin/python -m compileall -q -j 0 /opt/batchsweep/lib || true
+    PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 /opt/batchsweep/bin/python -m compileall -q -j 0 \
+      --invalidation-mode unchecked-hash /opt/batchsweep/lib || true
 
 FROM dependencies AS package
 # The wheel's times and modes are not those of this checkout: the same files, the same bytes.
@@ -63,8 +66,11 @@ COPY --from=dependencies /opt/batchsweep /opt/batchsweep
 # Any uid may run it (--user, runAsUser): nothing below needs a passwd entry or a home folder. The
 # mounted volumes and /tmp are the only places that are written to.
 RUN --mount=type=bind,from=package,source=/dist,target=/dist \
-    python3 -m pip --python /opt/batchsweep/bin/python install --no-cache-dir --no-index --no-deps \
-      /dist/*.whl && \
+    export PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 && \
+    python3 -m pip --python /opt/batchsweep/bin/python install --no-cache-dir --no-compile \
+      --no-index --no-deps /dist/*.whl && \
+    /opt/batchsweep/bin/python -m compileall -q --invalidation-mode unchecked-hash \
+      /opt/batchsweep/lib/python3*/site-packages/batchsweep && \
     install -d -m 1777 /runs /cache && install -d /configs
 ENV PATH=/opt/batchsweep/bin:$PATH \
     HOME=/tmp \

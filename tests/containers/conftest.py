@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import docker
@@ -165,8 +165,8 @@ def cpu_wheels() -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def image(engine, base_image, tmp_path_factory) -> str:
-    """The project's image, built from what git would give a user."""
+def build(engine, base_image, tmp_path_factory) -> Callable[..., str]:
+    """Builds the project's image under a name, from what git would give a user."""
     context = tmp_path_factory.mktemp("context")
     for name in SOURCES:
         shutil.copy(ROOT / name, context / name)
@@ -182,10 +182,19 @@ def image(engine, base_image, tmp_path_factory) -> str:
     certificate = pip_setting("cert")
     if certificate and Path(certificate).is_file():
         arguments += ["--secret", f"id=ca,src={certificate}"]
-    start = time.monotonic()
-    run(
-        buildkit_client(), "build", "--progress=plain", "-t", IMAGE, *arguments, context,
-        env={**os.environ, "DOCKER_BUILDKIT": "1"},
-    )  # fmt: skip
-    print(f"built {IMAGE} in {time.monotonic() - start:.0f} s")
-    return IMAGE
+
+    def build(name: str, *more: str) -> str:
+        start = time.monotonic()
+        run(
+            buildkit_client(), "build", "--progress=plain", "-t", name, *arguments, *more, context,
+            env={**os.environ, "DOCKER_BUILDKIT": "1"},
+        )  # fmt: skip
+        print(f"built {name} in {time.monotonic() - start:.0f} s")
+        return name
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def image(build) -> str:
+    return build(IMAGE)

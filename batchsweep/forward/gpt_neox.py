@@ -220,6 +220,8 @@ class GPTNeoX(nn.Module):
     """The base model, its modules named as in transformers' ``GPTNeoXModel``."""
 
     base_model_prefix = "gpt_neox"
+    #: Known without a run: one on damaged weights can't show it.
+    causal_by_code = True
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """The image in a real engine: the demo's pipeline under all the restrictions that are promised."""
 
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -152,8 +153,11 @@ def files(engine, image):
         found = {}
         with os.fdopen(read, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as members:
             for m in members:
-                data = members.extractfile(m) if m.isreg() else None
-                digest = hashlib.file_digest(data, "sha256").hexdigest() if data else ""
+                digest = ""
+                if m.isreg():
+                    data = members.extractfile(m)
+                    assert isinstance(data, io.BufferedReader)
+                    digest = hashlib.file_digest(data, "sha256").hexdigest()
                 found[m.name] = (m.mode, m.uid, m.gid, m.linkname, digest)
             # Zeros after the archive's end: who writes them must not be left alone.
             while stream.read(1 << 20):

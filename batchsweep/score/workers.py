@@ -28,7 +28,12 @@ class ScoreFunction:
 
     @classmethod
     def of(cls, config: Config) -> ScoreFunction:
-        """For a config's store and tasks, whole or as much of them as a pull takes."""
+        """For a config's store and tasks, whole or as much of them as a pull takes.
+
+        A search asks once. What another one in this process has prepared is forgotten: the same
+        name may be another store by now.
+        """
+        _scorer.cache_clear()
         texts = config.bandit.texts_per_pull
         halves = None if texts is None else Halves(texts, config.bandit.seed)
         return cls(config.store_url, config.tasks, config.corpus, halves)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 from scoring import KEY, sentences, store_of
 
-from batchsweep.config import CorpusConfig, LocalTask
+from batchsweep.config import Config, CorpusConfig, LocalTask
 from batchsweep.score.scorer import Scorer
 from batchsweep.score.workers import ScoreFunction, score_processes
 from batchsweep.store import Store
@@ -55,6 +56,22 @@ def test_other_processes_give_the_same_numbers(
     there = list(processes.map(score, *zip(*pulls, strict=True)))
     assert [result.main_score for result in there] == here
     assert all(result.seconds > 0 and result.document["result"]["scores"] for result in there)
+
+
+def test_the_next_search_of_a_process_reads_its_own_store(
+    tasks: list[LocalTask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where both are called the same: each in a folder of its own."""
+    given = [task.model_dump(mode="json", exclude_none=True) for task in tasks]
+    config = Config.model_validate(
+        {"models": ["m"], "tasks": given, "store": {"path": "store.zarr"}}
+    )
+    for folder, dtype in (("first", "float32"), ("second", "float16")):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        there = store_of(Path("store.zarr"), resolve(tasks), dtype=dtype)
+        document = ScoreFunction.of(config)(f"{KEY}#1", "sts").document
+        assert document["origin"]["group"] == there.reader(KEY).spec.digest.hex()
 
 
 def test_every_arm_and_process_gets_the_same_examples(

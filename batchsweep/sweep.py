@@ -125,7 +125,7 @@ class Sweep:
         Raises:
             StoreError: no such task.
         """
-        corpus = self._corpus or self.store.require_corpus()
+        corpus = self._corpus_there
         return corpus.texts(None if task is None else corpus.rows_of(task))
 
     def embeddings(self, arm: str, task: str | None = None) -> Embeddings:
@@ -152,7 +152,7 @@ class Sweep:
             )
         rows = None
         if task is not None:
-            rows = (self._corpus or self.store.require_corpus()).rows_of(task)
+            rows = self._corpus_there.rows_of(task)
         return Embeddings(self._reader(found.key), found, rows)
 
     @cached_property
@@ -226,6 +226,15 @@ class Sweep:
     @cached_property
     def _corpus(self) -> Corpus | None:
         return self.store.corpus()
+
+    @property
+    def _corpus_there(self) -> Corpus:
+        """The corpus, where one is needed.
+
+        Raises:
+            StoreError: there is none.
+        """
+        return self._corpus or self.store.require_corpus()
 
     @cached_property
     def _ready_tasks(self) -> dict[str, tuple[str, ...]]:

@@ -14,6 +14,11 @@ from batchsweep.plan.speed import CPU, DOWNLOAD_RATE, WRITE_RATE
 from batchsweep.progress import duration
 from batchsweep.table import Column, line_width, table_text, visible
 
+#: The part of a recorded time from which on a process was hardly kept waiting.
+_UNDISTURBED = 0.9
+#: Recorded paces that differ by less are one.
+_SPREAD = 1.2
+
 
 def plan_table(
     plan: Plan,
@@ -89,7 +94,7 @@ def _totals(plan: Plan, costs: Estimate, space: Space | None, gpu_price: float |
         ("compute", f"{costs.flops:.2g} FLOP"),
         (
             "time",
-            f"about {duration(costs.gpu_seconds)} on {costs.speed.place}, "
+            f"{_time(costs)} on {costs.speed.place}, "
             f"{duration(max(e.gpu_seconds for e in costs.entries))} for the longest index",
         ),
         ("pulls", f"{pulls}; budget {costs.budget}"),
@@ -98,6 +103,14 @@ def _totals(plan: Plan, costs: Estimate, space: Space | None, gpu_price: float |
         money = costs.gpu_seconds / 3600 * gpu_price
         rows.append(("cost", f"{money:.2f}, at {gpu_price:g} a GPU hour"))
     return table_text([Column(""), Column("", prose=True)], rows, header=False, width=line_width())
+
+
+def _time(costs: Estimate) -> str:
+    """Of all indexes; a range where recorded extraction was kept waiting for its cores."""
+    most = duration(costs.gpu_seconds)
+    if costs.least_seconds > _UNDISTURBED * costs.gpu_seconds:
+        return f"about {most}"
+    return f"{duration(costs.least_seconds)} to {most}"
 
 
 def _savings(costs: Estimate) -> str:
@@ -143,7 +156,7 @@ def _of_time(costs: Estimate) -> str:
     least, most = f"{min(starts):.0f}", f"{max(starts):.0f}"
     start = f"{least if least == most else f'{least} to {most}'} s to start an index"
     if costs.speed.started is not None:
-        return f"Time is as the store recorded it of what is extracted: {start}."
+        return _of_recorded_time(costs, start)
     computing = "4 to 40 % of the GPU's peak by the model's width"
     if costs.speed.device == CPU:
         computing = "0.1 TFLOP/s"
@@ -152,6 +165,17 @@ def _of_time(costs: Estimate) -> str:
         f"{DOWNLOAD_RATE / 1e6:.0f} MB/s of download, {WRITE_RATE / 1e6:.0f} MB/s of "
         f"writing, and {computing}."
     )
+
+
+def _of_recorded_time(costs: Estimate, start: str) -> str:
+    speed = costs.speed
+    said = f"Time is as the store recorded it of {speed.indexes} of {len(costs.entries)} indexes"
+    if speed.paces >= _SPREAD:
+        said += f", whose paces differ by a factor of {speed.paces:.1f}"
+    said += f": {start}."
+    if costs.least_seconds <= _UNDISTURBED * costs.gpu_seconds:
+        said += " The least is with the cores to itself, the most if they are as busy as then."
+    return said
 
 
 def _count(n: float) -> str:

@@ -81,7 +81,7 @@ def seal_blocks(
     """
     writer = work.writer
     texts = tokens = 0
-    todo = sum(_size(writer.block_rows(b)) for b in blocks)
+    todo = sum(_size(writer.spec.block_rows(b)) for b in blocks)
     at_once = _writes_at_once(writer.spec)
     writing: deque[Future[None]] = deque()
     with (
@@ -147,7 +147,7 @@ def _states(
         layer_output=embedding.layer_output,
         batch_tokens=embedding.batch_tokens,
         make_reducer=pooler(spec.poolings, _prefixes(work, token_ids)),
-        first_row=work.writer.block_rows(block).start,
+        first_row=spec.block_rows(block).start,
         done=done,
     ):
         for pooling, values in pooled.items():
@@ -156,7 +156,9 @@ def _states(
         done[positions] = True
         computed = int(done.sum()) - before
         passed = time.monotonic() - start
-        if computed == len(positions) and passed > MOST_LOST:
+        slow = computed == len(positions) and passed > MOST_LOST
+        if slow and not work.kept.said_slow:
+            work.kept.said_slow = True
             logger.warning(
                 "%s: a batch takes %s here, and a kill loses as much; embedding.batch_tokens: %d "
                 "would make it %d s",
@@ -235,8 +237,10 @@ def _read_ahead(
 ) -> Iterator[tuple[int, TokenIds]]:
     """Each block with its token ids; the next block's are read while this one is computed."""
 
+    rows = work.writer.spec.block_rows
+
     def read(block: int) -> TokenIds:
-        return work.corpus.token_ids(work.entry.tokenizer, work.writer.block_rows(block))
+        return work.corpus.token_ids(work.entry.tokenizer, rows(block))
 
     coming = [background.submit(read, block) for block in blocks[:1]]
     for position, block in enumerate(blocks):

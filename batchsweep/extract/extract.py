@@ -29,9 +29,9 @@ from batchsweep.errors import (
 from batchsweep.extract.blocks import Work, sample_metrics, seal_blocks
 from batchsweep.extract.figures import Figures
 from batchsweep.extract.kept import Kept
-from batchsweep.numerics import ARITHMETIC, COMPUTE_THREADS
+from batchsweep.numerics import ARITHMETIC, COMPUTE_THREADS, cores
 from batchsweep.plan.plan import PlanEntry
-from batchsweep.plan.timings import Timing, add_timing
+from batchsweep.plan.timings import Stopwatch, Timing, add_timing
 from batchsweep.progress import duration
 from batchsweep.signals import StopRequest
 from batchsweep.store import Corpus, GroupSpec, Store
@@ -166,7 +166,7 @@ def _extract(
     label: str,
     figures: Figures,
 ) -> Extracted:
-    start = time.monotonic()
+    start, starting = time.monotonic(), Stopwatch()
     key = entry.key
     corpus = store.corpus()
     if corpus is None:
@@ -191,21 +191,36 @@ def _extract(
             with figures.phase("load"):
                 loaded = work.load()
             what = " ".join(part for part in (label, key) if part)
-            begun = time.monotonic()
+            on_cpu = loaded.device.type == "cpu"
+            # What may have been fetched was not waited for in vain.
+            waited = starting.waited(1) if on_cpu and entry.checkpoint.local else 0.0
+            started = figures.started + starting.seconds
+            working = Stopwatch()
             with figures.phase("blocks"):
                 texts, tokens = seal_blocks(work, loaded, blocks, stop, what)
-            timing = Timing(1, figures.started + begun - start, tokens, time.monotonic() - begun)
-            add_timing(store, key, timing)
+            took = Timing(
+                runs=1,
+                start_seconds=started,
+                tokens=tokens,
+                seconds=working.seconds,
+                waited_start_seconds=waited,
+                waited_seconds=working.waited(cores()) if on_cpu else 0.0,
+            )
+            add_timing(store, key, took)
             if stop.asked and (measure or not writer.sealed.issuperset(blocks)):
                 raise Terminated(
                     f"{stop.name}: {key} stopped with {len(writer.sealed)} of {spec.blocks} "
                     "blocks sealed; the same command goes on from there"
                 )
             if measure:
-                begun = time.monotonic()
+                measuring = Stopwatch()
                 with figures.phase("metrics"):
                     writer.write_metrics(sample_metrics(work, loaded))
-                add_timing(store, key, Timing(0, time.monotonic() - begun))
+                took = Timing(
+                    start_seconds=measuring.seconds,
+                    waited_start_seconds=measuring.waited(cores()) if on_cpu else 0.0,
+                )
+                add_timing(store, key, took)
         if len(writer.sealed) == spec.blocks:
             writer.finish()
     seconds = time.monotonic() - start

@@ -32,6 +32,8 @@ class Kept:
     def __init__(self, store: Store, key: str, spec: GroupSpec, batch_tokens: int) -> None:
         self._store, self._spec = store, spec
         self._folder = f"kept/{key}"
+        #: Whether it was said that a batch takes too long to lose little: once an index.
+        self.said_slow = False
         #: Other batches would be other bytes.
         self._origin = spec.digest + struct.pack("<Q", batch_tokens)
         self._there = store.names(self._folder)
@@ -52,7 +54,7 @@ class Kept:
         shape = (len(states), len(self._spec.layers), int(found.sum()), self._spec.hidden)
         if len(stored) != values + 4 * math.prod(shape):
             return done
-        kept = np.frombuffer(stored[values:], "<f4").reshape(shape)
+        kept = np.frombuffer(stored, "<f4", offset=values).reshape(shape)
         for array, of_pooling in zip(states.values(), kept, strict=True):
             array[:, found] = of_pooling
         return found
@@ -61,9 +63,17 @@ class Kept:
         """Write what is done of a block, if the last time is long ago, or ``now``."""
         if not now and time.monotonic() - self._written < KEEP_SECONDS:
             return
-        values = (array[:, done].astype("<f4").tobytes() for array in states.values())
-        body = b"".join([self._head(block), done.astype(np.uint8).tobytes(), *values])
-        self._store.write_bytes(self._path(block), _crc(body) + body)
+        start = bytes(CRC_BYTES) + self._head(block) + done.astype(np.uint8).tobytes()
+        shape = (len(states), len(self._spec.layers), int(done.sum()), self._spec.hidden)
+        # Filled layer by layer: states are what memory is full of, and this is their one copy.
+        content = bytearray(len(start) + 4 * math.prod(shape))
+        content[: len(start)] = start
+        values = np.frombuffer(content, "<f4", offset=len(start)).reshape(shape)
+        for pooling, array in enumerate(states.values()):
+            for layer, of_layer in enumerate(array):
+                values[pooling, layer] = of_layer[done]
+        content[:CRC_BYTES] = _crc(memoryview(content)[CRC_BYTES:])
+        self._store.write_bytes(self._path(block), content)
         self._there.add(str(block))
         self._written = time.monotonic()
 
@@ -80,5 +90,5 @@ class Kept:
         return hashlib.sha256(self._origin + struct.pack("<Q", block)).digest()
 
 
-def _crc(body: bytes) -> bytes:
+def _crc(body: bytes | memoryview[int]) -> bytes:
     return struct.pack("<I", crc32c(body))

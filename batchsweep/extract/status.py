@@ -132,11 +132,8 @@ def pairs_ready(rows: Sequence[IndexStatus], tasks: int) -> str:
     return f"{ready:,} of {pairs:,} pairs ready"
 
 
-def wait(config: Config, wanted: str, *, poll: float | None = None) -> None:
+def wait(config: Config, wanted: str) -> None:
     """Return once ``wanted`` (a number, or ``all``) indexes are sealed, or none is left to come.
-
-    Args:
-        poll: seconds between two looks, if not :data:`POLL_SECONDS`.
 
     Raises:
         UsageError: ``wanted`` is neither; or an index ended as wrong usage, which stops them all.
@@ -162,7 +159,7 @@ def wait(config: Config, wanted: str, *, poll: float | None = None) -> None:
         if now != said:
             logger.info("waiting for %s sealed indexes: %s", wanted, now)
             said = now
-        time.sleep(POLL_SECONDS if poll is None else poll)
+        time.sleep(POLL_SECONDS)
 
 
 def _to_wait_for(config: Config, wanted: str) -> str:

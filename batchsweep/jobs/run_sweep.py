@@ -30,7 +30,7 @@ from batchsweep.plan.plan import Plan, PlanEntry
 from batchsweep.plan.prepare import prepare
 from batchsweep.plan.space import disk_of
 from batchsweep.plan.speed import CPU, DEFAULT_GPU
-from batchsweep.plan.timings import recorded_seconds, timings
+from batchsweep.plan.timings import Timing, timings
 from batchsweep.progress import duration
 from batchsweep.signals import GRACE, stop_on_signals
 from batchsweep.store import Store
@@ -130,7 +130,7 @@ def run_sweep(
         return store, plan, name, outcome
 
     def pricing(problem: Problem) -> PairCosts:
-        return planned_costs(job.pairs, problem, device=device, measured=timings(store))
+        return planned_costs(job.pairs, problem, device=device, measured=job.measure())
 
     name, outcome = search_and_extract(
         store,
@@ -142,6 +142,7 @@ def run_sweep(
         paid=None if limit is None else job.paid,
     )
     if limit is not None:
+        job.measure()
         logger.info("%s", job.cost())
     return store, plan, name, outcome
 
@@ -170,6 +171,16 @@ class _Job:
 
     def __post_init__(self) -> None:
         self.pairs = Pairs(self.store, self.plan, self.config)
+        self.measured: dict[str, Timing] = {}
+
+    def measure(self) -> dict[str, Timing]:
+        """What extraction took as the store has it now: once before each wave.
+
+        Raises:
+            StoreCorrupt: it is damaged, and there is a limit that it is held against.
+        """
+        self.measured = timings(self.store, strict=self.limit is not None)
+        return self.measured
 
     def extract_all(self) -> None:
         """Every index in full; those that can't be are left out."""
@@ -210,25 +221,29 @@ class _Job:
     def paid(self) -> PaidTime:
         """What extraction may take in all, and what it took."""
         assert self.limit is not None
-        return PaidTime(self.limit.seconds, sum(recorded_seconds(self.store).values()))
+        return PaidTime(self.limit.seconds, self.spent)
+
+    @property
+    def spent(self) -> float:
+        """Seconds that extraction took, at the last look."""
+        return sum(one.all_seconds for one in self.measured.values())
 
     def cost(self) -> str:
         """What was paid, of what may be."""
         assert self.limit is not None
-        limit, spent = self.limit, self.paid().spent
-        return f"{limit.cost(spent):.2f} of {limit.most:g} paid, at {limit.price:g} a GPU hour"
+        paid = self.limit.cost(self.spent)
+        return f"{paid:.2f} of {self.limit.most:g} paid, at {self.limit.price:g} a GPU hour"
 
     def _spent(self, ready: Sequence[tuple[PlanEntry, Sequence[str]]]) -> str:
         """Disk and time that extraction took so far, each with its limit where there is one."""
         stored = sum(self.pairs.whole(entry, tasks).store_bytes for entry, tasks in ready if tasks)
-        seconds = sum(recorded_seconds(self.store).values())
         budget = self.config.bandit.budget
         disk = hours = ""
         if isinstance(budget, PullBudget):
             disk = f" of {gib(budget.bytes)}" if budget.bytes is not None else ""
             if budget.gpu_hours is not None:
                 hours = f" of {duration(3600 * budget.gpu_hours)}"
-        said = f"{gib(stored)}{disk} and {duration(seconds)}{hours} of extraction are spent"
+        said = f"{gib(stored)}{disk} and {duration(self.spent)}{hours} of extraction are spent"
         return said if self.limit is None else f"{said}, {self.cost()}"
 
     def _extract(self, indexes: list[int], title: str = "") -> None:

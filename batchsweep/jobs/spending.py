@@ -87,9 +87,10 @@ def spending(config: Config, gpu: str | None) -> Spending:
 
     Raises:
         UsageError: nobody knows yet how large a task is.
+        StoreCorrupt: what the store has recorded is damaged.
     """
     from batchsweep.plan.preview import plan_and_costs
-    from batchsweep.plan.timings import recorded_seconds
+    from batchsweep.plan.timings import timings
     from batchsweep.store import open_store
 
     plan, costs = plan_and_costs(config, gpu=gpu)
@@ -100,7 +101,8 @@ def spending(config: Config, gpu: str | None) -> Spending:
         )
     # A plan that isn't frozen was made without the Hub's word.
     known = plan.audited
-    recorded = recorded_seconds(open_store(config.store_url)) if known else {}
+    measured = timings(open_store(config.store_url), strict=True) if known else {}
+    recorded = {key: one.all_seconds for key, one in measured.items()}
     sealed = sealed_of(config, plan)
     return Spending(
         recorded=sum(recorded.values()),

@@ -60,6 +60,8 @@ class Estimate:
     budget_pulls: int | None
     """None where the budget is in seconds."""
     download_exact: bool
+    least_seconds: float
+    """As ``gpu_seconds``, had the recorded extraction not been kept waiting for its cores."""
     savings: tuple[Saving, ...] = ()
 
     @property
@@ -112,6 +114,7 @@ def estimate(
         plan.entries, config, measured or {}, lambda entry: size.mean_length
     )
     entries = tuple(_entry(e, config, size, speed) for e in plan.entries)
+    least = sum(_entry(e, config, size, speed.undisturbed).gpu_seconds for e in plan.entries)
     arms = len(plan.arms(config.embedding.transforms))
     tasks = len(size.tasks) + len(size.unknown)
     budget = config.bandit.budget_text(tasks)
@@ -132,6 +135,7 @@ def estimate(
         budget=budget,
         budget_pulls=pulls,
         download_exact=all(e.checkpoint.weights for e in plan.entries),
+        least_seconds=least,
         savings=_savings(plan, config, size, speed),
     )
 

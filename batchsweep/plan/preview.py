@@ -18,7 +18,7 @@ from batchsweep.plan.estimate import Estimate, estimate
 from batchsweep.plan.frozen import frozen_plan
 from batchsweep.plan.plan import Plan, make_plan
 from batchsweep.plan.space import Space, check_space, space
-from batchsweep.plan.timings import Timing, timings
+from batchsweep.plan.timings import timings
 from batchsweep.store import Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def plan_and_costs(
     plan = _frozen(store, config) if store is not None else None
     if plan is None:
         plan = make_plan(config, nominal(config))
-    measured = _measured(store) if store is not None and recorded else {}
+    measured = timings(store) if store is not None and recorded else {}
     return plan, estimate(plan, config, corpus_size(config, store), gpu=gpu, measured=measured)
 
 
@@ -62,14 +62,6 @@ def _frozen(store: Store, config: Config) -> Plan | None:
         # Said, because 'prepare' will say it too; but what the config would cost is still shown.
         logger.warning("%s", error)
         return None
-
-
-def _measured(store: Store) -> dict[str, Timing]:
-    try:
-        return timings(store)
-    except BatchsweepError as error:
-        logger.warning("%s", error)
-        return {}
 
 
 def refuse_if_too_large(config: Config, plan: Plan) -> None:

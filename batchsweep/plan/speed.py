@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchsweep.config import Config
 from batchsweep.errors import UsageError
@@ -51,6 +51,10 @@ class Speed:
         slower: how much longer forward passes and writing took than the rules of thumb say.
         started: seconds of a start as the store recorded them, downloads included; None: it has
             recorded nothing, and rules of thumb count alone.
+        indexes: of how many that was recorded.
+        paces: of these, the slowest index's pace over the quickest one's.
+        waited_start, waited: the part of recorded starts, and of recorded work, in which the
+            process was kept waiting: others had its cores.
 
     Raises:
         UsageError: an unknown device.
@@ -59,6 +63,10 @@ class Speed:
     device: str
     slower: float = 1.0
     started: float | None = None
+    indexes: int = 0
+    paces: float = 1.0
+    waited_start: float = 0.0
+    waited: float = 0.0
 
     def __post_init__(self) -> None:
         if self.device not in (*GPUS, CPU):
@@ -81,16 +89,37 @@ class Speed:
         runs = sum(one.runs for _, one in known)
         if not runs:
             return self
-        took = thought = 0.0
+        thought = []
         for entry, one in known:
             mean = mean_length(entry)
-            texts = one.tokens / max(mean, 1e-9)
-            took += one.seconds
-            thought += self._thought(entry, one.tokens, mean, stored_bytes(entry, config, texts))
+            stored = stored_bytes(entry, config, one.tokens / max(mean, 1e-9))
+            thought.append(self._thought(entry, one.tokens, mean, stored))
+        took = [one.seconds for _, one in known]
+        # An index that did next to nothing says nothing of a pace.
+        enough = 0.1 * sum(thought) / len(thought)
+        paces = [t / x for t, x in zip(took, thought, strict=True) if t and x > enough]
+        starts = sum(one.start_seconds for _, one in known)
+        waited_start = sum(one.waited_start_seconds for _, one in known)
+        waited = sum(one.waited_seconds for _, one in known)
         return Speed(
             self.device,
-            took / thought if took and thought else 1.0,
-            sum(one.start_seconds for _, one in known) / runs,
+            slower=sum(took) / sum(thought) if sum(took) and sum(thought) else 1.0,
+            started=starts / runs,
+            indexes=len(known),
+            paces=max(paces) / min(paces) if paces else 1.0,
+            waited_start=waited_start / starts if starts else 0.0,
+            waited=waited / sum(took) if sum(took) else 0.0,
+        )
+
+    @property
+    def undisturbed(self) -> Speed:
+        """With the cores to itself, as far as the store recorded what it waited for them."""
+        if self.started is None:
+            return self
+        return replace(
+            self,
+            slower=self.slower * max(1 - self.waited, 0.0),
+            started=self.started * max(1 - self.waited_start, 0.0),
         )
 
     @property

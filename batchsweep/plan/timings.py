@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass
 
@@ -9,8 +11,12 @@ from batchsweep.errors import StoreCorrupt
 from batchsweep.store import Store
 from batchsweep.store.validation import parsed
 
+logger = logging.getLogger(__name__)
+
 #: No sum of seconds or tokens is as large.
 _MOST = 1e18
+#: Members that every version wrote.
+_FIRST = {"runs", "start_seconds", "tokens", "seconds"}
 
 
 @dataclass(frozen=True)
@@ -25,29 +31,55 @@ class Timing:
     """Forward tokens of what was sealed, padding not counted."""
     seconds: float = 0.0
     """From the first of these tokens to the last block's seal; writing included."""
+    waited_start_seconds: float = 0.0
+    """Of ``start_seconds`` on a CPU, those that no core worked for it: others had the cores, or
+    the disk was waited for. Of checkpoints that may have to be fetched, and on a GPU: 0."""
+    waited_seconds: float = 0.0
+    """The same of ``seconds``."""
+
+    @property
+    def all_seconds(self) -> float:
+        """All that the checkpoint's extraction took."""
+        return self.start_seconds + self.seconds
 
 
-def timings(store: Store) -> dict[str, Timing]:
+class Stopwatch:
+    """The seconds since it was made, and how many of them this process was kept waiting."""
+
+    def __init__(self) -> None:
+        self._begun, self._worked = time.monotonic(), time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    def waited(self, cores: int) -> float:
+        """Seconds less those in which so many cores could have done what the process did."""
+        return max(self.seconds - (time.process_time() - self._worked) / cores, 0.0)
+
+
+def timings(store: Store, *, strict: bool = False) -> dict[str, Timing]:
     """Checkpoint key -> what was measured there.
 
+    Args:
+        strict: a damaged document is an error, and not left out with a warning: where what was
+            spent is held against a limit.
+
     Raises:
-        StoreCorrupt: a document is damaged, or no timing.
+        StoreCorrupt: with ``strict``, a document is damaged, or no timing.
     """
     found = {}
     for path in store.list_json("timings"):
-        timing = _read(store, path)
+        try:
+            timing = _read(store, path)
+        except StoreCorrupt as error:
+            if strict:
+                raise
+            logger.warning("%s", error)
+            continue
         if timing is not None:
             found[path.removeprefix("timings/").removesuffix(".json")] = timing
     return found
-
-
-def recorded_seconds(store: Store) -> dict[str, float]:
-    """Checkpoint key -> all that its extraction took.
-
-    Raises:
-        StoreCorrupt: as :func:`timings`.
-    """
-    return {key: one.start_seconds + one.seconds for key, one in timings(store).items()}
 
 
 def add_timing(store: Store, key: str, run: Timing) -> None:
@@ -66,7 +98,7 @@ def _read(store: Store, path: str) -> Timing | None:
         return None
     try:
         timing = parsed(Timing, value)
-        if set(value) != set(asdict(timing)):
+        if not _FIRST <= set(value) <= set(asdict(timing)):
             raise ValueError(f"it has {', '.join(map(str, value)) or 'nothing'}")
         if not all(0 <= x < _MOST for x in astuple(timing)):
             raise ValueError("a sum is negative, or larger than any")

@@ -142,7 +142,7 @@ def _head(view: View) -> dict[str, Any]:
         ]
     spent = findings.timings.values()
     if spent:
-        seconds = sum(t.start_seconds + t.seconds for t in spent)
+        seconds = sum(t.all_seconds for t in spent)
         facts.append(
             ("extraction took", duration(seconds), f"{sum(t.tokens for t in spent):,} tokens")
         )
@@ -268,7 +268,7 @@ def _checkpoints(view: View) -> list[list[str]]:
                 checkpoint.commit[:12],
                 ", ".join(checkpoint.aliases),
                 view.findings.extracted(entry.key),
-                "" if spent is None else duration(spent.start_seconds + spent.seconds),
+                "" if spent is None else duration(spent.all_seconds),
             ]
         )
     return rows

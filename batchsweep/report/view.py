@@ -41,7 +41,7 @@ class View:
         column = {task: i for i, task in enumerate(findings.tasks)}
         counting = self.answer["scale"]["tasks"] if self.answer else list(findings.tasks)
         self.tasks = [column[t] for t in counting if t in column]
-        self.score_AT, self.measured_AT = self._measured()
+        self.score_AT, self.measured_AT = self._measured(column)
         self.plane_AT: Floats = np.where(self.measured_AT, counted(self.score_AT), self._believed())
         those_AT = self.plane_AT[:, self.tasks]
         nan_A = np.full(len(those_AT), np.nan)
@@ -49,9 +49,8 @@ class View:
         self.complete_A: Bools = np.all(self.measured_AT[:, self.tasks], axis=1)
         self.best = self._best()
 
-    def _measured(self) -> tuple[Floats, Bools]:
+    def _measured(self, column: dict[str, int]) -> tuple[Floats, Bools]:
         scores_AT, measured_AT = self.findings.score_AT.copy(), self.findings.measured_AT.copy()
-        column = {task: i for i, task in enumerate(self.findings.tasks)}
         for pull in self.search.pulls if self.search else ():
             arm, task = self.findings.positions.get(pull.arm), column.get(pull.task)
             if pull.kind == "imported" and arm is not None and task is not None:

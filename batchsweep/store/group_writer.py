@@ -66,10 +66,6 @@ class GroupWriter:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def block_rows(self, block: int) -> slice:
-        """The corpus rows of a block."""
-        return self.spec.block_rows(block)
-
     def write_block(self, block: int, states: Mapping[str, npt.NDArray[np.floating]]) -> None:
         """Write a block whole, then seal it. Several threads may write one block each.
 

@@ -100,7 +100,7 @@ class Store:
         """What lies beside the documents, such as a table; None if there is nothing."""
         return self._blobs.read(self._place(path))
 
-    def write_bytes(self, path: str, content: bytes) -> None:
+    def write_bytes(self, path: str, content: bytes | bytearray) -> None:
         """Replace it at once."""
         self._blobs.write(self._place(path), [content])
 

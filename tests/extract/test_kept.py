@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from store_data import stored
+from store_data import KEY, spec, states, stored
 from tiny import make_suite, make_tasks, write_config
 
 from batchsweep.cli.main import main
@@ -18,7 +20,7 @@ from batchsweep.extract.extract import extract
 from batchsweep.forward import forward
 from batchsweep.plan.frozen import load_plan
 from batchsweep.signals import StopRequest
-from batchsweep.store import open_store
+from batchsweep.store import create_store, open_store
 
 
 class Killed(BaseException):
@@ -65,7 +67,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_suite(tmp_path_factory.mktemp("suite") / "tiny", ("main",))
 
 
-def prepared(folder: Path, suite: Path, format: str = "zarr") -> str:
+def prepared(folder: Path, suite: Path, block_texts: int = 4096) -> str:
     """A sweep whose one block is some 60 batches."""
     folder.mkdir()
     path = write_config(
@@ -75,7 +77,7 @@ def prepared(folder: Path, suite: Path, format: str = "zarr") -> str:
         tasks=make_tasks(folder / "tasks", n=100),
         embedding={"batch_tokens": 30, "device": "cpu"},
         metrics={"enabled": False},
-        store={"path": str(folder / "store"), "block_texts": 4096, "format": format},
+        store={"path": str(folder / "store"), "block_texts": block_texts},
     )
     assert main(["prepare", "--config", str(path)]) == 0
     return str(path)
@@ -168,3 +170,32 @@ def test_a_batch_that_takes_too_long_is_said_with_the_size_that_would_not(
     run(config, slow.stop)
     assert "a batch takes 1 min 00 s here, and a kill loses as much; " in caplog.text
     assert "embedding.batch_tokens: 15 would make it 30 s" in caplog.text
+
+
+def test_that_every_batch_takes_too_long_is_said_once_an_index(
+    tmp_path: Path, suite: Path, slow: Slow, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = prepared(tmp_path / "sweep", suite, block_texts=64)
+    slow.each = 60.0
+    run(config, slow.stop)
+    assert caplog.text.count("and a kill loses as much") == 1
+
+
+def test_what_is_kept_is_copied_once(tmp_path: Path) -> None:
+    """Where a block is kept, it is what memory is full of."""
+    of = spec(texts=4096, block_texts=4096, layers=tuple(range(1, 25)), hidden=32)
+    block = states(of)
+    store = create_store(str(tmp_path / "store"))
+    writer = kept.Kept(store, KEY, of, batch_tokens=64)
+    done = np.arange(of.texts) % 5 > 0
+    copied = sum(array[:, done].nbytes for array in block.values())
+    tracemalloc.start()
+    writer.keep(0, block, done, now=True)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1.1 * copied
+
+    found = {pooling: np.zeros_like(array) for pooling, array in block.items()}
+    assert (kept.Kept(store, KEY, of, batch_tokens=64).begin(0, found) == done).all()
+    for pooling, array in found.items():
+        assert (array == block[pooling] * done[None, :, None]).all()

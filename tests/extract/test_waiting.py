@@ -9,7 +9,7 @@ from tiny import make_suite, make_tasks, write_config
 from batchsweep import config
 from batchsweep.cli.main import main
 from batchsweep.errors import IndexFailed, StoreCorrupt, StoreMismatch, TryAgain, UsageError
-from batchsweep.extract.status import wait
+from batchsweep.extract import status
 from batchsweep.store import open_store
 
 
@@ -43,8 +43,14 @@ def sweep(prepared, tmp_path):
     return write
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Nothing is slept between two looks."""
+    monkeypatch.setattr(status, "POLL_SECONDS", 0)
+
+
 def waits(path, wanted="all"):
-    wait(config.load(path), wanted, poll=0)
+    status.wait(config.load(path), wanted)
 
 
 def test_a_damaged_plan_ends_it(sweep, tmp_path):
@@ -97,8 +103,9 @@ def test_what_may_come_is_waited_for(sweep, prepared, tmp_path, monkeypatch):
         lambda: (tmp_path / "store/documents/plan.json").write_bytes(plan),
         lambda: main(["extract", "--config", path, "--all"]),
     ]
+    monkeypatch.setattr(status, "POLL_SECONDS", 7)
     monkeypatch.setattr("time.sleep", lambda seconds: seconds == 7 and steps.pop(0)())
-    wait(config.load(path), "all", poll=7)
+    waits(path)
     assert not steps
 
 

@@ -26,7 +26,7 @@ from batchsweep.errors import IndexFailed, StoreCorrupt, TryAgain
 from batchsweep.extract.extract import extract
 from batchsweep.plan.frozen import frozen_plan
 from batchsweep.plan.pairs import Pairs
-from batchsweep.plan.timings import recorded_seconds
+from batchsweep.plan.timings import timings
 from batchsweep.signals import StopRequest
 from batchsweep.store import open_store
 from batchsweep.store.pairs import ready_tasks
@@ -364,13 +364,24 @@ def test_a_limit_that_takes_no_wave_or_has_no_price_is_refused(sweep, capsys) ->
     assert open_store(load(path).store_url).list_json("waves") == []
 
 
+def test_a_damaged_timing_stops_a_search_with_a_limit_only(sweep, forked, capsys) -> None:
+    path = sweep(revisions=["step0", "main"])
+    store = open_store(load(path).store_url)
+    store.write_json("timings/tiny/step0.json", {"runs": "many"})
+    assert main(["run", "--config", path, "--max-cost", "9", "--gpu-price", "1"]) == 4
+    assert "timings/tiny/step0.json says no timing" in capsys.readouterr().err
+    assert store.list_json("waves") == []
+    assert main(["run", "--config", path, "--parallel", "2"]) == 0
+    assert "timings/tiny/step0.json says no timing" in capsys.readouterr().err
+
+
 def test_run_extracts_in_processes_and_writes_the_report(sweep, forked, tmp_path, capsys) -> None:
     path = sweep(prepared=False, revisions=["step0", "main"])
     command = ["run", "--config", path, "--parallel", "2", "--max-cost", "900"]
     assert main([*command, "--gpu-price", "3600"]) == 0
     printed = capsys.readouterr()
     paid = re.findall(r"([\d.]+) of 900 paid, at 3600 a GPU hour", printed.err)
-    took = sum(recorded_seconds(open_store(load(path).store_url)).values())
+    took = sum(t.all_seconds for t in timings(open_store(load(path).store_url)).values())
     assert float(paid[-1]) == pytest.approx(took, abs=0.01) and took > 0
     assert "best arm:" in printed.out
     assert "extracted:" in printed.out

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from batchsweep.config import load
 from batchsweep.errors import StoreCorrupt, UsageError
 from batchsweep.extract.extract import extract
 from batchsweep.extract.status import index_statuses
+from batchsweep.numerics import cores
 from batchsweep.plan.frozen import frozen_plan
 from batchsweep.plan.pairs import Missing, Pairs
-from batchsweep.plan.timings import add_timing, timings
+from batchsweep.plan.timings import Timing, add_timing, timings
 from batchsweep.signals import StopRequest
 from batchsweep.store.integrity import verify
 from batchsweep.store.pairs import TaskBlocks, ready_tasks
@@ -234,7 +236,7 @@ def test_a_search_takes_the_checkpoints_that_have_all_its_tasks(tmp_path, sectio
     assert copy.reader(KEY).metrics()
 
 
-def test_what_missing_pairs_take(tmp_path, sections) -> None:
+def test_what_missing_pairs_take(tmp_path, sections, caplog) -> None:
     path = made(tmp_path / "sweep", sections)
     config = load(path)
     store = batchsweep.store.open_store(config.store_url)
@@ -273,9 +275,34 @@ def test_what_missing_pairs_take(tmp_path, sections) -> None:
     for wrong in damaged:
         store.write_json(note, wrong)
         with pytest.raises(StoreCorrupt, match="says no timing"):
-            timings(store)
+            timings(store, strict=True)
+        assert timings(store) == {}
+    assert caplog.text.count("says no timing") == len(damaged)
+    store.write_json(note, {"runs": 2, "start_seconds": 1.0, "tokens": 9, "seconds": 2.0})
+    assert timings(store) == {entry.key: Timing(2, 1.0, 9, 2.0)}, "an earlier version's"
+    store.delete_json(note)
     add_timing(store, entry.key, timing)
     assert timings(store) == {entry.key: timing}, "it is right again"
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_what_a_process_waited_for_its_cores_is_recorded(
+    tmp_path, sections, monkeypatch, busy
+) -> None:
+    """On a clock of processor time that stands still, or is no slower than the wall's."""
+    config = load(made(tmp_path / "sweep", sections))
+    store = batchsweep.store.open_store(config.store_url)
+    entry = frozen_plan(store, config).entry(0)
+    clock = (lambda: 0.0) if busy else (lambda: cores() * time.monotonic())
+    monkeypatch.setattr("time.process_time", clock)
+    extract(store, config, entry, tasks=["Half"], stop=StopRequest(1))
+    (timing,) = timings(store).values()
+    waited = (timing.waited_start_seconds, timing.waited_seconds)
+    assert 0 < timing.seconds < 60 and 0 < timing.start_seconds < 60
+    if busy:
+        assert waited == pytest.approx((timing.start_seconds, timing.seconds), abs=0.1)
+    else:
+        assert waited == pytest.approx((0, 0), abs=0.01)
 
 
 def test_tasks_of_blocks(tmp_path) -> None:

@@ -552,6 +552,28 @@ def test_what_the_store_recorded_is_what_time_is_taken_from():
         assert "as the store recorded it" in " ".join(text.split()) and "on one t4" not in text
 
 
+def test_what_was_recorded_on_a_busy_machine_is_the_most_and_says_so():
+    wanted = config(models=[PYTHIAS[0]], revisions=["step1000", "step2000", "main"])
+    plan = make_plan(wanted, nominal(wanted))
+    quarter = int(MILLION.tokens) // 4
+    first, second, third = (entry.key for entry in plan.entries)
+    calm = {first: Timing(1, 3.0, quarter, 500.0), third: Timing(1, 3.0, 1, 500.0)}
+    costs = estimate(plan, wanted, MILLION, measured=calm)
+    text = " ".join(plan_table(plan, costs).split())
+    assert costs.least_seconds == costs.gpu_seconds
+    assert "recorded it of 2 of 3 indexes: 3 s to start" in text and "The least" not in text
+
+    # The second one had a core for a fifth of its time.
+    busy = {first: calm[first], second: Timing(1, 5.0, quarter, 2500.0, 2.0, 2000.0)}
+    costs = estimate(plan, wanted, MILLION, measured=busy)
+    assert costs.gpu_seconds == pytest.approx(3 * (4 + 6000), rel=1e-3)
+    assert costs.least_seconds == pytest.approx(3 * (3 + 2000), rel=1e-3)
+    text = " ".join(plan_table(plan, costs).split())
+    assert "1 h 40 min to 5 h 00 min on one as recorded" in text
+    assert "of 2 of 3 indexes, whose paces differ by a factor of 5.0: 4 s to start" in text
+    assert "The least is with the cores to itself" in text
+
+
 @pytest.fixture
 def free(tmp_path, monkeypatch):
     """Sets how many bytes every disk has left."""

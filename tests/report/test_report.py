@@ -108,6 +108,14 @@ def test_the_page_says_what_extraction_took(searched: Store) -> None:
     assert html.count("<td>5 min 00 s</td>") == 1
 
 
+def test_a_damaged_timing_does_not_stop_the_page(searched: Store, caplog) -> None:
+    key = read(searched).plan.entries[1].key
+    searched.write_json(f"timings/{key}.json", {"runs": "many"})
+    assert "extraction took" not in render(read(searched), title="a sweep")
+    (said,) = caplog.messages
+    assert f"timings/{key}.json says no timing" in said and "remove it" in said
+
+
 def test_imported_cells_are_measured_and_name_their_source(tmp_path: Path) -> None:
     plan = plan_of()
     store = store_of(tmp_path / "store.zarr", plan)

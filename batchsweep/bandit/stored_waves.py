@@ -6,10 +6,12 @@ asked for before, and knows of each what was there when it asked.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -18,12 +20,14 @@ from batchsweep.bandit.chooser import Visit
 from batchsweep.bandit.costs import PairCosts
 from batchsweep.bandit.policies.base import Bools
 from batchsweep.bandit.waves import Wave
-from batchsweep.errors import BatchsweepError, StoreCorrupt, TryAgain, UsageError
+from batchsweep.errors import BatchsweepError, StoreCorrupt, TryAgain, UsageError, shortened
 from batchsweep.extract.status import index_statuses
 from batchsweep.plan.plan import Plan
 from batchsweep.store import Store
 from batchsweep.store.pairs import ready_tasks
 from batchsweep.store.validation import parsed
+
+logger = logging.getLogger(__name__)
 
 #: Of the documents. A reader refuses a version that it doesn't know.
 VERSION = 1
@@ -79,11 +83,26 @@ class StoredWaves:
                     )
                 self._mine.append((wave, there))
         numbers = [wave.number for wave, _ in self._mine]
-        if numbers != list(range(1, len(numbers) + 1)):
+        if numbers != sorted({n for n in numbers if n > 0}):
             raise StoreCorrupt(
-                f"{store.url}: the waves of {search} are numbered {numbers}: one is missing; "
-                f"restore it below {FOLDER}/, or search with another bandit.seed"
+                f"{store.url}: the waves of {search} are numbered {shortened(str(numbers))}, which "
+                f"no search does; restore them below {FOLDER}/, or search with another bandit.seed"
             )
+        self._last = max(numbers, default=0)
+        if self._last > len(numbers):
+            lost = next(n for n in count(1) if n not in numbers)
+            logger.warning(
+                "%s: wave %d of %s is missing below %s/; the search goes on without it, what it "
+                "brought counts as there",
+                store.url,
+                lost,
+                search,
+                FOLDER,
+            )
+        # From here on a wave's number is its place among those that are there.
+        self._mine = [
+            (replace(wave, number=n), there) for n, (wave, there) in enumerate(self._mine, 1)
+        ]
 
     def recall(self, number: int) -> Wave | None:
         """The wave of this number, if the search asked for it before it was cut short."""
@@ -150,7 +169,7 @@ class StoredWaves:
         document = {
             "version": VERSION,
             "search": self._search,
-            "number": wave.number,
+            "number": self._last + 1,
             "expected_regret": wave.expected_regret,
             "there": there,
             "visits": [
@@ -175,6 +194,7 @@ class StoredWaves:
         else:
             raise TryAgain(f"{self._store.url}: another search holds {FOLDER}/; run it again")
         self._mine.append((wave, there))
+        self._last += 1
         return wave
 
 

@@ -306,7 +306,8 @@ def test_a_wave_that_is_not_as_specified_is_refused(searched) -> None:
         ({"number": 1.5}, "not a wave's document .number"),
         ({"there": {"x/y": "ab"}}, "not a wave's document .there"),
         ({"visits": [{**good["visits"][0], "tasks": ["--debug"]}]}, "'--debug', which is no task"),
-        ({"number": 7}, "numbered .*7.* one is missing"),
+        ({"number": 7}, "numbered .*7, 2.* which no search does"),
+        ({"number": -1}, "numbered .*-1, 2.* which no search does"),
     ):
         run.store.write_json(first, good | change)
         with pytest.raises(StoreCorrupt, match=says):
@@ -315,6 +316,27 @@ def test_a_wave_that_is_not_as_specified_is_refused(searched) -> None:
     run.store.write_json("waves/mine.json", good)
     with pytest.raises(StoreCorrupt, match=r"waves/mine\.json has no wave's name"):
         Extractor(path).search()
+
+
+def test_a_search_goes_on_without_a_wave_that_was_lost(searched, finished, caplog) -> None:
+    whole, _, expected = finished
+    run = Extractor(searched)
+    count = len(run.waves())
+    torn = Path(run.config.store_url) / "documents" / "waves" / "0002.json"
+    torn.write_bytes(torn.read_bytes()[:40])
+    assert main(["run", "--config", searched]) == 4
+    assert main(["verify", "--config", searched, "--repair"]) == 0
+    _, outcome = run.search()
+    assert outcome.answer.arm == expected.answer.arm
+    assert caplog.text.count("wave 2 of ") == 1 and "goes on without it" in caplog.text
+    # Nothing is extracted twice; a wave more has the next number, and the search is followed again.
+    before = {
+        (v["key"], t) for w in whole.waves().values() for v in w["visits"] for t in v["tasks"]
+    }
+    assert not before & {(key, task) for key, tasks in run.asked for task in tasks}
+    numbers = [wave["number"] for wave in run.waves().values()]
+    assert numbers == [1, *range(3, len(numbers) + 2)] and len(numbers) >= count - 1
+    assert Extractor(searched).search()[1].answer.arm == outcome.answer.arm
 
 
 def test_a_budget_of_bytes_is_a_hard_limit(sweep) -> None:

@@ -90,7 +90,9 @@ class Server:
         for descriptor in standard:
             os.close(descriptor)
         fork = self._open[connection]
-        connection.sendall(b"%d\n" % (fork[0] if fork else 0))
+        # One that has gone meanwhile is seen at its end of the connection.
+        with contextlib.suppress(OSError):
+            connection.sendall(b"%d\n" % (fork[0] if fork else 0))
 
     def _fork(self, request: dict[str, Any], standard: list[int]) -> tuple[int, int]:
         if (pid := os.fork()) == 0:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,7 @@ class Commands:
         code, said = process.end(timeout=timeout)
         return subprocess.CompletedProcess(list(arguments), code, said, errors.read_text())
 
-    def run(self, config: Path, *arguments: str, kill_after: float | None = None) -> int:
+    def run(self, config: Path, *arguments: str, kill_after: float = 600) -> int:
         """The exit status; -9 if the process was killed, that many seconds after its start."""
         process = self.start([*arguments, "--config", str(config)], self._output)
         process.pid.result()
@@ -175,6 +175,15 @@ class Commands:
     def close(self) -> None:
         """The server ends with its last user, and what still runs for one with that one."""
         self._connection.close()
+
+
+def until(what: Callable[[], Any], seconds: float = 60) -> Any:
+    """Look until something is there, and hand it over."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+    return found
 
 
 def working_in(folder: Path) -> list[int]:

@@ -3,10 +3,9 @@
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from forks import working_in
+from forks import until, working_in
 from tiny import write_config
 
 from batchsweep import __version__
@@ -35,13 +34,6 @@ def waiting(tmp_path) -> list[str]:
         tmp_path / "c.yaml", models=[str(tmp_path)], tasks=["STS12"], store={"path": "nothing"}
     )
     return ["status", "--wait", "all", "--config", str(config)]
-
-
-def until(what) -> None:
-    end = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from batchsweep.cli.options import AsJson, ConfigFile
+from batchsweep.cli.options import AsJson, ConfigFile, GpuPrice
 
 
 def command(
@@ -21,9 +21,7 @@ def command(
     search: Annotated[
         bool, typer.Option("--search", help="simulate what 'run' would extract (half a minute)")
     ] = False,
-    gpu_price: Annotated[
-        float | None, typer.Option(metavar="X", min=0, help="what a GPU hour costs")
-    ] = None,
+    gpu_price: GpuPrice = None,
     json_output: AsJson = False,
 ) -> None:
     """Show arms, indexes, sizes and times of a sweep; changes nothing.

@@ -22,7 +22,6 @@ from batchsweep.errors import (
     StoreCorrupt,
     StoreError,
     Terminated,
-    TryAgain,
     Unavailable,
     UsageError,
 )
@@ -168,9 +167,7 @@ def _extract(
 ) -> Extracted:
     start, starting = time.monotonic(), Stopwatch()
     key = entry.key
-    corpus = store.corpus()
-    if corpus is None:
-        raise TryAgain(f"{store.url}: no corpus yet; run 'batchsweep prepare' first")
+    corpus = store.awaited_corpus()
     spec = group_spec(config, entry, corpus)
     wanted = TaskBlocks(corpus, spec.block_texts).of(tasks)
     if _done(store, key, spec, wanted, config):
@@ -183,10 +180,12 @@ def _extract(
         blocks = sorted(wanted - writer.sealed)
         if writer.sealed:
             logger.info("%s: %d of %d blocks are sealed", key, len(writer.sealed), spec.blocks)
+        kept = Kept(store, key, spec, config.embedding.batch_tokens)
+        for block in writer.sealed:
+            kept.drop(block)  # A kill came between its seal and this.
         measure = config.metrics.enabled and not writer.has_metrics()
         texts = tokens = 0
         if blocks or measure:
-            kept = Kept(store, key, spec, config.embedding.batch_tokens)
             work = Work(writer, corpus, config, entry, figures, kept)
             with figures.phase("load"):
                 loaded = work.load()

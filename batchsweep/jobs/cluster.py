@@ -12,6 +12,7 @@ from typing import Any
 from batchsweep import __version__
 from batchsweep.errors import UsageError
 from batchsweep.jobs import IMAGE
+from batchsweep.jobs.spending import CostLimit
 
 #: On the sweep's ConfigMap: the options that it was submitted with.
 OPTIONS_ANNOTATION = "batchsweep/options"
@@ -85,6 +86,15 @@ class Cluster:
                 f"{__version__} doesn't know; use the version that submitted it"
             )
         return cls(**{**remembered, **given})
+
+    @property
+    def limit(self) -> CostLimit | None:
+        """What ``max_cost`` allows.
+
+        Raises:
+            UsageError: it is given without a price.
+        """
+        return CostLimit.of(self.max_cost, self.gpu_price)
 
     def remembered(self) -> str:
         """The annotation's text: what differs from the defaults, and the image."""

@@ -113,7 +113,7 @@ def apply(
     kubectl = Kubectl(namespace, patience=OUTAGE_SECONDS)
     cluster = Cluster.of(remembered_options(kubectl.items("configmaps", sweep)), given)
     chosen, whole = elsewhere_indexes(indexes, config)
-    limit = CostLimit.of(cluster.max_cost, cluster.gpu_price)
+    limit = cluster.limit
     if limit is not None:
         within = _within_cost(config, cluster, limit, snapshot(kubectl, sweep), chosen)
         if len(within) < len(chosen):

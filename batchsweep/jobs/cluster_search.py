@@ -138,8 +138,7 @@ def search_from_here(
     jobs = WaveJobs(watch, template)
     device = _device(cluster.gpu, cluster.gpu_type)
     remote = RemoteWaves(jobs.extract, device, cluster.parallelism)
-    limit = CostLimit.of(cluster.max_cost, cluster.gpu_price)
-    return run_sweep(config_file, remote=remote, limit=limit)
+    return run_sweep(config_file, remote=remote, limit=cluster.limit)
 
 
 def search_there(
@@ -180,6 +179,7 @@ def _applied(
     name, namespace = sweep_name(config.name), given.get("namespace")
     kubectl = Kubectl(namespace, patience=OUTAGE_SECONDS)
     cluster = Cluster.of(remembered_options(kubectl.items("configmaps", name)), given)
+    _ = cluster.limit  # One without a price is refused before anything is submitted.
     sweep = cluster_sweep(config, config_file, cluster)
     objects, template = kubernetes_search.render(sweep, driver=driver)
     commands = Commands(str(config_file), namespace)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from batchsweep.jobs import kubernetes
 from batchsweep.jobs.exit_rules import RETRIES, pod_failure_policy
 from batchsweep.jobs.kubernetes_objects import ClusterSweep, Object
-from batchsweep.jobs.spending import CostLimit
 
 #: The file beside the config that holds the wave Job's template.
 TEMPLATE = "wave-job.json"
@@ -78,7 +77,7 @@ def _search_job(sweep: ClusterSweep) -> Object:
     """The search on a CPU: it holds no GPU while it thinks, and no GPU waits for it."""
     config = sweep.config_arguments
     arguments = ["launch", "k8s", *config, "--search", "--wave-job", f"/configs/{TEMPLATE}"]
-    limit = CostLimit.of(sweep.cluster.max_cost, sweep.cluster.gpu_price)
+    limit = sweep.cluster.limit
     if limit is not None:
         arguments += ["--max-cost", f"{limit.most}", "--gpu-price", f"{limit.price}"]
     pod = sweep.pod("search", [sweep.container("bandit", arguments)])

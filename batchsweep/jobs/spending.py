@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from batchsweep.config import Config
 from batchsweep.errors import UsageError
-from batchsweep.jobs.chosen import sealed_of
+from batchsweep.jobs.chosen import plan_in_reach, sealed_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,6 @@ class Spending:
 def spending(config: Config, gpu: str | None) -> Spending:
     """What the store has recorded, and the plan's estimate of the rest, which follows it.
 
-
     Raises:
         UsageError: nobody knows yet how large a task is.
         StoreCorrupt: what the store has recorded is damaged.
@@ -99,8 +98,7 @@ def spending(config: Config, gpu: str | None) -> Spending:
             f"--max-cost: the size of {', '.join(costs.size.unknown)} isn't known here; run "
             "'batchsweep prepare' where the store can be reached first"
         )
-    # A plan that isn't frozen was made without the Hub's word.
-    known = plan.audited
+    known = plan_in_reach(config) is not None
     measured = timings(open_store(config.store_url), strict=True) if known else {}
     recorded = {key: one.all_seconds for key, one in measured.items()}
     sealed = sealed_of(config, plan)

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from batchsweep.config import Config
-from batchsweep.errors import TryAgain
 from batchsweep.plan.plan import Plan, PlanEntry
 from batchsweep.plan.speed import stored_bytes
 from batchsweep.store import Store
@@ -48,9 +47,7 @@ class Pairs:
         Raises:
             TryAgain: there is no corpus yet.
         """
-        corpus = store.corpus()
-        if corpus is None:
-            raise TryAgain(f"{store.url}: no corpus yet; run 'batchsweep prepare' first")
+        corpus = store.awaited_corpus()
         self.plan = plan
         self._store = store
         self.config = config

@@ -47,7 +47,7 @@ def _origin(search: Search) -> str:
     """The folder that all imported pulls are from."""
     files = [p.reason.removeprefix(IMPORTED) for p in search.pulls if p.kind == "imported"]
     try:
-        return os.path.commonpath([Path(file).parent for file in files])
+        return os.path.commonpath([Path(file).parent for file in files]) or "results of mteb"
     except ValueError:
         return "results of mteb"
 

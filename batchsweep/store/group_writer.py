@@ -18,8 +18,6 @@ from batchsweep.store.seals import listed, seal_of, sealed_blocks
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.values import Array, encode
 
-Rows = npt.NDArray[np.int64]
-
 #: Layers that are encoded ahead of the one being written.
 _LOOKAHEAD = 2
 

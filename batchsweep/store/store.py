@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from batchsweep.config import local_path
-from batchsweep.errors import NoStore, StoreCorrupt, StoreError
+from batchsweep.errors import NoStore, StoreCorrupt, StoreError, TryAgain
 from batchsweep.store import documents
 from batchsweep.store.corpus import Corpus, CorpusWriter
-from batchsweep.store.format import FORMAT_VERSION, Format, spec_of
+from batchsweep.store.format import Format, spec_of
 from batchsweep.store.group_reader import GroupReader
 from batchsweep.store.group_writer import GroupWriter
-from batchsweep.store.places.blobs import DOCUMENTS, Blobs
+from batchsweep.store.places.blobs import DOCUMENTS, DOCUMENTS_SINCE, Blobs
 from batchsweep.store.places.local import LocalBlobs
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.validation import check_version, is_key
@@ -173,6 +173,17 @@ class Store:
             raise StoreError(f"{self.url}: no corpus; run 'batchsweep prepare'")
         return corpus
 
+    def awaited_corpus(self) -> Corpus:
+        """The corpus, for a process that comes again where ``prepare`` hasn't ended.
+
+        Raises:
+            TryAgain: there is none yet.
+        """
+        corpus = self.corpus()
+        if corpus is None:
+            raise TryAgain(f"{self.url}: no corpus yet; run 'batchsweep prepare' first")
+        return corpus
+
     @contextmanager
     def corpus_writer(self) -> Iterator[CorpusWriter]:
         """Write the corpus anew, as the only process that does.
@@ -326,7 +337,7 @@ def _has_documents(blobs: Blobs, root: bytes | None) -> bool:
     except ValueError:
         version = None
     if type(version) is int and version > 0:
-        return version >= FORMAT_VERSION
+        return version >= DOCUMENTS_SINCE
     # Until the root is repaired, what is there shows which it was.
     return DOCUMENTS.rstrip("/") in blobs.folders("")
 

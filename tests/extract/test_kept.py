@@ -125,6 +125,25 @@ def test_a_kill_loses_no_more_than_what_came_after_the_last_write(
     assert not [p for p in (store / "documents/kept").rglob("*") if p.is_file()]
 
 
+def test_a_kill_between_a_seal_and_what_was_kept_leaves_nothing_for_good(
+    tmp_path: Path, suite: Path, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow.each = 20.0
+    config = prepared(tmp_path / "killed", suite, block_texts=64)
+    store = Path(load(config).store_url)
+
+    def killed(self: object, block: int) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(kept.Kept, "drop", killed)
+        run(config, slow.stop)
+    left = [p for p in (store / "documents/kept").rglob("*") if p.is_file()]
+    assert left
+    run(config, slow.stop)
+    assert not [p for p in (store / "documents/kept").rglob("*") if p.is_file()]
+
+
 def test_sigterm_loses_nothing_that_was_computed(
     tmp_path: Path, suite: Path, slow: Slow, caplog: pytest.LogCaptureFixture
 ) -> None:

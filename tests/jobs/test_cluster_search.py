@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from command_line import parsed
+from forks import until
 from kubernetes_server import Cluster, Refused, needs_kubectl
 from tiny import make_suite, make_tasks, write_config
 
@@ -215,6 +215,9 @@ def test_what_a_search_may_cost_holds_here_and_in_its_pod(
     config, cluster, controller, capsys
 ) -> None:
     path = config()
+    assert main(launched(path, "--apply", "--max-cost", "5")) == 2
+    assert "--max-cost needs --gpu-price" in capsys.readouterr().err
+    assert not any(method in ("POST", "PATCH") for method, *_ in cluster.requests)
     limit = ["--max-cost", "0", "--gpu-price", "2"]
     assert main(launched(path, "--apply", *limit)) == 2
     assert "allow not even the first wave" in capsys.readouterr().err
@@ -310,8 +313,7 @@ def test_a_driver_that_is_evicted_leaves_its_wave_and_the_next_one_goes_on_with_
 
     # It waits for its wave, and would look again in an hour.
     first = driver(path, poll="3600")
-    while not jobs() and first.poll() is None:
-        time.sleep(0.05)
+    until(lambda: jobs() or first.poll() is not None, seconds=300)
     first.send_signal(signal.SIGTERM)
     _, said = first.communicate(timeout=120)
     assert first.returncode == Terminated.exit_code, said
@@ -321,8 +323,7 @@ def test_a_driver_that_is_evicted_leaves_its_wave_and_the_next_one_goes_on_with_
     assert ("DELETE", "jobs") not in {request[:2] for request in cluster.requests}
     cluster.requests.clear()
     second = driver(path)
-    while not cluster.requests and second.poll() is None:
-        time.sleep(0.05)
+    until(lambda: cluster.requests or second.poll() is not None, seconds=300)
     with cluster.lock:
         cluster.react = controller
         controller(cluster.objects["jobs", "team", "sweep-wave-1"])

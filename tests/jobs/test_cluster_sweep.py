@@ -16,7 +16,6 @@ import shlex
 import signal
 import subprocess
 import tarfile
-import time
 import uuid
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from forks import until
 from kubernetes_server import Cluster, needs_kubectl
 from simulated_cluster import Controller, Nodes
 from tiny import make_suite, make_tasks, write_config
@@ -153,13 +153,8 @@ class Place:
         for process in held.values():
             process.signal(signal.SIGCONT)
 
-    def until(self, what, seconds=300):
-        """Look until something is there, and hand it over."""
-        end = time.monotonic() + seconds
-        while not (found := what()):
-            assert time.monotonic() < end, what
-            time.sleep(0.02)
-        return found
+    def until(self, what):
+        return until(what, seconds=300)
 
 
 @pytest.fixture(scope="module")

@@ -422,10 +422,13 @@ def test_run_exhaustive_extracts_everything(sweep, forked, capsys) -> None:
 def killed_at_any_moment(commands, path: str, expected: str, *, kills: int) -> None:
     """``run``, killed so many times at random moments, ends with this arm and a sound store."""
     chance = random.Random(kills)
+    statuses = []
     for killed in range(kills):
         # The later the kill, the further it came: to the first waves, at least.
-        status = commands.run(Path(path), "run", kill_after=chance.uniform(1, 8 + 4 * killed))
-        assert status in (0, -signal.SIGKILL), commands.output
+        after = chance.uniform(1, 8 + 4 * killed)
+        statuses.append(commands.run(Path(path), "run", kill_after=after))
+        assert statuses[-1] in (0, -signal.SIGKILL), commands.output
+    assert -signal.SIGKILL in statuses
     commands.succeed(Path(path), "run")
     store = open_store(load(path).store_url)
     (found,) = [p for p in store.list_json("bandit") if p.endswith("answer.json")]

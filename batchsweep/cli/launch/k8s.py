@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from batchsweep.cli.options import ConfigFile, Indexes, only_one
+from batchsweep.cli.options import ConfigFile, GpuPrice, Indexes, only_one
 from batchsweep.errors import UsageError
 
 
@@ -72,9 +72,7 @@ def command(
         float | None,
         typer.Option(metavar="X", min=0, help="submit no index or wave that would pass this"),
     ] = None,
-    gpu_price: Annotated[
-        float | None, typer.Option(metavar="X", min=0, help="what a GPU hour costs")
-    ] = None,
+    gpu_price: GpuPrice = None,
     metrics_port: Annotated[
         int | None, typer.Option(metavar="N", help="extract shows figures to Prometheus there")
     ] = None,

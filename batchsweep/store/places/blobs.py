@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: Where what is no array lies, since version 3 of the format.
+#: Where what is no array lies, since this version of the format.
 DOCUMENTS = "documents/"
+DOCUMENTS_SINCE = 3
 
 
 class Blobs(Protocol):

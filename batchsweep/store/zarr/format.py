@@ -16,7 +16,7 @@ from batchsweep.store.format import (
     metric_seal,
     piece_bytes,
 )
-from batchsweep.store.places.blobs import DOCUMENTS, Blobs
+from batchsweep.store.places.blobs import DOCUMENTS, DOCUMENTS_SINCE, Blobs
 from batchsweep.store.spec import GroupSpec
 from batchsweep.store.validation import is_key, name_fault
 from batchsweep.store.values import Array, stored_dtype
@@ -74,13 +74,14 @@ class ZarrFormat:
         return self.newest if self.blobs.documents else self.last_without_documents
 
     def version(self) -> object:
-        attributes = self._group_attributes("zarr.json")
-        if attributes is None:
+        root = self.blobs.read("zarr.json")
+        if root is None:
             return None
-        if not v3.same_layout(self.blobs.read("zarr.json") or b"", v3.group({})):
+        attributes = self._attributes("zarr.json", root)
+        if not v3.same_layout(root, v3.group({})):
             raise corrupt_at(self.blobs, "zarr.json", "torn or changed")
         version = attributes.get("batchsweep_format")
-        if version == FORMAT_VERSION:
+        if isinstance(version, int) and version >= DOCUMENTS_SINCE:
             stored = self.blobs.read(_DOCUMENTS)
             if stored is None or not v3.same_layout(stored, _NO_ELEMENTS):
                 what = "missing" if stored is None else "torn or changed"
@@ -171,15 +172,15 @@ class ZarrFormat:
         space: memoryview[int] | None = None,
     ) -> Iterator[Array]:
         path = self._shard(key, spec, name, block)
-        chunk = chunk_shape(spec, name)
-        dtype = stored_dtype(spec.dtype, name)
-        where = f"{self.blobs.url}: {path}, layer {spec.layers[layer]}"
-        rows = spec.block_rows(block)
         if spec.compression != "none":
             start, length = self._index(path, spec)[layer]
             stored = self.blobs.read_range(path, start, length) or b""
             yield self._decoded(stored, path, spec, name, block, layer)
             return
+        chunk = chunk_shape(spec, name)
+        dtype = stored_dtype(spec.dtype, name)
+        where = f"{self.blobs.url}: {path}, layer {spec.layers[layer]}"
+        rows = spec.block_rows(block)
         size = chunk_bytes(spec, name) - v3.CRC_BYTES
         piece = piece_bytes(size // chunk[1])
         if space is None or len(space) != size:
@@ -411,8 +412,9 @@ class ZarrFormat:
 
     def _group_attributes(self, path: str) -> dict[str, Any] | None:
         stored = self.blobs.read(path)
-        if stored is None:
-            return None
+        return None if stored is None else self._attributes(path, stored)
+
+    def _attributes(self, path: str, stored: bytes) -> dict[str, Any]:
         try:
             return v3.attributes_of(stored)
         except ValueError as error:

@@ -43,6 +43,7 @@ class Bar:
         return self.done / max(time.monotonic() - self._start, 1e-9)
 
     def advance(self, n: int = 1) -> None:
+        """So many units more are done."""
         self.done += n
         if self._live is not None and self._task is not None:
             self._live.update(self._task, advance=n)

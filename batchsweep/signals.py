@@ -27,6 +27,7 @@ class StopRequest:
 
     @property
     def asked(self) -> bool:
+        """Whether a signal came."""
         return self._asked_at is not None
 
     @property

@@ -119,7 +119,9 @@ class Ledger(Protocol):
 
     def append(self, record: Record) -> None: ...
 
-    def records(self) -> list[Record]: ...
+    def records(self) -> list[Record]:
+        """All records in their order: the header first, then pulls and notes."""
+        ...
 
 
 def header_of(records: Iterable[Record]) -> Record | None:

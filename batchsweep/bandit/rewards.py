@@ -40,6 +40,7 @@ class Scale:
     layers: int
 
     def reward(self, score: float, task: int) -> float:
+        """One task's main score to a reward."""
         return float((score - self.centre[task]) / self.spread[task])
 
     def rewards(self, score_AT: Floats) -> Floats:

@@ -32,6 +32,7 @@ class ScoringView:
             self._bar = self._shown.enter_context(progress(what, total=pulls, unit="pulls"))
 
     def advance(self, pulls: int) -> None:
+        """So many pulls more were scored."""
         if self._bar is not None:
             self._bar.advance(pulls)
 

@@ -48,6 +48,7 @@ class Audit:
 
     @property
     def weightless(self) -> tuple[Skipped, ...]:
+        """Revisions that are there, but hold no weights that can be loaded."""
         return tuple(s for s in self.skipped if s.reason != "missing")
 
     @property

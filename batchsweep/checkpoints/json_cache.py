@@ -29,6 +29,7 @@ class JsonCache:
         self._new: dict[str, Any] = {}
 
     def get(self, key: str) -> Any | None:
+        """What is remembered; None if nothing is."""
         with self._lock:
             return self._values.get(key)
 

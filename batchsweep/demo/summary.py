@@ -16,22 +16,22 @@ def summary(out: Path, *, seconds: float) -> str:
     view = View(read(open_store(out / "store.zarr")))
     findings, answer = view.findings, view.answer
     assert view.best is not None
-    default = findings.default_arm(findings.arms[view.best].model)
+    last_layer = findings.last_layer(findings.arms[view.best].model)
     names = [findings.tasks[t] for t in view.tasks]
     width = max(len(n) for n in [*names, "mean of the tasks"])
     lines = [
         "",
         f"best arm:   {view.name(view.best)}",
-        f"beside it:  {view.name(default)} (what one would take without a sweep)",
+        f"beside it:  {view.name(last_layer)} (what one would take without a sweep)",
         "",
         f"  {'':{width}}    best  beside",
     ]
     for task, name in zip(view.tasks, names, strict=True):
-        cells = [_cell(view, arm, task) for arm in (view.best, default)]
+        cells = [_cell(view, arm, task) for arm in (view.best, last_layer)]
         lines.append(f"  {name:{width}}  {cells[0]:>6}  {cells[1]:>6}")
-    means = "  ".join(f"{view.mean_A[arm]:6.3f}" for arm in (view.best, default))
+    means = "  ".join(f"{view.mean_A[arm]:6.3f}" for arm in (view.best, last_layer))
     lines.append(f"  {'mean of the tasks':{width}}  {means}")
-    if not view.measured_AT[[view.best, default]][:, view.tasks].all():
+    if not view.measured_AT[[view.best, last_layer]][:, view.tasks].all():
         lines.append("  (~: predicted by the policy, not measured)")
     share = answer["pulls"] / answer["exhaustive_pulls"]
     ready, pairs = findings.pairs

@@ -121,6 +121,7 @@ class Kubectl:
         self.run("apply", "-f", "-", stdin="\n".join(map(json.dumps, objects)))
 
     def delete_job(self, name: str) -> None:
+        """Delete a Job with its pods, and wait until they are gone; none there is no error."""
         self.run("delete", "job", name, "--wait=true", "--cascade=foreground", "--ignore-not-found")
 
     def change(self, name: str, spec: Object) -> None:

@@ -30,6 +30,7 @@ class JobView:
 
     @property
     def ended(self) -> bool:
+        """Whether it is complete or failed."""
         return self.state in ("complete", "failed")
 
     def position(self, index: int) -> int:

@@ -71,6 +71,7 @@ class Estimate:
 
     @property
     def download_bytes(self) -> int:
+        """Weights to be fetched."""
         return sum(e.download_bytes for e in self.entries)
 
     @property
@@ -79,6 +80,7 @@ class Estimate:
 
     @property
     def gpu_seconds(self) -> float:
+        """Of all indexes one after another, starts and downloads included."""
         return sum(e.gpu_seconds for e in self.entries)
 
     def to_json(self) -> dict[str, Any]:

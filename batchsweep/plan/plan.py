@@ -38,6 +38,7 @@ class PlanEntry:
 
     @property
     def hidden(self) -> int:
+        """Numbers in a vector."""
         return self.shape.hidden
 
     @property

@@ -77,7 +77,7 @@ def payload(view: View, title: str) -> dict[str, Any]:
         "unit": UNIT,
         "none": NONE,
         "best": view.best,
-        "usual": [findings.default_arm(model) for model in models],
+        "last_layers": [findings.last_layer(model) for model in models],
         "search": _search(view),
     }
 

@@ -41,10 +41,12 @@ class ArmFacts:
 
     @property
     def model(self) -> str:
+        """The model's name on the Hub, or its folder."""
         return self.entry.checkpoint.model
 
     @property
     def revision(self) -> str:
+        """The checkpoint's branch."""
         return self.entry.checkpoint.revision
 
     @property
@@ -154,8 +156,8 @@ class Findings:
         """Arm -> its position."""
         return {facts.arm: i for i, facts in enumerate(self.arms)}
 
-    def default_arm(self, model: str) -> int:
-        """The arm that one takes without a sweep: a model's last checkpoint, last layer."""
+    def last_layer(self, model: str) -> int:
+        """The arm that one takes without a sweep: the last layer of a model's last checkpoint."""
         entry = self.entries_of(model)[-1]
         mine = [i for i, a in enumerate(self.arms) if a.entry is entry]
         return max(mine, key=lambda i: (self.arms[i].layer, -i))

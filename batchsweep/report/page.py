@@ -121,7 +121,7 @@ def _head(view: View) -> dict[str, Any]:
     cells, tasks = len(findings.arms) * len(view.tasks), len(view.tasks)
     if best is None:
         return {"best": None, "done": int(view.measured_AT.sum()), "cells": cells}
-    default = findings.default_arm(findings.arms[best].model)
+    last_layer = findings.last_layer(findings.arms[best].model)
     facts = [
         (
             "mean main score",
@@ -129,10 +129,10 @@ def _head(view: View) -> dict[str, Any]:
             f"over {tasks} tasks{_predicted(view, best)}",
         )
     ]
-    if best != default:
-        more = f"of the same model; best is {_signed(view.mean_A[best] - view.mean_A[default])}"
-        more += _predicted(view, default)
-        facts.append(("last checkpoint, last layer", _number(view.mean_A[default]), more))
+    if best != last_layer:
+        more = f"of the same model; best is {_signed(view.mean_A[best] - view.mean_A[last_layer])}"
+        more += _predicted(view, last_layer)
+        facts.append(("last checkpoint, last layer", _number(view.mean_A[last_layer]), more))
     answer = view.answer
     if answer:
         share = answer["pulls"] / answer["exhaustive_pulls"]
@@ -183,11 +183,11 @@ def _best(view: View) -> dict[str, Any]:
     order = [int(i) for i in np.argsort(-merit, kind="stable") if np.isfinite(merit[i])]
     if view.best is not None and view.best in order:
         order = [view.best, *(i for i in order if i != view.best)]
-    default = [findings.default_arm(model) for model in findings.plan.models]
+    last_layers = [findings.last_layer(model) for model in findings.plan.models]
     several = len(findings.poolings) > 1
     rows = []
     for rank, arm in enumerate(order, start=1):
-        if rank > TOP and arm not in default:
+        if rank > TOP and arm not in last_layers:
             continue
         facts = findings.arms[arm]
         cells = [str(rank), short_name(facts.model), facts.revision, str(facts.layer)]
@@ -197,7 +197,7 @@ def _best(view: View) -> dict[str, Any]:
         scores = [
             (_number(view.plane_AT[arm, t], 3), bool(view.measured_AT[arm, t])) for t in view.tasks
         ]
-        rows.append({"default": arm in default, "cells": cells, "scores": scores})
+        rows.append({"last_layer": arm in last_layers, "cells": cells, "scores": scores})
     head = ["rank", "model", "revision", "layer", *(["pooling"] if several else [])]
     head += ["reward"] if believed else []
     head += ["mean", "measured", *(findings.tasks[t] for t in view.tasks)]

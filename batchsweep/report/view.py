@@ -76,6 +76,7 @@ class View:
         return int(np.nanargmax(complete)) if np.isfinite(complete).any() else None
 
     def measured_tasks(self, arm: int) -> int:
+        """How many of the tasks shown were scored for an arm."""
         return int(self.measured_AT[arm, self.tasks].sum())
 
     def planes(self) -> Iterator[tuple[str, str, list[PlanEntry], list[int], Ints]]:

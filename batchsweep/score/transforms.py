@@ -164,6 +164,7 @@ class ArmReader:
 
     @property
     def hidden(self) -> int:
+        """Numbers in a vector."""
         return self._reader.hidden
 
     def read(self, rows: npt.ArrayLike | None = None) -> Float32:

@@ -42,6 +42,7 @@ class GroupReader:
 
     @property
     def layers(self) -> tuple[int, ...]:
+        """Block numbers, ascending; 0 is the embedding."""
         return self.spec.layers
 
     @property
@@ -54,14 +55,17 @@ class GroupReader:
 
     @property
     def hidden(self) -> int:
+        """Numbers in a vector."""
         return self.spec.hidden
 
     @property
     def dtype(self) -> str:
+        """What vectors are stored as: ``store.dtype``."""
         return self.spec.dtype
 
     @property
     def provenance(self) -> dict[str, Any]:
+        """What its bytes were made from and by."""
         return self.spec.provenance
 
     @property

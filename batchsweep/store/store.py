@@ -55,6 +55,7 @@ class Store:
 
     @property
     def url(self) -> str:
+        """The folder, or the URL."""
         return self._blobs.url
 
     @property

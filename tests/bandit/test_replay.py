@@ -143,7 +143,7 @@ def test_arms_of_several_poolings_are_spelled_as_everywhere(tmp_path):
 def test_arms_of_a_transform_are_surfaces_of_their_own(tmp_path):
     problem = problem_of_poolings(tmp_path, "mean", "mean+center")
     assert problem.arms == ("m/step1#2", "m/step1#2#mean+center")
-    # The usual guess is an arm as stored.
+    # The default arm is an arm as stored.
     assert problem.default_arm() == 0
 
 

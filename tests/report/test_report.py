@@ -191,7 +191,9 @@ def test_the_pages_data_tell_measured_cells_from_predicted_ones(tmp_path: Path) 
     np.testing.assert_array_equal(data["measured"], view.measured_AT.T)
     np.testing.assert_allclose(data["plane"], view.plane_AT.T, atol=0.6e-4)
     assert len(data["search"]["arm"]) == len(data["search"]["reasons"]) == 12
-    assert data["best"] == view.best and data["usual"] == [view.findings.default_arm("tests/tiny")]
+    assert data["best"] == view.best and data["last_layers"] == [
+        view.findings.last_layer("tests/tiny")
+    ]
 
 
 def test_a_headline_tells_a_predicted_mean_from_a_measured_one(tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_a_headline_tells_a_predicted_mean_from_a_measured_one(tmp_path: Path) -
     store = store_of(tmp_path / "store.zarr", plan)
     search(store, plan, policy="toptwo_gp", budget={"pulls": 12}, stop_at_regret=0)
     findings = read(store)
-    best, default = View(findings).best, findings.default_arm("tests/tiny")
+    best, default = View(findings).best, findings.last_layer("tests/tiny")
     assert best is not None and best != default
     seconds = findings.data["seconds"].values
     seconds[[best, default]] = 1.0

@@ -10,7 +10,7 @@
   const numbers = (text) =>
     Float64Array.from(new Int16Array(bytes(text).buffer), (v) => v === data.none ? NaN : v * data.unit);
 
-  const { models, tasks, poolings, arms, usual, best, search } = data;
+  const { models, tasks, poolings, arms, last_layers, best, search } = data;
   const A = arms.name.length, T = tasks.length;
   const planeTA = numbers(data.plane), sd = numbers(data.sd), bits = bytes(data.measured);
   const measured = (t, a) => (bits[(t * A + a) >> 3] >> ((t * A + a) & 7)) & 1;
@@ -153,7 +153,7 @@
   }
 
   function line(id, name, labels, places, mark) {
-    const other = usual[arms.model[state.pinned]];
+    const other = last_layers[arms.model[state.pinned]];
     charts[id].setOption({ ...base(), title: { text: name, textStyle: { fontSize: 13, color: css("--text") } },
       grid: { left: 52, right: 14, top: 36, bottom: 30 },
       tooltip: { ...base().tooltip, trigger: "axis", formatter: (ps) => {
@@ -166,7 +166,7 @@
         lineStyle: { color: css("--search") }, itemStyle: { color: css("--search") }, connectNulls: false,
         data: places.map((a) => Number.isFinite(values[a]) ? values[a] : null),
         markLine: Number.isFinite(values[other]) ? { silent: true, symbol: "none", data: [{ yAxis: values[other] }],
-          lineStyle: { color: css("--mark"), type: "dashed" }, label: { formatter: "usual choice", position: "insideEndTop", color: css("--mark") } } : undefined }],
+          lineStyle: { color: css("--mark"), type: "dashed" }, label: { formatter: "last layer", position: "insideEndTop", color: css("--mark") } } : undefined }],
     }, true);
   }
 
@@ -177,7 +177,7 @@
     const depth = alike.filter((a) => arms.checkpoint[a] === arms.checkpoint[p]).sort((a, b) => arms.layer[a] - arms.layer[b]);
     line("over-time", `Layer ${arms.layer[p]} over training`, time.map((a) => model.checkpoints[arms.checkpoint[a]].short), time, time.indexOf(p));
     line("over-depth", `${model.checkpoints[arms.checkpoint[p]].name} over depth`, depth.map((a) => String(arms.layer[a])), depth, depth.indexOf(p));
-    const other = usual[arms.model[p]];
+    const other = last_layers[arms.model[p]];
     const order = tasks.map((_, t) => t).sort((s, t) => planeTA[t * A + p] - planeTA[s * A + p]).reverse();
     const bar = (a, name, colour) => ({ name, type: "bar", itemStyle: { color: colour }, barGap: "0%",
       data: order.map((t) => Number.isFinite(planeTA[t * A + a]) ? { value: planeTA[t * A + a], itemStyle: { opacity: measured(t, a) ? 1 : 0.45 } } : null) });
@@ -188,7 +188,7 @@
       tooltip: { ...base().tooltip, trigger: "axis", valueFormatter: (v) => shown(v) },
       xAxis: axis({ type: "value" }), yAxis: axis({ type: "category", data: order.map((t) => tasks[t].name),
         axisLabel: { color: css("--soft"), width: 150, overflow: "truncate" } }),
-      series: [bar(p, "pinned", css("--search")), ...(other === p ? [] : [bar(other, "usual choice", css("--reference"))])],
+      series: [bar(p, "pinned", css("--search")), ...(other === p ? [] : [bar(other, "last layer", css("--reference"))])],
     }, true);
     $("pinned").textContent = `Pinned: ${inWords(p)}. ${facts(p).join(". ")}.`;
   }
@@ -241,7 +241,7 @@
     const all = found.slice(0, MOST).map((a) => {
       const tr = document.createElement("tr");
       if (a === best) tr.className = "is-best";
-      if (usual.includes(a)) tr.classList.add("default");
+      if (last_layers.includes(a)) tr.classList.add("last-layer");
       columns.forEach(([name, of], i) => {
         const td = document.createElement("td");
         const value = text(name, of(a));

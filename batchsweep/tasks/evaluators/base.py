@@ -180,6 +180,7 @@ class State:
         return cls(task.rng_state.getstate(), task.np_rng.bit_generator.state)
 
     def restore(self, task: Any) -> None:
+        """Give a task generators in this state, its own ones."""
         task.rng_state = random.Random()
         task.rng_state.setstate(self.rng)
         task.np_rng = np.random.default_rng()

@@ -111,6 +111,7 @@ class Lists:
 
     @property
     def sizes(self) -> Ints:
+        """Documents in each list."""
         return np.diff(self.ends)
 
 
@@ -123,6 +124,11 @@ class ListsBuilder:
         self._lists: list[Small] = []
 
     def add(self, query: int, documents: Ints) -> None:
+        """A query's candidates, rows of the documents.
+
+        Raises:
+            StoreError: one of them is not in the corpus.
+        """
         listed = documents.astype(np.int32)
         number = self._known.setdefault(listed.tobytes(), len(self._lists))
         if number == len(self._lists):
@@ -134,6 +140,7 @@ class ListsBuilder:
         self._of_query[query] = number
 
     def done(self) -> Lists:
+        """The lists of all queries; one that got none has an empty list."""
         if (self._of_query < 0).any():  # queries without candidates have found nothing
             self._of_query[self._of_query < 0] = len(self._lists)
             self._lists.append(np.empty(0, np.int32))

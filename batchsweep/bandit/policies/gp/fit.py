@@ -53,6 +53,7 @@ class Fit:
 
     @property
     def hyper(self) -> Hyper:
+        """The hyperparameters as far as :meth:`run` has come."""
         return Hyper.unflat(self._prior + self._width * self._x, self._tasks)
 
     def run(self) -> None:

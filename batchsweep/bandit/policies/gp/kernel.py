@@ -78,14 +78,17 @@ class Hyper:
 
     @staticmethod
     def prior(tasks: int) -> Hyper:
+        """The medians of their priors."""
         log = np.log(np.array([MEDIANS[n] for n in NAMES]))
         return Hyper(log, np.zeros(tasks), np.zeros(tasks))
 
     def flat(self) -> Floats:
+        """All of them in one row, as the optimiser moves them."""
         return np.concatenate([self.log, self.loading, self.residual])
 
     @staticmethod
     def unflat(flat: Floats, tasks: int) -> Hyper:
+        """What :meth:`flat` made a row of."""
         k = len(NAMES)
         return Hyper(flat[:k], flat[k : k + tasks], flat[k + tasks :])
 

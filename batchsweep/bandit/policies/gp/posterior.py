@@ -112,6 +112,7 @@ class Posterior:
 
     @property
     def pending(self) -> int:
+        """How many cells were asked for and have no score yet."""
         return len(self._pending)
 
     @property

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.linalg import solve_triangular
 from simulated import play, problem_of, surface
 
 from batchsweep.bandit.policies import make_policy
@@ -83,6 +85,24 @@ def test_incremental_posterior_is_the_textbook_posterior(filled):
         np.maximum(np.diag(cell_cov)[arm * 3 + task] / model.spread[task] ** 2, JITTER),
         atol=1e-6,
     )
+
+
+def test_solving_copies_no_part_of_the_factor(problem):
+    """To the last bit what scipy says, which copies the factor each time: 128 MB at 4,000 cells."""
+    model, n = Posterior(problem), 700
+    model._grow(1000)
+    rng = np.random.default_rng(0)
+    factor = np.tril(rng.normal(scale=0.02, size=(n, n))) + 2 * np.eye(n)
+    model._chol[:n, :n] = factor
+    for right in (rng.normal(size=n), rng.normal(size=(5, n)).T):
+        for back in (False, True):
+            expected = solve_triangular(factor, right, lower=True, trans=int(back))
+            tracemalloc.start()
+            solved = model._solve(n, right, back=back)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            np.testing.assert_array_equal(solved, expected)
+            assert peak < factor.nbytes / 10
 
 
 def test_covariances_that_are_asked_for_again_are_those_of_now(filled) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
+from scipy.linalg import LinAlgError, cholesky, solve_triangular
+from scipy.linalg.lapack import dtrtrs
 
 from batchsweep.bandit.policies.base import Bools, Floats, Ints, Problem
 from batchsweep.bandit.policies.gp.fit import Fit
@@ -227,7 +228,7 @@ class Posterior:
         diagonal = self.load[t] ** 2 * self.shared_diagonal[a] + self.offset[t] ** 2 + JITTER
         diagonal += self.own[t] ** 2 * (self.own_diagonal[a] + self._cell)
         diagonal += (self._noise[i] / self.spread[t]) ** 2
-        solved = solve_triangular(self._chol[:i, :i], k, lower=True, check_finite=False)
+        solved = self._solve(i, k)
         last = np.sqrt(max(diagonal - solved @ solved, JITTER))
         self._chol[i, :i], self._chol[i, i] = solved, last
         cross = self._cross(np.array([row]), np.array([a]), np.array([t]))[0]
@@ -245,14 +246,27 @@ class Posterior:
         """Whitened residuals and the mean, from scratch: a pending cell keeps its lie of 0."""
         n = self.n
         if self._observed[:n].all():
-            self._z[:n] = solve_triangular(
-                self._chol[:n, :n], self._resid[:n], lower=True, check_finite=False
-            )
+            self._z[:n] = self._solve(n, self._resid[:n])
         else:
             for i in range(n):
                 gap = self._resid[i] - self._chol[i, :i] @ self._z[:i]
                 self._z[i] = gap / self._chol[i, i] if self._observed[i] else 0.0
         self.mean = self._prior_mean + self._z[:n] @ self._white[:n]
+
+    def _solve(self, n: int, right: Floats, *, back: bool = False) -> Floats:
+        """The first ``n`` observations' factor L, solved: L^-1 right, or L^-T right if ``back``.
+
+        As scipy's ``solve_triangular`` to the last bit, which would copy those rows of L for each.
+
+        Raises:
+            LinAlgError: L is singular.
+        """
+        if not n:
+            return right.copy()
+        solved, failed = dtrtrs(self._chol[:n].T, right, trans=0 if back else 1)
+        if failed:
+            raise LinAlgError(f"the factor's diagonal is zero at {failed}")
+        return np.asarray(solved)
 
     # -- questions -----------------------------------------------------------------------------
 
@@ -293,9 +307,7 @@ class Posterior:
         out += sum(contrast.values()) * (self.offset**2 * self.weight)[None, :]
         if n:
             white = sum(c * self._white[:n, a] for a, c in contrast.items())
-            back = solve_triangular(
-                self._chol[:n, :n], white, lower=True, trans="T", check_finite=False
-            )
+            back = self._solve(n, white, back=True)
             out -= self._spill(back, arms)
         return out
 
@@ -331,7 +343,7 @@ class Posterior:
         same = task[:, None] == on[None, :]
         own = self._own_rows[rows][:, seen] + self._cell * (arm[:, None] == seen[None, :])
         k += same * ((self.own[task] ** 2)[:, None] * own + (self.offset[task] ** 2)[:, None])
-        white = solve_triangular(self._chol[:n, :n], k.T, lower=True, check_finite=False)
+        white = self._solve(n, k.T)
         return np.asarray(np.maximum(prior - (white**2).sum(axis=0), JITTER))
 
     def plane(self) -> Floats:
@@ -339,9 +351,7 @@ class Posterior:
         unit = self.kernel.mean[:, None] * self.load[None, :]
         if self.n:
             n = self.n
-            weights = solve_triangular(
-                self._chol[:n, :n], self._z[:n], lower=True, trans="T", check_finite=False
-            )
+            weights = self._solve(n, self._z[:n], back=True)
             unit = unit + self._spill(weights, np.arange(self._arms))
         return np.asarray(self.centre + self.spread * unit)
 
@@ -383,9 +393,7 @@ class Posterior:
         would else explain them away, task by task.
         """
         n = self.n
-        back = solve_triangular(
-            self._chol[:n, :n], self._z[:n], lower=True, trans="T", check_finite=False
-        )
+        back = self._solve(n, self._z[:n], back=True)
         seen, at = np.unique(self._arm[:n], return_inverse=True)
         weight = np.bincount(at, back * self.load[self._task[:n]])
         smooth = self.kernel.mean.copy()

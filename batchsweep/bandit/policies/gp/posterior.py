@@ -53,9 +53,9 @@ class Posterior:
         self._grow(256)
         self._pending: dict[tuple[int, int], int] = {}
         self._row_of: dict[int, int] = {}
-        #: Of arms that were asked for since the last cell: a pull asks for its leader's several
-        #: times, and each is a product of all observations with all arms.
-        self._covariance_rows: dict[int, Floats] = {}
+        #: Of arms that were asked for: (so many observations counted, the row). A leader's is asked
+        #: for at each pull, and from scratch it is a product of all observations with all arms.
+        self._covariance_rows: dict[int, tuple[int, Floats]] = {}
         self._shared_rows: Floats = np.zeros((64, arms))
         self._own_rows: Floats = np.zeros((64, arms))
         self.rebuild()
@@ -92,10 +92,14 @@ class Posterior:
             if noise != self._noise[at] and at == self.n - 1:
                 self.var = self.var + self._white[at] ** 2
                 self._noise[at] = noise
+                self._covariance_rows.clear()
                 self._append(at)
             elif noise != self._noise[at]:
                 self._noise[at] = noise
                 self.rebuild()
+            elif at == self.n - 1:
+                self._resid[at] = self._residual(at)
+                self._tell(at)
             else:
                 self._resid[at] = self._residual(at)
                 self._whiten()
@@ -218,7 +222,6 @@ class Posterior:
     def _append(self, i: int) -> None:
         a, t = int(self._arm[i]), int(self._task[i])
         row = self._cache(a)
-        self._covariance_rows.clear()
         self.n = i + 1
         arm, task = self._arm[:i], self._task[:i]
         k = self.load[t] * self.load[task] * self._shared_rows[row][arm]
@@ -236,11 +239,15 @@ class Posterior:
         self._white[i] = white
         self.var = self.var - white**2
         self._resid[i] = self._residual(i)
+        self._z[i] = 0.0
         if self._observed[i]:
-            self._z[i] = (self._resid[i] - solved @ self._z[:i]) / last
-            self.mean = self.mean + self._z[i] * white
-        else:
-            self._z[i] = 0.0
+            self._tell(i)
+
+    def _tell(self, i: int) -> None:
+        """Move the means by the last observation, which was pending or is new."""
+        gap = self._resid[i] - self._chol[i, :i] @ self._z[:i]
+        self._z[i] = gap / self._chol[i, i]
+        self.mean = self.mean + self._z[i] * self._white[i]
 
     def _whiten(self) -> None:
         """Whitened residuals and the mean, from scratch: a pending cell keeps its lie of 0."""
@@ -280,14 +287,16 @@ class Posterior:
 
     def covariance_row(self, arm: int) -> Floats:
         """[arm] posterior covariance of one arm's reward with every arm's."""
-        known = self._covariance_rows.get(arm)
+        n = self.n
+        counted, known = self._covariance_rows.get(arm, (0, None))
         if known is None:
             row = self._cache(arm)
             prior = self.total**2 * self._shared_rows[row] + self._own_total * self._own_rows[row]
-            prior = prior + self._offsets
-            prior[arm] += self._own_total * self._cell
-            known = np.asarray(prior - self._white[: self.n, arm] @ self._white[: self.n])
-            self._covariance_rows[arm] = known
+            known = prior + self._offsets
+            known[arm] += self._own_total * self._cell
+        if counted < n:
+            known = known - self._white[counted:n, arm] @ self._white[counted:n]
+            self._covariance_rows[arm] = n, known
         return known
 
     def gains(self, contrast: dict[int, float], arms: Ints) -> Floats:
@@ -306,7 +315,7 @@ class Posterior:
         out += own_d[:, None] * self._own_weight[None, :]
         out += sum(contrast.values()) * (self.offset**2 * self.weight)[None, :]
         if n:
-            white = sum(c * self._white[:n, a] for a, c in contrast.items())
+            white = np.asarray(sum(c * self._white[:n, a] for a, c in contrast.items()))
             back = self._solve(n, white, back=True)
             out -= self._spill(back, arms)
         return out

@@ -31,18 +31,20 @@ def strangers(factor: Floats, resid: Floats, arm: Ints, load: Floats, *, arms: i
     inverse, _ = dpotri(factor, lower=1)
     inverse = np.tril(inverse) + np.tril(inverse, -1).T
     weight = inverse @ resid
-    seen = np.unique(arm)
-    cells = np.where(arm[None, :] == seen[:, None], load, 0.0)
+    seen, of = np.unique(arm, return_inverse=True)
+    i, j = np.nonzero(of[:, None] == of[None, :])
+    both = load[i] * load[j]
     for _ in range(MOST_STRANGE):
-        told = ((cells @ inverse) * cells).sum(axis=1)
-        strange = (cells @ weight) ** 2 / told
+        told = np.bincount(of[i], both * inverse[i, j])
+        strange = np.bincount(of, load * weight) ** 2 / told
         k = int(np.argmax(strange))
         if strange[k] <= STRANGE**2:
             break
         variance = (strange[k] - 1) / told[k]
         found[seen[k]] += variance
-        column = inverse @ cells[k]
+        mine = np.flatnonzero(of == k)
+        column = inverse[:, mine] @ load[mine]
         shrink = variance / (1 + variance * told[k])
-        weight = weight - column * (shrink * (cells[k] @ weight))
+        weight = weight - column * (shrink * (load[mine] @ weight[mine]))
         inverse = inverse - shrink * np.outer(column, column)
     return found

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from batchsweep.config import Config, load
 from batchsweep.errors import UsageError
 from batchsweep.jobs.chosen import chosen_indexes, elsewhere_indexes, names, sealed_blocks
+from batchsweep.jobs.follow_worker import Worker
 from batchsweep.jobs.kubernetes import sweep_name
 from batchsweep.jobs.local import LocalLauncher, LocalWorker, visible_gpus
-from batchsweep.jobs.runner import IndexedJob, Worker, run_once
+from batchsweep.jobs.runner import IndexedJob, run_once
 from batchsweep.jobs.slurm import array_script
 from batchsweep.log import log_format
 from batchsweep.plan.frozen import load_plan

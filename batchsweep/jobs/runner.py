@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from batchsweep.errors import BatchsweepError, IndexFailed, Terminated, UsageError
 from batchsweep.jobs.exit_rules import RETRIES, action_of, max_failed_indexes, retry_delay
+from batchsweep.jobs.follow_worker import Worker, follow_worker
 from batchsweep.jobs.index import format_indexes
 from batchsweep.progress import duration
 from batchsweep.signals import StopRequest
@@ -34,22 +36,6 @@ State = Literal["waiting", "running", "done", "failed", "stopped"]
 
 #: Seconds between two looks at the store for the table.
 STORE_INTERVAL = 2.0
-
-
-class Worker(Protocol):
-    """One running extraction."""
-
-    def lines(self) -> Iterator[str]:
-        """Its output, line by line, until it ends."""
-
-    def wait(self) -> int:
-        """Its exit code, once it has ended (128 + n when signal n killed it)."""
-
-    def stop(self) -> None:
-        """Send SIGTERM: seal the open block and leave."""
-
-    def kill(self) -> None:
-        """End it at once."""
 
 
 class Launcher(Protocol):
@@ -82,15 +68,10 @@ def run_once(worker: Worker, *, what: str, log: Path, stop: StopRequest) -> None
         BatchsweepError: it ended badly; the error's exit code is the worker's.
         Terminated: ``stop`` was asked.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
     exits: list[int] = []
 
     def follow() -> None:
-        with log.open("a", encoding="utf-8") as kept:
-            for line in worker.lines():
-                kept.write(line + "\n")
-                sys.stderr.write(f"[{what}] {line}\n")
-        exits.append(worker.wait())
+        exits.append(follow_worker(worker, log, lambda x: _say(f"[{what}] {x}")))
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -156,7 +137,6 @@ class IndexedJob:
             IndexFailed: some indexes failed; the message names them and their logs.
             Terminated: ``stop`` was asked; the same call goes on.
         """
-        self.logs.mkdir(parents=True, exist_ok=True)
         broken: int | None = None
         try:
             with self.view.live():
@@ -187,12 +167,9 @@ class IndexedJob:
 
     def _follow(self, number: int, worker: Worker) -> None:
         """In a thread of its own: keep and show a worker's output, then report its end."""
-        with (self.logs / f"extract-{number}.log").open("a", encoding="utf-8") as log:
-            for line in worker.lines():
-                log.write(line + "\n")
-                log.flush()
-                self.view.line(number, line)
-        self.ended.put((number, worker.wait()))
+        log = self.logs / f"extract-{number}.log"
+        code = follow_worker(worker, log, partial(self.view.line, number))
+        self.ended.put((number, code))
 
     def _next_end(self) -> tuple[int, int] | None:
         self.view.refresh()
@@ -288,6 +265,11 @@ class IndexedJob:
             )
 
 
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
 class _View:
     """The live table on a terminal; elsewhere only the workers' lines, with their index."""
 
@@ -315,8 +297,7 @@ class _View:
         if live is not None:
             live.console.print(text, markup=False, highlight=False)
         else:
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+            _say(text)
 
     def refresh(self) -> None:
         if self._live is not None:

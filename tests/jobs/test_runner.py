@@ -1,5 +1,6 @@
 """The indexed job on one machine, with real processes that stand in for extractions."""
 
+import io
 import os
 import signal
 import subprocess
@@ -198,6 +199,41 @@ def test_one_command_run_once_passes_its_exit_code_on(folder):
             launcher.run(["raise SystemExit(4)"]), what="prepare", log=log, stop=StopRequest(5)
         )
     assert failed.value.exit_code == 4
+
+
+class Gone(io.StringIO):
+    """A stream that nobody reads any more."""
+
+    def write(self, text):
+        raise BrokenPipeError
+
+
+def test_a_log_that_cannot_be_written_stops_nobody(folder, caplog, monkeypatch):
+    """A disk that fills up, and a terminal that is gone."""
+    (folder / "logs").mkdir()
+    (folder / "logs" / "extract-0.log").symlink_to("/dev/full")
+    (folder / "logs" / "extract-1.log").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", Gone())
+        run(folder, {}, indexes=(0, 1, 2))
+    assert len(list(folder.glob("end-*"))) == 3
+    assert "extract-0.log: can't be written: No space left on device" in caplog.text
+    assert "extract-1.log: can't be written: Is a directory" in caplog.text
+    assert (folder / "logs" / "extract-2.log").read_text() == "attempt 1 of 2\n"
+
+
+def test_a_worker_that_cannot_be_followed_is_a_passing_fault(folder, caplog):
+    class Lost:
+        def start(self, index, slot):
+            return self
+
+        def lines(self):
+            raise ConnectionError("the engine has gone")
+
+    job = IndexedJob(Lost(), [7], 1, folder / "logs", retries=2, delay=lambda n: 0.0)
+    with pytest.raises(IndexFailed, match=r"7 \(exit 75\)"):
+        job.run(StopRequest(1))
+    assert caplog.text.count("can't be followed: ConnectionError: the engine has gone") == 3
 
 
 def test_the_table_says_where_every_index_is(folder, monkeypatch):

@@ -14,6 +14,7 @@ class Container:
         self.engine = engine
         self.name = name
         self.options = options
+        self.attrs = {"Config": {"Cmd": list(command)}}
         self.process = subprocess.Popen(
             [*engine.entrypoint, *command],
             cwd=options["working_dir"],

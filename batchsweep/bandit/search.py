@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -30,6 +30,7 @@ from batchsweep.bandit.waves import Waves
 from batchsweep.config import Config, PullBudget
 from batchsweep.errors import StoreMismatch
 from batchsweep.plan.frozen import frozen_plan
+from batchsweep.plan.plan import Plan
 from batchsweep.score.records import Origins
 from batchsweep.score.workers import ScoreFunction, score_processes
 from batchsweep.store import Store
@@ -101,8 +102,9 @@ def search_and_extract(
         store.lease(f"bandit/{whole}"),
         score_processes(workers) if workers > 1 else nullcontext() as executor,
     ):
+        lost = lost_checkpoints(store, plan)
+        _warn_of(lost, plan)
         while True:
-            lost = lost_checkpoints(store, plan)
             problem = planned_problem(plan, config, lost)
             name = search_name(problem, config, waves=True)
             costs = pricing(problem)
@@ -115,6 +117,23 @@ def search_and_extract(
                 return name, _run(store, config, problem, name, executor, waves)
             except CheckpointsLost as error:
                 logger.warning("the search goes on without %s", error)
+                lost = lost_checkpoints(store, plan)
+
+
+def _warn_of(lost: Mapping[str, str], plan: Plan) -> None:
+    """Say which checkpoints take no part, because extraction gave them up in an earlier run."""
+    if not lost:
+        return
+    first = next(entry for entry in plan.entries if entry.key in lost)
+    logger.warning(
+        "%d of %d checkpoints take no part: extraction gave them up (%s: %s); "
+        "'batchsweep extract --index %d' tries again",
+        len(lost),
+        len(plan.entries),
+        first.key,
+        lost[first.key],
+        first.index,
+    )
 
 
 @dataclass(frozen=True)

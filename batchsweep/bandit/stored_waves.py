@@ -20,10 +20,18 @@ from batchsweep.bandit.chooser import Visit
 from batchsweep.bandit.costs import PairCosts
 from batchsweep.bandit.policies.base import Bools
 from batchsweep.bandit.waves import Wave
-from batchsweep.errors import BatchsweepError, StoreCorrupt, TryAgain, UsageError, shortened
+from batchsweep.errors import (
+    BatchsweepError,
+    StoreCorrupt,
+    StoreFull,
+    TryAgain,
+    UsageError,
+    shortened,
+)
 from batchsweep.extract.status import index_statuses
 from batchsweep.plan.plan import Plan
 from batchsweep.store import Store
+from batchsweep.store.notes import note_path, read_note
 from batchsweep.store.pairs import ready_tasks
 from batchsweep.store.validation import parsed
 
@@ -118,6 +126,7 @@ class StoredWaves:
 
         Raises:
             CheckpointsLost: some of its checkpoints can't be extracted.
+            StoreFull, UsageError: no space is left for them; or wrong usage, as a job of them said.
             TryAgain: nothing of it could be had, this time.
         """
         if wave.number > len(self._mine):
@@ -135,7 +144,12 @@ class StoredWaves:
         if not left:
             return
         self._extract(wave, left)
-        lost = lost_checkpoints(self._store, self._plan) & self._rows.keys()
+        for index in left:
+            note = read_note(self._store, note_path(self._plan.entry(index).key))
+            if note is not None and note.ending == "refused":
+                full = note.exit_code == StoreFull.exit_code
+                raise (StoreFull if full else UsageError)(note.message)
+        lost = lost_checkpoints(self._store, self._plan).keys() & self._rows.keys()
         if lost:
             raise CheckpointsLost(", ".join(sorted(lost)))
         now = ready_tasks(self._store)
@@ -211,10 +225,10 @@ def wave_of(store: Store, document: int) -> Wave:
     return _read(store, path)[1]
 
 
-def lost_checkpoints(store: Store, plan: Plan) -> set[str]:
-    """Keys of checkpoints of the plan that extraction has noted as skipped or failed."""
+def lost_checkpoints(store: Store, plan: Plan) -> dict[str, str]:
+    """Checkpoints of the plan that extraction has noted as skipped or failed: key -> why."""
     return {
-        plan.entry(row.index).key
+        plan.entry(row.index).key: row.note
         for row in index_statuses(store, plan)
         if row.index is not None and row.state in ("skipped", "failed")
     }

@@ -17,7 +17,10 @@ Strict = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 Grace = Annotated[
-    float, typer.Option("--grace", metavar="SECONDS", help="time between SIGTERM and kill -9")
+    float,
+    typer.Option(
+        "--grace", metavar="SECONDS", min=0, max=86400, help="time between SIGTERM and kill -9"
+    ),
 ]
 Indexes = Annotated[
     str | None, typer.Option("--indexes", metavar="LIST", help="only these, such as 0,4-6")

@@ -18,9 +18,11 @@ from typing import Literal
 from batchsweep import __version__
 from batchsweep.config import Config
 from batchsweep.errors import (
+    BatchsweepError,
     IndexFailed,
     StoreCorrupt,
     StoreError,
+    StoreFull,
     Terminated,
     Unavailable,
     UsageError,
@@ -125,8 +127,9 @@ def extract(
             raise
         logger.warning("skipped: %s", error)
         return Extracted(entry.key, "skipped", 0, 0, 0, 0.0)
-    except UsageError as error:
-        # For this all indexes stop: whoever waits for them should hear of it.
+    except (UsageError, StoreFull) as error:
+        # For this all indexes stop: whoever waits for them should hear of it, and none of it is
+        # the checkpoint's own fault.
         with suppress(StoreError, OSError):
             _note(store, entry, tasks, "refused", error)
         raise
@@ -142,7 +145,7 @@ def _note(
     entry: PlanEntry,
     tasks: Collection[str] | None,
     ending: Ending,
-    error: Exception,
+    error: BatchsweepError,
 ) -> None:
     write_note(
         store,
@@ -150,6 +153,7 @@ def _note(
         ending,
         str(error),
         tasks=tasks,
+        exit_code=error.exit_code,
         index=entry.index,
         model=entry.checkpoint.model,
         revision=entry.checkpoint.revision,

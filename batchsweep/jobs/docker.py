@@ -111,7 +111,8 @@ class DockerLauncher:
         running = self._running(name)
         if running is not None:
             logger.info("container %s is already running; following it", name)
-            return DockerWorker(running)
+            there = running.attrs["Config"]["Cmd"]
+            return DockerWorker(running, same=there == list(arguments))
         environment = {key: os.environ[key] for key in PASSED_ON if os.environ.get(key)}
         environment |= worker_environment(os.environ, slot=slot, parallel=self.parallel, gpus=())
         environment["HF_HOME"] = str(self.cache.resolve())
@@ -163,10 +164,15 @@ class DockerLauncher:
 
 
 class DockerWorker:
-    """A container."""
+    """A container.
 
-    def __init__(self, container: Any) -> None:
-        self._container = container
+    Args:
+        same: it does what is wanted. Another call's has other tasks, say: what is wanted is to be
+            tried again once it has ended, for it holds the index.
+    """
+
+    def __init__(self, container: Any, *, same: bool = True) -> None:
+        self._container, self._same = container, same
 
     def lines(self) -> Iterator[str]:
         rest = b""
@@ -180,7 +186,7 @@ class DockerWorker:
     def wait(self) -> int:
         code = int(self._container.wait()["StatusCode"])
         self._container.remove(force=True)
-        return code
+        return code if self._same or code else TryAgain.exit_code
 
     def stop(self) -> None:
         self._signal("SIGTERM")

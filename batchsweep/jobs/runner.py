@@ -258,10 +258,13 @@ class IndexedJob:
                 if open_ones
                 else ""
             )
+            again = "the same command tries again"
+            if self.may_fail is None:
+                numbers = format_indexes(x.number for x in failed)
+                again += f", --indexes {numbers} only these"
             raise IndexFailed(
                 f"{len(failed)} of {len(self.indexes)} indexes failed: {listed}{dropped}. See "
-                f"{self.logs}/extract-{failed[0].number}.log; the same command tries again, "
-                f"--indexes {format_indexes(x.number for x in failed)} only these"
+                f"{self.logs}/extract-{failed[0].number}.log; {again}"
             )
 
 

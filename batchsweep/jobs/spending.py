@@ -32,6 +32,20 @@ class CostLimit:
             raise UsageError("--max-cost needs --gpu-price, what a GPU hour costs")
         return cls(most, price)
 
+    @classmethod
+    def of_search(
+        cls, most: float | None, price: float | None, *, search: bool
+    ) -> CostLimit | None:
+        """The same where only a search can be limited.
+
+        Raises:
+            UsageError: a limit without a price, or without ``--search``.
+        """
+        limit = cls.of(most, price)
+        if limit is not None and not search:
+            raise UsageError("--max-cost limits a search: give --search with it")
+        return limit
+
     @property
     def seconds(self) -> float:
         """Of GPU time that it allows."""

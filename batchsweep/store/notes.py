@@ -1,8 +1,8 @@
 """How an index ended without being sealed, as the store notes it: ``outcomes/KEY.json``.
 
 ``skipped`` and ``failed`` stay until a later success overrules them. ``refused`` is a run that
-ended as wrong usage (exit code 2: no token, no such device): for that all indexes stop, and it is
-over once ``prepare`` or the index is run again.
+ended as wrong usage (exit code 2: no token, no such device), or because no space is left: for that
+all indexes stop, and it is over once ``prepare`` or the index is run again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class Note:
     message: str
     tasks: tuple[str, ...] | None
     """What was asked for; None: all tasks."""
+    exit_code: int | None = None
+    """The process's; None: of an earlier version."""
 
 
 def noted(store: Store) -> set[str]:
@@ -67,12 +69,15 @@ def read_note(store: Store, path: str) -> Note | None:
             raise ValueError("no such state, or no message")
         if tasks is not None and not all(isinstance(task, str) for task in tasks):
             raise ValueError("its tasks are no names")
+        exit_code = value.get("exit_code")
+        if exit_code is not None and type(exit_code) is not int:
+            raise ValueError("its exit code is none")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise StoreCorrupt(
             f"{store.url}: {path} doesn't say how an index ended ({error}); remove it, then run "
             "'batchsweep extract' again"
         ) from None
-    return Note(ending, message, None if tasks is None else tuple(tasks))
+    return Note(ending, message, None if tasks is None else tuple(tasks), exit_code)
 
 
 def forget_refusals(store: Store, *keys: str) -> None:

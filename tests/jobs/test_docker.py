@@ -103,6 +103,18 @@ def test_a_container_that_a_killed_launcher_left_is_followed(tmp_path):
     assert isinstance(left, DockerWorker)
 
 
+def test_a_left_container_that_does_something_else_is_waited_for(tmp_path):
+    """Of the wave before, say: its index isn't done with it."""
+    fake = Engine([sys.executable, "-c", "import time; time.sleep(0.5)"])
+    launcher(fake, tmp_path).start(0, 0)
+    now = launcher(fake, tmp_path)
+    now.more = {0: ("--tasks", "Other")}
+    run(now, tmp_path, [0])
+    first, second = (command for _, command, _, _ in fake.started)
+    assert first == ["extract", "--config", "/configs/x.yaml", "--index", "0"]
+    assert second == [*first, "--tasks", "Other"]
+
+
 def test_an_ended_container_of_that_name_makes_room(tmp_path):
     fake = engine()
     fake.there["batchsweep-demo-0"] = Container(

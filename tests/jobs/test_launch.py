@@ -118,6 +118,20 @@ def test_docker_extracts_what_the_search_asks_for(config, commands, monkeypatch,
     assert main(["launch", "docker", "--config", config, "--search", "--indexes", "1"]) == 2
 
 
+def test_docker_refuses_a_limit_before_anything_is_started(config, monkeypatch, capsys):
+    monkeypatch.setattr("batchsweep.jobs.docker.connect", lambda: Engine(["false"]))
+    command = ["launch", "docker", "--config", config, "--max-cost", "0"]
+    for more, says in (
+        (["--search"], "--max-cost needs --gpu-price"),
+        (["--gpu-price", "2"], "--max-cost limits a search: give --search with it"),
+        (["--gpu-price", "2", "--search"], "allow not even the first wave"),
+        (["--gpu-price", "-2", "--search"], "greater than or equal to 0"),
+    ):
+        assert main([*command, *more]) == 2
+        assert says in capsys.readouterr().err
+    assert not Path("runs/sweep/store.zarr/documents/waves").exists()
+
+
 def test_a_failed_prepare_ends_the_launch_with_its_exit_code(config, forked, capsys):
     values = json.loads(Path(config).read_text())
     write_config(Path(config), **{**values, "tasks": ["NoSuchTask"]})

@@ -22,13 +22,13 @@ from batchsweep.bandit.costs import planned_costs
 from batchsweep.bandit.search import PaidTime, search, search_and_extract
 from batchsweep.cli.main import main
 from batchsweep.config import load
-from batchsweep.errors import IndexFailed, StoreCorrupt, TryAgain
+from batchsweep.errors import IndexFailed, StoreCorrupt, StoreFull, TryAgain
 from batchsweep.extract.extract import extract
 from batchsweep.plan.frozen import frozen_plan
 from batchsweep.plan.pairs import Pairs
 from batchsweep.plan.timings import timings
 from batchsweep.signals import StopRequest
-from batchsweep.store import open_store
+from batchsweep.store import GroupWriter, open_store
 from batchsweep.store.pairs import ready_tasks
 
 REVISIONS = ("step0", "step1", "step10", "step100", "step1000", "main")
@@ -83,6 +83,10 @@ def searched(sweep, finished) -> str:
     return path
 
 
+def no_space(*given: object) -> None:
+    raise StoreFull("no space left for a block")
+
+
 class Extractor:
     """Extracts a wave's pairs in this process, as ``extract --tasks`` does, unless it dies."""
 
@@ -101,7 +105,7 @@ class Extractor:
             self.asked.append((entry.key, tasks))
             try:
                 extract(self.store, self.config, entry, tasks=tasks, stop=StopRequest(1))
-            except IndexFailed:
+            except (IndexFailed, StoreFull):
                 continue
 
     def search(self, *, hours: float | None = None):
@@ -213,8 +217,12 @@ def test_a_job_of_a_wave_extracts_what_its_index_asks_for(sweep, monkeypatch, ca
 
 
 def test_no_workers_at_all_are_refused(sweep, capsys) -> None:
-    assert main(["run", "--config", sweep(), "--parallel", "0"]) == 2
+    path = sweep()
+    assert main(["run", "--config", path, "--parallel", "0"]) == 2
     assert "--parallel must be at least 1, not 0" in capsys.readouterr().err
+    for seconds in ("-1", "nan", "inf", "1e9"):
+        assert main(["run", "--config", path, "--grace", seconds]) == 2
+        assert "Invalid value for '--grace'" in capsys.readouterr().err
 
 
 def test_a_search_that_has_everything_asks_for_nothing(sweep) -> None:
@@ -269,10 +277,31 @@ def test_a_checkpoint_that_is_gone_in_mid_search_is_searched_without(
     assert not any(arm.startswith(f"{gone}#") for arm in outcome.problem.arms)
     assert len(outcome.problem.arms) == 2 * (len(REVISIONS) - 1)
     assert f"the search goes on without {gone}" in caplog.text
-    # Again: it follows the waves that it wrote, and asks for nothing more.
+    # Again: it follows the waves that it wrote, asks for nothing more, and says who takes no part.
+    caplog.clear()
     later = Extractor(path)
     assert later.search()[1].answer.arm == outcome.answer.arm
     assert later.asked == []
+    said = f"1 of {len(REVISIONS)} checkpoints take no part: extraction gave them up ({gone}: "
+    index = run.plan.entry_of(gone).index
+    assert said in caplog.text and f"'batchsweep extract --index {index}' tries" in caplog.text
+
+
+def test_a_full_disk_costs_a_search_no_checkpoint(sweep, finished, monkeypatch) -> None:
+    """It ends the search; no checkpoint is given up for it."""
+    path = sweep()
+    run = Extractor(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(GroupWriter, "write_block", no_space)
+        with pytest.raises(StoreFull, match="no space left for a block"):
+            run.search()
+    notes = [run.store.read_json(p) for p in run.store.list_json("outcomes")]
+    assert {(note["state"], note["exit_code"]) for note in notes} == {("refused", 4)}
+    again = Extractor(path)
+    _, outcome = again.search()
+    assert outcome.answer.arm == finished[2].answer.arm
+    assert len(outcome.problem.arms) == 2 * len(REVISIONS)
+    assert run.store.list_json("outcomes") == []
 
 
 def test_a_wave_that_brings_nothing_is_for_another_time(sweep) -> None:

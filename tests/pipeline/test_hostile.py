@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -218,6 +219,33 @@ def test_a_home_that_can_not_be_written(number, sweep, fails, tmp_path, monkeypa
     monkeypatch.setattr("batchsweep.plan.prepare.prepare", makes_a_cache)
     says = fails(2, "prepare", "--config", sweep())
     assert f".cache: {what}; set HOME to a place that can be written" in says
+
+
+def test_a_store_on_a_disk_that_became_read_only_is_read_all_the_same(
+    copied, fails, tmp_path, monkeypatch
+):
+    path, store = copied(), tmp_path / "store.zarr"
+    assert main(["bandit", "--config", path]) == 0
+    true_open, true_unlink = Path.open, Path.unlink
+
+    def refuses(there: Path) -> None:
+        if store in there.parents:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(there))
+
+    def opens(there, mode="r", *rest, **more):
+        if mode[0] != "r":
+            refuses(there)
+        return true_open(there, mode, *rest, **more)
+
+    def unlinks(there, missing_ok=False):
+        refuses(there)
+        true_unlink(there, missing_ok)
+
+    monkeypatch.setattr(Path, "open", opens)
+    monkeypatch.setattr(Path, "unlink", unlinks)
+    assert main(["report", "--config", path, "--out", str(tmp_path / "page")]) == 0
+    says = fails(4, "bandit", "--config", path, "--seed", "1")
+    assert "Read-only file system; make it writable for this user" in says
 
 
 def test_a_path_that_no_file_system_has(copied, fails):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchsweep.cli.options import ConfigFile, Grace, Indexes, PerGpu, only_one
+from batchsweep.cli.options import ConfigFile, GpuPrice, Grace, Indexes, MaxCost, PerGpu, only_one
 from batchsweep.jobs import IMAGE
 from batchsweep.signals import GRACE
 
@@ -28,6 +28,8 @@ def command(
     search: Annotated[
         bool, typer.Option("--search", help="only what the search asks for, as 'run' does")
     ] = False,
+    max_cost: MaxCost = None,
+    gpu_price: GpuPrice = None,
 ) -> None:
     """Run all indexes on this machine, as containers.
 
@@ -38,8 +40,12 @@ def command(
 
     example:
       batchsweep launch docker --config configs/quick.yaml --image batchsweep:cpu
+      batchsweep launch docker --config configs/guide.yaml --search --max-cost 20 --gpu-price 2.5
     """
     only_one(search=search, indexes=indexes)
+    from batchsweep.jobs.spending import CostLimit
+
+    limit = CostLimit.of_search(max_cost, gpu_price, search=search)
     if search:
         from batchsweep.cli.run import show
         from batchsweep.jobs.launch import docker_launcher
@@ -52,7 +58,7 @@ def command(
 
         show(
             config,
-            *run_sweep(config, exhaustive=False, parallel=parallel, grace=grace, launch=launch),
+            *run_sweep(config, parallel=parallel, grace=grace, launch=launch, limit=limit),
         )
         return
     from batchsweep.jobs.launch import docker

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from batchsweep.cli.options import ConfigFile, GpuPrice, Indexes, MaxCost, only_one
-from batchsweep.errors import UsageError
 
 if TYPE_CHECKING:
     from batchsweep.jobs.slurm_search import SlurmSearch
@@ -48,13 +47,11 @@ def command(
     from batchsweep.jobs.slurm_search import SlurmSearch
     from batchsweep.jobs.spending import CostLimit
 
-    limit = CostLimit.of(max_cost, gpu_price)
+    limit = CostLimit.of_search(max_cost, gpu_price, search=search)
     if search:
         job = SlurmSearch(config, parallel, gpu == "gpu", extract_options, search_options, limit)
         _search(config, job, tried) if step else print(job.script().rstrip("\n"))
         return
-    if limit is not None:
-        raise UsageError("--max-cost limits a search: give --search with it")
     from batchsweep.jobs.launch import slurm
 
     script = slurm(config, indexes=indexes, parallel=parallel, gpu=gpu == "gpu")

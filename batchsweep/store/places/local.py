@@ -169,7 +169,8 @@ class LocalBlobs:
         except OSError as error:
             raise store_error(error, self.url, path) from None
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # A disk that is read-only removes nothing either.
+                temporary.unlink(missing_ok=True)
 
     def temporary(self, path: str) -> Path:
         """A new temporary file name for what will be ``path``."""

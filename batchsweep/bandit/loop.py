@@ -198,6 +198,12 @@ class _Loop:
         """
         assert self.problem.baseline is not None
         arms = np.flatnonzero(self.problem.baseline)
+        there = {(one.arm, one.task) for one in self.imported}
+        defining = [(self.problem.arms[arm], task) for arm in arms for task in self.problem.tasks]
+        unpaid = sum(cell not in there for cell in defining)
+        # Before anything is extracted for it.
+        if self.budget.pulls is not None and unpaid > self.budget.pulls:
+            raise self._too_dear(unpaid, len(arms), f"{self.budget.pulls} pulls")
         reason = "reference: baseline layer, for the z-scale"
         self._complete(arms.tolist(), reason)
         cells = [
@@ -206,17 +212,13 @@ class _Loop:
             for task in range(self.problem.shape[1])
             if self._is_there(int(arm), task)
         ]
-        if len(cells) < len(arms) * self.problem.shape[1]:
+        if len(cells) < len(defining):
             raise UsageError(
                 "rewards.scale z is defined by all layers of the baseline checkpoint on all tasks, "
                 "which could not all be extracted; give a larger bandit.budget, or rewards: "
                 "{scale: raw}"
             )
-        there = {(one.arm, one.task) for one in self.imported}
         cells.sort(key=lambda cell: (cell.arm, cell.task) not in there)
-        unpaid = sum((cell.arm, cell.task) not in there for cell in cells)
-        if self.budget.pulls is not None and unpaid > self.budget.pulls:
-            raise self._too_dear(unpaid, len(arms), f"{self.budget.pulls} pulls")
         observed: list[Observation] = []
         for batch in _batches(cells, self.config.workers):
             if not self.budget.room(len(batch)):

@@ -9,6 +9,7 @@ that ends it counts all arms, extracted or not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +20,8 @@ from batchsweep.bandit.chooser import Believer, Chooser, Fits, Visit
 from batchsweep.bandit.costs import PairBudget
 from batchsweep.bandit.policies.base import Bools, Ints, Policy
 from batchsweep.errors import UsageError
+from batchsweep.plan.estimate import gib
+from batchsweep.progress import duration
 
 #: Of the cells that a wave made cheap, the part that is scored before the next, and how many at
 #: most for each of its visits.
@@ -138,17 +141,23 @@ class Waves:
         if self._ask(policy, choose):
             return True
         if not self.there.any():
-            raise UsageError(
-                "the limits on extraction allow not even the first wave of the search; raise "
-                "bandit.budget (or --max-cost), or see what a search needs: 'batchsweep plan "
-                "--search'"
-            )
+            raise self._too_little()
         if self._last_look or policy.taken.all():
             return False
         # No pair more can be had. What is there costs next to nothing to know better.
         self._last_look = True
         self._till = self.cells.size if self.there.all() else 2 * observed
         return True
+
+    def _too_little(self) -> UsageError:
+        costs = self._costs
+        seconds = (costs.seconds.min(axis=1) + costs.start + costs.download).min()
+        return UsageError(
+            "the limits on extraction allow not even the first wave of the search: its smallest "
+            f"pair takes about {duration(math.ceil(seconds))} and {gib(costs.store_bytes.min())}; "
+            "raise bandit.budget (or --max-cost); 'batchsweep plan --search' says what a search "
+            "needs that has enough"
+        )
 
     def complete(self, policy: Policy, arms: list[int], reason: str) -> None:
         """Have all pairs of these arms' checkpoints, as far as the budget goes."""

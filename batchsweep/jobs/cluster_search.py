@@ -20,7 +20,7 @@ from batchsweep.jobs.in_cluster import InCluster
 from batchsweep.jobs.kubectl import OUTAGE_SECONDS, Commands, Kubectl
 from batchsweep.jobs.kubernetes import sweep_name, to_yaml
 from batchsweep.jobs.kubernetes_objects import Object
-from batchsweep.jobs.run_sweep import RemoteWaves, run_sweep
+from batchsweep.jobs.run_sweep import RemoteWaves, check_policy, run_sweep
 from batchsweep.jobs.snapshot import JobView, Snapshot, snapshot
 from batchsweep.jobs.spending import CostLimit, gpu_named
 from batchsweep.jobs.submit import Watch, replace_ended, without_claims
@@ -88,6 +88,7 @@ class WaveJobs:
 def print_objects(config_file: Path, given: Mapping[str, Any]) -> str:
     """The objects of a search that runs in the cluster, to be read or applied by hand."""
     config = load(config_file)
+    check_policy(config)
     sweep = cluster_sweep(config, config_file, Cluster.of({}, given))
     objects, _ = kubernetes_search.render(sweep, driver=True)
     return to_yaml(objects)
@@ -179,7 +180,9 @@ def _applied(
     name, namespace = sweep_name(config.name), given.get("namespace")
     kubectl = Kubectl(namespace, patience=OUTAGE_SECONDS)
     cluster = Cluster.of(remembered_options(kubectl.items("configmaps", name)), given)
-    _ = cluster.limit  # One without a price is refused before anything is submitted.
+    # What the search would refuse is refused before anything is submitted.
+    check_policy(config)
+    _ = cluster.limit
     sweep = cluster_sweep(config, config_file, cluster)
     objects, template = kubernetes_search.render(sweep, driver=driver)
     commands = Commands(str(config_file), namespace)

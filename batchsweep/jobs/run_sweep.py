@@ -97,11 +97,7 @@ def run_sweep(
     workers = at_once(parallel, gpus, without_gpu=min(CPU_WORKERS, cores))
     if remote is not None:
         workers = remote.workers
-        if config.bandit.policy not in WITH_A_MODEL:
-            raise UsageError(
-                f"bandit.policy {config.bandit.policy} can't say what should be extracted; launch "
-                f"without --search, or take one of {', '.join(sorted(WITH_A_MODEL))}"
-            )
+        check_policy(config)
     if not exhaustive and config.bandit.policy not in WITH_A_MODEL:
         logger.info(
             "bandit.policy %s can't say what should be extracted: all of it is",
@@ -145,6 +141,19 @@ def run_sweep(
         job.measure()
         logger.info("%s", job.cost())
     return store, plan, name, outcome
+
+
+def check_policy(config: Config) -> None:
+    """Refuse to extract elsewhere what a search asks for whose policy can't ask.
+
+    Raises:
+        UsageError: with the policies that can.
+    """
+    if config.bandit.policy not in WITH_A_MODEL:
+        raise UsageError(
+            f"bandit.policy {config.bandit.policy} can't say what should be extracted; launch "
+            f"without --search, or take one of {', '.join(sorted(WITH_A_MODEL))}"
+        )
 
 
 def _disk(config: Config) -> float | None:

@@ -13,7 +13,7 @@ from batchsweep.config import load
 from batchsweep.errors import UsageError
 from batchsweep.jobs.kubernetes import sweep_name
 from batchsweep.jobs.launch import at_once
-from batchsweep.jobs.run_sweep import RemoteWaves, run_sweep
+from batchsweep.jobs.run_sweep import RemoteWaves, check_policy, run_sweep
 from batchsweep.jobs.slurm import array_script, sbatch, search_script
 from batchsweep.jobs.spending import CostLimit
 from batchsweep.plan.plan import Plan
@@ -58,6 +58,7 @@ class SlurmSearch:
         Args:
             tried: the wave that was extracted as far as it goes.
         """
+        check_policy(load(self.config_file))
         limit = self.limit
         given = {
             "extract-options": self.extract_options,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
 from batchsweep.config import Config, CorpusConfig, LocalTask
+from batchsweep.errors import TryAgain
 from batchsweep.score.record import ScoreRecord
 from batchsweep.score.scorer import Scorer
 from batchsweep.store import open_store
@@ -55,13 +58,33 @@ def _scorer(whole: ScoreFunction) -> Scorer:
     return Scorer(store, resolve(whole.tasks), corpus=whole.corpus)
 
 
-def score_processes(workers: int) -> ProcessPoolExecutor:
-    """Processes to score in, one thread each. Use it as a context manager."""
+@contextmanager
+def score_processes(workers: int) -> Iterator[Executor]:
+    """Processes to score in, one thread each; they end with the block, however it ends.
+
+    Raises:
+        TryAgain: one of them was killed.
+    """
     import multiprocessing
 
     # Not fork: torch's and OpenMP's threads don't survive it.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    others = {*multiprocessing.active_children()}
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    try:
+        yield pool
+    except BrokenExecutor:
+        raise TryAgain(
+            "a process that scores was killed, as a machine without memory left does; a smaller "
+            "bandit.workers takes less, and the same command goes on from what is scored"
+        ) from None
+    except BaseException:
+        # Who is told to stop doesn't wait for pulls that nobody would write down.
+        for process in {*multiprocessing.active_children()} - others:
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:

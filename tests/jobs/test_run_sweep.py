@@ -22,7 +22,7 @@ from batchsweep.bandit.costs import planned_costs
 from batchsweep.bandit.search import PaidTime, search, search_and_extract
 from batchsweep.cli.main import main
 from batchsweep.config import load
-from batchsweep.errors import IndexFailed, StoreCorrupt, StoreFull, TryAgain
+from batchsweep.errors import IndexFailed, StoreCorrupt, StoreFull, TryAgain, UsageError
 from batchsweep.extract.extract import extract
 from batchsweep.plan.frozen import frozen_plan
 from batchsweep.plan.pairs import Pairs
@@ -409,10 +409,26 @@ def test_a_limit_that_takes_no_wave_or_has_no_price_is_refused(sweep, capsys) ->
     assert main(command) == 2
     assert "--max-cost needs --gpu-price" in capsys.readouterr().err
     assert main([*command, "--gpu-price", "2"]) == 2
-    assert "allow not even the first wave" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "allow not even the first wave of the search: its smallest pair takes about" in said
     assert main([*command, "--gpu-price", "2", "--exhaustive"]) == 2
     assert "--max-cost is for a search" in capsys.readouterr().err
     assert open_store(load(path).store_url).list_json("waves") == []
+
+
+def test_rewards_that_the_budget_cannot_pay_are_refused_before_they_are_extracted(sweep) -> None:
+    rewards = {"scale": "z", "baseline": "main"}
+    run = Extractor(sweep(rewards=rewards, bandit={"budget": {"pulls": 7}}))
+    with pytest.raises(UsageError, match="8 pulls, and the budget is 7 pulls"):
+        run.search()
+    assert run.asked == []
+
+
+def test_a_policy_that_cannot_ask_is_refused_before_anything_is_submitted(sweep, capsys) -> None:
+    path = sweep(prepared=False, bandit={"policy": "random"}, store={"path": "s3://b/x.zarr"})
+    for command in (["slurm"], ["k8s", "--driver"]):
+        assert main(["launch", *command, "--config", path, "--search"]) == 2
+        assert "bandit.policy random can't say what should be" in capsys.readouterr().err
 
 
 def test_a_damaged_timing_stops_a_search_with_a_limit_only(sweep, forked, capsys) -> None:

@@ -291,9 +291,9 @@ def test_workers_end_with_a_search_that_was_killed(tmp_path):
         "import os, time\n"
         "from batchsweep.score.workers import score_processes\n"
         "if __name__ == '__main__':\n"
-        "    pool = score_processes(1)\n"
-        "    print(pool.submit(os.getpid).result(), flush=True)\n"
-        "    os.kill(os.getpid(), 9)\n"
+        "    with score_processes(1) as pool:\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "        os.kill(os.getpid(), 9)\n"
     )
     (tmp_path / "search.py").write_text(code)
     killed = subprocess.run(

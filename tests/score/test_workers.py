@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 
 import pytest
 from scoring import KEY, sentences, store_of
 
 from batchsweep.config import Config, CorpusConfig, LocalTask
+from batchsweep.errors import TryAgain
 from batchsweep.score.scorer import Scorer
 from batchsweep.score.workers import ScoreFunction, score_processes
 from batchsweep.store import Store
@@ -19,7 +23,7 @@ from batchsweep.tasks.resolve import resolve
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[ProcessPoolExecutor]:
+def processes() -> Iterator[Executor]:
     with score_processes(2) as pool:
         yield pool
 
@@ -48,7 +52,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, tasks: list[LocalTask]) -> S
 
 
 def test_other_processes_give_the_same_numbers(
-    processes: ProcessPoolExecutor, tasks: list[LocalTask], store: Store
+    processes: Executor, tasks: list[LocalTask], store: Store
 ) -> None:
     score = ScoreFunction(store.url, tuple(tasks), CorpusConfig())
     pulls = [(f"{KEY}#{layer}", task.name) for layer in (1, 2) for task in tasks]
@@ -75,7 +79,7 @@ def test_the_next_search_of_a_process_reads_its_own_store(
 
 
 def test_every_arm_and_process_gets_the_same_examples(
-    processes: ProcessPoolExecutor, tasks: list[LocalTask], store: Store
+    processes: Executor, tasks: list[LocalTask], store: Store
 ) -> None:
     halves = Halves(40, seed=2)
     pulls = [(f"{KEY}#{layer}", task.name) for task in tasks for layer in (1, 2)]
@@ -92,3 +96,18 @@ def test_every_arm_and_process_gets_the_same_examples(
     score = ScoreFunction(store.url, tuple(tasks), CorpusConfig(), halves)
     there = list(processes.map(score, *zip(*pulls[::-1], strict=True)))
     assert {p: r.document["halves"] for p, r in zip(pulls[::-1], there, strict=True)} == here
+
+
+def test_a_process_that_was_killed_is_a_passing_fault() -> None:
+    with pytest.raises(TryAgain, match=r"a smaller bandit\.workers"), score_processes(1) as pool:
+        os.kill(pool.submit(os.getpid).result(), signal.SIGKILL)
+        pool.submit(os.getpid).result()
+
+
+def test_who_is_told_to_stop_waits_for_no_pull() -> None:
+    begun = time.monotonic()
+    with pytest.raises(SystemExit), score_processes(1) as pool:
+        pool.submit(os.getpid).result()
+        pool.submit(time.sleep, 600)
+        raise SystemExit(143)
+    assert time.monotonic() - begun < 120

@@ -21,6 +21,7 @@ from batchsweep.extract.weights import check_weights
 from batchsweep.forward.augment import augmented
 from batchsweep.plan.plan import PlanEntry
 from batchsweep.plan.speed import ITEM_BYTES
+from batchsweep.plan.timings import Record
 from batchsweep.progress import Bar, duration, progress
 from batchsweep.signals import StopRequest
 from batchsweep.store import Corpus, GroupSpec, GroupWriter
@@ -49,6 +50,7 @@ class Work:
     entry: PlanEntry
     figures: Figures
     kept: Kept
+    record: Record | None = None
 
     @property
     def model_config(self) -> ModelConfig:
@@ -95,6 +97,8 @@ def seal_blocks(
             if states is None:
                 break
             writing.append(background.submit(_write, work, block, token_ids, states))
+            if work.record is not None:
+                work.record.add(work.figures.tokens)
             texts += len(token_ids)
             tokens += sum(map(len, token_ids))
         for one in writing:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from batchsweep import __version__
 from batchsweep.config import Config
@@ -32,12 +32,15 @@ from batchsweep.extract.figures import Figures
 from batchsweep.extract.kept import Kept
 from batchsweep.numerics import ARITHMETIC, COMPUTE_THREADS, cores
 from batchsweep.plan.plan import PlanEntry
-from batchsweep.plan.timings import Stopwatch, Timing, add_timing
+from batchsweep.plan.timings import Record, Stopwatch, Timing, add_timing
 from batchsweep.progress import duration
 from batchsweep.signals import StopRequest
 from batchsweep.store import Corpus, GroupSpec, Store
 from batchsweep.store.notes import Ending, forget_refusals, write_note
 from batchsweep.store.pairs import TaskBlocks
+
+if TYPE_CHECKING:
+    from batchsweep.forward.architecture import LoadedCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -197,19 +200,15 @@ def _extract(
             on_cpu = loaded.device.type == "cpu"
             # What may have been fetched was not waited for in vain.
             waited = starting.waited(1) if on_cpu and entry.checkpoint.local else 0.0
-            started = figures.started + starting.seconds
-            working = Stopwatch()
-            with figures.phase("blocks"):
-                texts, tokens = seal_blocks(work, loaded, blocks, stop, what)
             took = Timing(
                 runs=1,
-                start_seconds=started,
-                tokens=tokens,
-                seconds=working.seconds,
+                start_seconds=figures.started + starting.seconds,
                 waited_start_seconds=waited,
-                waited_seconds=working.waited(cores()) if on_cpu else 0.0,
             )
             add_timing(store, key, took)
+            work = replace(work, record=Record(store, key, cores() if on_cpu else 0))
+            with figures.phase("blocks"):
+                texts, tokens = _sealed(work, loaded, blocks, stop, what)
             if stop.asked and (measure or not writer.sealed.issuperset(blocks)):
                 raise Terminated(
                     f"{stop.name}: {key} stopped with {len(writer.sealed)} of {spec.blocks} "
@@ -238,6 +237,21 @@ def _extract(
         extra={"figures": figures.to_json()},
     )
     return Extracted(key, "extracted", len(blocks), texts, tokens, seconds)
+
+
+def _sealed(
+    work: Work, loaded: LoadedCheckpoint, blocks: Sequence[int], stop: StopRequest, what: str
+) -> tuple[int, int]:
+    """:func:`seal_blocks`, and what it took is on record, however it ends."""
+    assert work.record is not None
+    try:
+        texts, tokens = seal_blocks(work, loaded, blocks, stop, what)
+    except Exception:
+        with suppress(StoreError):  # A full disk takes no record either.
+            work.record.add(work.figures.tokens, now=True)
+        raise
+    work.record.add(tokens, now=True)
+    return texts, tokens
 
 
 def _done(store: Store, key: str, spec: GroupSpec, wanted: frozenset[int], config: Config) -> bool:

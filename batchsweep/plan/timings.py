@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 #: No sum of seconds or tokens is as large.
 _MOST = 1e18
+#: Between two times that a running index writes down what it took.
+RECORD_SECONDS = 60.0
 #: Members that every version wrote.
 _FIRST = {"runs", "start_seconds", "tokens", "seconds"}
 
@@ -56,6 +58,36 @@ class Stopwatch:
     def waited(self, cores: int) -> float:
         """Seconds less those in which so many cores could have done what the process did."""
         return max(self.seconds - (time.process_time() - self._worked) / cores, 0.0)
+
+
+class Record:
+    """Writes down what an index takes while it takes it: what a killed one took was paid, too.
+
+    Args:
+        cores: what it computes on; 0 on a GPU, where nothing is known of waiting.
+    """
+
+    def __init__(self, store: Store, key: str, cores: int) -> None:
+        self._store, self._key, self._cores = store, key, cores
+        self._watch, self._written = Stopwatch(), Timing()
+
+    def add(self, tokens: int, *, now: bool = False) -> None:
+        """Write down the time since the last time, if that is long ago, or ``now``.
+
+        Args:
+            tokens: sealed since this was made.
+        """
+        seconds, before = self._watch.seconds, self._written
+        if not now and seconds - before.seconds < RECORD_SECONDS:
+            return
+        waited = self._watch.waited(self._cores) if self._cores else 0.0
+        more = Timing(
+            tokens=tokens - before.tokens,
+            seconds=seconds - before.seconds,
+            waited_seconds=max(waited - before.waited_seconds, 0.0),
+        )
+        add_timing(self._store, self._key, more)
+        self._written = Timing(tokens=tokens, seconds=seconds, waited_seconds=waited)
 
 
 def timings(store: Store, *, strict: bool = False) -> dict[str, Timing]:

@@ -19,6 +19,7 @@ from batchsweep.extract import kept
 from batchsweep.extract.extract import extract
 from batchsweep.forward import forward
 from batchsweep.plan.frozen import load_plan
+from batchsweep.plan.timings import RECORD_SECONDS, timings
 from batchsweep.signals import StopRequest
 from batchsweep.store import create_store, open_store
 
@@ -142,6 +143,24 @@ def test_a_kill_between_a_seal_and_what_was_kept_leaves_nothing_for_good(
     assert left
     run(config, slow.stop)
     assert not [p for p in (store / "documents/kept").rglob("*") if p.is_file()]
+
+
+def test_the_time_of_a_kill_is_on_record(tmp_path: Path, suite: Path, slow: Slow) -> None:
+    """It was paid for. A batch takes a second of this clock, a block some twenty."""
+    config = prepared(tmp_path / "killed", suite, block_texts=64)
+    store = open_store(load(config).store_url)
+    before, slow.batches, slow.kill_after = slow.seconds, 0, 85
+    with pytest.raises(Killed):
+        run(config, slow.stop)
+    (first,) = timings(store).values()
+    assert first.runs == 1 and first.tokens > 0
+    # What is not written down yet is less than RECORD_SECONDS and a block.
+    assert RECORD_SECONDS <= first.seconds <= slow.seconds - before
+    slow.again()
+    run(config, slow.stop)
+    (both,) = timings(store).values()
+    assert both.runs == 2 and both.tokens > first.tokens
+    assert both.seconds == first.seconds + slow.batches
 
 
 def test_sigterm_loses_nothing_that_was_computed(

@@ -107,6 +107,7 @@ class Chooser:
         scratch = copy.deepcopy(policy.posterior)
         wave = there.copy()
         visits: dict[int, Visit] = {}
+        spent: set[int] = set()  # checkpoints of which the budget takes nothing more
         names = self.problem.arms
         for draw in draws:
             if len(visits) == self.width or len(arms) < 2:
@@ -118,11 +119,14 @@ class Chooser:
                 row = int(self.costs.of[arm])
                 if row in visits:
                     break
+                if row in spent:
+                    continue
                 tasks = self._worth(scratch, {best: 1.0, other: -1.0}, arm, wave, fits)
                 if tasks:
                     reason = f"{names[best]} may be better than {names[other]}"
                     visits[row] = self._visit(row, tasks, reason)
                     break
+                spent.add(row)
         return list(visits.values())
 
     def rest(self, arms: list[int], there: Bools, fits: Fits, reason: str) -> list[Visit]:
@@ -151,13 +155,17 @@ class Chooser:
         """Those of the tasks that aren't there and that the budget takes, added to ``wave``."""
         tasks = []
         for task in order:
-            if not wave[row, task]:
+            if not wave[row, task] and self._room(row, task, wave, fits):
                 wave[row, task] = True
-                if fits(wave):
-                    tasks.append(task)
-                else:
-                    wave[row, task] = False
+                tasks.append(task)
         return tasks
+
+    def _room(self, row: int, task: int, wave: Bools, fits: Fits) -> bool:
+        """Whether the budget takes this pair beside the wave's."""
+        wave[row, task] = True
+        takes = fits(wave)
+        wave[row, task] = False
+        return takes
 
     def _worth(
         self, scratch: Posterior, contrast: dict[int, float], arm: int, wave: Bools, fits: Fits
@@ -170,20 +178,20 @@ class Chooser:
         row = int(self.costs.of[arm])
         gained, spent = 0.0, float(self.costs.opening(np.asarray(wave.any(axis=1)))[row])
         picked: list[int] = []
-        missing = np.flatnonzero(~wave[row])
-        while len(missing):
+        missing = np.flatnonzero(~wave[row]).tolist()
+        # What is too much now is too much later; a model of thousands of cells isn't asked for it.
+        while missing := [task for task in missing if self._room(row, task, wave, fits)]:
             told = scratch.gains(contrast, np.array([arm]))[0, missing] ** 2
-            told /= scratch.cell_variance(np.full(len(missing), arm), missing)
+            told /= scratch.cell_variance(np.full(len(missing), arm), np.array(missing))
             price = self._price[row, missing]
             k = int(np.argmax(told / price))
             if picked and told[k] / price[k] < gained / spent:
                 break
-            task = int(missing[k])
-            missing = np.delete(missing, k)
-            if self._affordable(row, [task], wave, fits):
-                gained, spent = gained + float(told[k]), spent + float(price[k])
-                scratch.observe(arm, task, None)
-                picked.append(task)
+            task = missing.pop(k)
+            gained, spent = gained + float(told[k]), spent + float(price[k])
+            scratch.observe(arm, task, None)
+            wave[row, task] = True
+            picked.append(task)
         return picked
 
     def _visit(self, row: int, tasks: list[int], reason: str) -> Visit:

@@ -15,6 +15,7 @@ from batchsweep.bandit.costs import PairBudget, PairCosts, even_costs
 from batchsweep.bandit.ledger import MemoryLedger
 from batchsweep.bandit.policies import make_policy
 from batchsweep.bandit.policies.base import Bools
+from batchsweep.bandit.policies.gp.posterior import Posterior
 from batchsweep.bandit.replay_extraction import ImprovementChooser
 from batchsweep.bandit.waves import Wave, Waves
 from batchsweep.config import BanditConfig, RewardsConfig
@@ -139,6 +140,33 @@ def test_a_wave_spreads_over_checkpoints_that_may_be_best() -> None:
     for number in (2, 3, 4):
         assert span(ImprovementChooser(problem, costs, width=5), number) == 4
         assert span(Chooser(problem, costs, width=5), number) > 4
+
+
+def test_the_model_is_not_asked_about_pairs_that_the_budget_does_not_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its answer takes a product of all cells, for each of the draws that a wave is chosen by."""
+    chooser = Chooser(PROBLEM, costs_of(), width=3)
+    policy: Any = make_policy("toptwo_gp", PROBLEM)
+    there = np.zeros((12, 8), dtype=bool)
+    there[::3, :4] = True
+    for arm, task in zip(*np.nonzero(there[chooser.costs.of]), strict=True):
+        policy.observe(PROBLEM.arms[arm], PROBLEM.tasks[task], float(SCORES[arm, task]))
+    asked = []
+    gains = Posterior.gains
+
+    def counted(posterior: Posterior, *of: Any) -> Any:
+        asked.append(of)
+        return gains(posterior, *of)
+
+    monkeypatch.setattr(Posterior, "gains", counted)
+    one = np.zeros(there.shape, dtype=bool)
+    one[11, 7] = True
+    assert chooser.next(policy, there, 2, lambda pairs: False) == []
+    assert not asked
+    (visit,) = chooser.next(policy, there, 2, lambda pairs: not (pairs & ~there & ~one).any())
+    assert (visit.key, visit.tasks) == (chooser.costs.checkpoints[11], (PROBLEM.tasks[7],))
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("limit", ["store_bytes", "seconds", "checkpoints"])

@@ -46,13 +46,10 @@ class WaveJobs:
             UsageError: the Job can't succeed as it is.
             IndexFailed: its pods can't start.
         """
-        assert wave.document is not None
-        jobs = {job.name: job for job in snapshot(self._watch.kubectl, self._watch.sweep).jobs}
+        jobs = self._jobs()
         attempt = 1
         while True:
-            job = kubernetes_search.wave_job(
-                self._template, wave.document, attempt, len(wave.visits)
-            )
+            job = self._job(wave, attempt)
             name = job["metadata"]["name"]
             there = jobs.get(name)
             if there is None:
@@ -64,6 +61,23 @@ class WaveJobs:
                 break
             attempt += 1  # Cut short, and what it brought was not all.
         self._wait(name)
+
+    def begun(self, wave: Wave) -> bool:
+        """Whether a Job of the wave runs."""
+        jobs = self._jobs()
+        attempt = 1
+        while (job := jobs.get(self._job(wave, attempt)["metadata"]["name"])) is not None:
+            if not job.ended:
+                return True
+            attempt += 1
+        return False
+
+    def _jobs(self) -> dict[str, JobView]:
+        return {job.name: job for job in snapshot(self._watch.kubectl, self._watch.sweep).jobs}
+
+    def _job(self, wave: Wave, attempt: int) -> Object:
+        assert wave.document is not None
+        return kubernetes_search.wave_job(self._template, wave.document, attempt, len(wave.visits))
 
     def _wait(self, name: str) -> None:
         def mine(now: Snapshot) -> JobView | None:
@@ -113,7 +127,9 @@ def drive(
     jobs = WaveJobs(watch, template)
     gpu = next(iter(asked.keys() - {"cpu", "memory"}), None)
     device = _device(gpu, nodes.get(f"{gpu}.product"))
-    return run_sweep(config_file, remote=RemoteWaves(jobs.extract, device, workers), limit=limit)
+    return run_sweep(
+        config_file, remote=RemoteWaves(jobs.extract, jobs.begun, device, workers), limit=limit
+    )
 
 
 def _device(gpu: str | None, product: str | None) -> str:
@@ -138,7 +154,7 @@ def search_from_here(
     watch, cluster, template = _applied(config, config_file, given, driver=False, tell=tell)
     jobs = WaveJobs(watch, template)
     device = _device(cluster.gpu, cluster.gpu_type)
-    remote = RemoteWaves(jobs.extract, device, cluster.parallelism)
+    remote = RemoteWaves(jobs.extract, jobs.begun, device, cluster.parallelism)
     return run_sweep(config_file, remote=remote, limit=cluster.limit)
 
 

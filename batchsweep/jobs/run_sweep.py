@@ -53,11 +53,13 @@ class RemoteWaves:
 
     Attributes:
         submit: has a wave's pairs extracted, and waits for it.
+        begun: whether that needs nothing more to be submitted.
         device: what that runs on, as :class:`~batchsweep.plan.speed.Speed` names it.
         workers: at once.
     """
 
     submit: Extract
+    begun: Callable[[Wave], bool]
     device: str
     workers: int
 
@@ -115,8 +117,7 @@ def run_sweep(
         if launch is None
         else launch(config, workers)
     )
-    submit = None if remote is None else remote.submit
-    job = _Job(store, plan, config, launcher, workers, grace, submit, limit)
+    job = _Job(store, plan, config, launcher, workers, grace, remote, limit)
     device = DEFAULT_GPU if gpus else CPU
     if remote is not None:
         device = remote.device
@@ -175,7 +176,7 @@ class _Job:
     launcher: WaveLauncher
     workers: int
     grace: float
-    submit: Extract | None
+    remote: RemoteWaves | None
     limit: CostLimit | None
 
     def __post_init__(self) -> None:
@@ -197,7 +198,11 @@ class _Job:
         self._extract([entry.index for entry in self.plan.entries])
 
     def extract_wave(self, wave: Wave, left: dict[int, tuple[str, ...]]) -> None:
-        """What is left to extract of a wave, said before it begins."""
+        """What is left to extract of a wave, said before it begins.
+
+        Raises:
+            UsageError: it was asked for by an earlier call, and all that may be paid has been.
+        """
         self.pairs.refresh()
         reasons = {visit.key: visit.reason for visit in wave.visits}
         entries = [self.plan.entry(index) for index in left]
@@ -221,8 +226,14 @@ class _Job:
                 f" and {more} more" if more > 0 else "",
                 reasons[entry.key],
             )
-        if self.submit is not None:
-            self.submit(wave, left)
+        spent = self.limit is not None and self.spent >= self.limit.seconds
+        if spent and (self.remote is None or not self.remote.begun(wave)):
+            raise UsageError(
+                f"--max-cost: {self.cost()}, and wave {wave.number} isn't extracted to its end; "
+                "raise it to go on, or see what is there: 'batchsweep bandit'"
+            )
+        if self.remote is not None:
+            self.remote.submit(wave, left)
             return
         self.launcher.more = {i: ("--tasks", ",".join(tasks)) for i, tasks in left.items()}
         self._extract(list(left), title)

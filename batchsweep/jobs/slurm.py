@@ -6,7 +6,7 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 
-from batchsweep.errors import UsageError
+from batchsweep.errors import UsageError, shortened
 from batchsweep.jobs.exit_rules import RETRIES, Action, shell_cases
 from batchsweep.jobs.index import format_indexes
 from batchsweep.table import visible
@@ -164,14 +164,18 @@ def sbatch(script: str, *options: str) -> str:
         done = subprocess.run(
             ["sbatch", "--parsable", *options], input=script, capture_output=True, text=True
         )
-    except FileNotFoundError:
+    except OSError as error:
         raise UsageError(
-            "no sbatch on the PATH; the search's script is for a machine of the Slurm cluster"
+            f"no sbatch on the PATH that runs ({error.strerror}); the search's script is for a "
+            "machine of the Slurm cluster"
         ) from None
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
         raise UsageError(f"sbatch refused {' '.join(options) or 'the script'}: {said}")
-    return done.stdout.strip().split(";")[0]
+    number = done.stdout.strip().split(";")[0]
+    if not number.isdigit():
+        raise UsageError(f"sbatch --parsable named no job, but said {shortened(number)!r}")
+    return number
 
 
 def _command(name: str, config_path: str, *more: str) -> str:

@@ -87,9 +87,12 @@ class SlurmSearch:
             UsageError: Slurm refused a job.
         """
 
+        def tried_already(wave: Wave) -> bool:
+            return wave.document == tried
+
         def submit(wave: Wave, left: Mapping[int, tuple[str, ...]]) -> None:
             assert wave.document is not None
-            if wave.document == tried:
+            if tried_already(wave):
                 return  # What of it failed is missing, and the search goes on with the rest.
             script = array_script(
                 sweep=self._sweep,
@@ -102,14 +105,20 @@ class SlurmSearch:
             array = sbatch(script, *_words("extract-options", self.extract_options))
             after = f"--dependency=afterany:{array}"
             again = self.script(wave.document)
-            search = sbatch(again, after, *_words("search-options", self.search_options))
+            try:
+                search = sbatch(again, after, *_words("search-options", self.search_options))
+            except UsageError as error:
+                raise UsageError(
+                    f"{error}; job {array} extracts wave {wave.document}, and nobody searches on "
+                    "after it: submit the search's script again once it has ended"
+                ) from None
             raise Submitted(
                 f"wave {wave.document}: job {array} extracts {len(wave.visits)} checkpoints, and "
                 f"job {search} searches on after it"
             )
 
         device = DEFAULT_GPU if self.gpu else CPU
-        remote = RemoteWaves(submit, device, at_once(self.parallel))
+        remote = RemoteWaves(submit, tried_already, device, at_once(self.parallel))
         return run_sweep(self.config_file, remote=remote, limit=self.limit)
 
     @property

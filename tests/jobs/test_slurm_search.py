@@ -120,6 +120,34 @@ def test_a_queue_that_takes_no_job_is_told_and_the_wave_is_asked_for_again(
     assert "wave 1: job 2" in capsys.readouterr().out
 
 
+def test_a_wave_that_nobody_searches_after_is_told(config, slurm, capsys) -> None:
+    tool = slurm / "bin" / "sbatch"
+    text = tool.read_text()
+    tool.write_text(text.replace("[ ! -e full ]", "[ $n != 2 ]"))
+    command = ["launch", "slurm", "--config", config, "--search", "--step", "--gpu", "none"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "QOSMaxSubmitJobLimit; job 1 extracts wave 1, and nobody searches on after it" in said
+    tool.write_text("#!/bin/sh\necho hello\n")
+    assert main(command) == 2
+    assert "sbatch --parsable named no job, but said 'hello'" in capsys.readouterr().err
+    tool.write_text(text)
+    assert main(command) == 0
+
+
+def test_a_wave_asked_for_before_is_submitted_only_if_it_may_be_paid(config, slurm, capsys) -> None:
+    (slurm / "full").touch()
+    command = ["launch", "slurm", "--config", config, "--search", "--step", "--gpu", "none"]
+    assert main(command) == 2
+    (slurm / "full").unlink()
+    capsys.readouterr()
+    assert main([*command, "--max-cost", "0", "--gpu-price", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "--max-cost: 0.00 of 0 paid, at 2 a GPU hour, and wave 1 isn't extracted" in said
+    assert int(Path("count").read_text()) == 1
+    assert main([*command, "--max-cost", "9", "--gpu-price", "2"]) == 0
+
+
 def test_what_a_search_may_cost_goes_from_step_to_step(config, slurm, capsys) -> None:
     search = ["launch", "slurm", "--config", config, "--gpu", "none", "--search"]
     limit = ["--max-cost", "100", "--gpu-price", "2"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 import threading
@@ -142,6 +143,11 @@ class HubServer:
         settings = {f"huggingface_hub.constants.{name}": value for name, value in values.items()}
         # Of the object behind ``huggingface_hub.model_info`` and its like.
         return {**settings, "huggingface_hub.hf_api.api.endpoint": self.endpoint}
+
+    def commands(self, home: Path) -> dict[str, Any]:
+        """What makes a command's process (``forks``) a client of this Hub."""
+        environment = {**os.environ, **self.environ(home), "OMP_NUM_THREADS": "1"}
+        return {"environment": environment, "settings": self.settings(home)}
 
     def use(self, monkeypatch, home: Path) -> None:
         """Point this process's huggingface_hub here."""

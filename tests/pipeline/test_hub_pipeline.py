@@ -1,7 +1,6 @@
 """The main job against a Hub on loopback: real clients, unchanged Pythia ids and branches."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -34,13 +33,6 @@ def repo(tmp_path_factory):
     return served
 
 
-def there(hub, tmp_path):
-    """What makes a command's process a client of this Hub."""
-    home = tmp_path / "hf"
-    environment = {**os.environ, **hub.environ(home), "OMP_NUM_THREADS": "1"}
-    return {"environment": environment, "settings": hub.settings(home)}
-
-
 def test_from_the_hub_to_embeddings(repo, tmp_path, commands):
     config = write_config(
         tmp_path / "sweep.yaml",
@@ -53,7 +45,7 @@ def test_from_the_hub_to_embeddings(repo, tmp_path, commands):
     )
     with HubServer() as hub:
         hub.repos[MODEL] = repo
-        processes = there(hub, tmp_path)
+        processes = hub.commands(tmp_path / "hf")
 
         def batchsweep_command(*args):
             return commands.completed([*args, "--config", config], **processes)
@@ -121,7 +113,7 @@ def test_a_hub_that_is_gone_means_exit_75(repo, tmp_path, commands):
     with HubServer() as hub:
         hub.repos[MODEL] = repo
         hub.faults.append(Fault("status", "/api/models/", status=429, retry_after=900, times=99))
-        done = commands.completed(["prepare", "--config", config], **there(hub, tmp_path))
+        done = commands.completed(["prepare", "--config", config], **hub.commands(tmp_path / "hf"))
     assert done.returncode == 75, done.stderr
     assert "asks to wait 15 min" in done.stderr
     assert not (tmp_path / "store.zarr").exists()
@@ -176,7 +168,7 @@ def test_runs_at_one_moment_make_one_search_of_half_of_the_pairs(repo, tmp_path,
         hub.repos[MODEL] = served
 
         def start(file, *args):
-            return commands.start([*args, "--config", file], **there(hub, tmp_path))
+            return commands.start([*args, "--config", file], **hub.commands(tmp_path / "hf"))
 
         searched, whole = config("searched", checkpoints=3), config("whole")
         assert start(searched, "prepare").exit.result() == 0

@@ -17,14 +17,21 @@ GPU_PATH = PYTHONPATH=$(CURDIR):$(CURDIR)/$(GPU_PACKAGES)$(shell $(GPU_PYTHON) -
 # What runs on any machine, in minutes.
 HERE := not containers and not installs and not browser and not torture
 SEED ?= $(shell date +%j)
+# Images set this; but hundreds of processes import the code and the tests, and should compile them
+# once.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-random lint docs test-browser test-containers test-gpu bench-gpu \
+.PHONY: demo test test-all test-fast test-random lint docs test-browser test-containers test-gpu bench-gpu \
   gpu-packages k8s torture wheel sbom audit benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/batchsweep demo
 
-test: $(VENV)/.installed-test lint
+# Lint uses a processor where tests wait for something.
+test: $(VENV)/.installed-test
+	$(MAKE) --no-print-directory -j 2 lint test-all
+
+test-all: $(VENV)/.installed-test
 	$(PYTEST) -m "$(HERE)"
 
 # Without the minutes of whole jobs in processes of their own.

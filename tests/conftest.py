@@ -19,16 +19,18 @@ from hypothesis import settings
 # numpy reads it when it is imported, which nothing above does.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+# A kubectl that ends in a tenth of a second needs no garbage collection, a quarter of its time.
+os.environ.setdefault("GOGC", "off")
 
 # The same examples in every run: a red run is one that anybody can repeat.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
-#: Files, folders and tests that take more than two seconds of a processor each, or many times a
-#: part of that: whole jobs, stock mteb beside ours, processes, many searches. The longest stand
-#: first, and are begun first: what is begun last is short, so that all processes end together.
-#: `make test-fast` leaves them out.
+#: Files, folders and tests that take more than a second and a half of a processor each, or many
+#: times a part of that: whole jobs, stock mteb beside ours, processes, many searches. The longest
+#: stand first, and are begun first: what is begun last is short, so that all processes end
+#: together. `make test-fast` leaves them out.
 SLOW = (
     "demo/",
     "score/test_scorer.py",
@@ -58,6 +60,27 @@ SLOW = (
     "corpus/test_corpus.py::test_memory_does_not_grow_with_the_texts",
     "checkpoints/test_audit.py::test_transformers_reads_a_branch",
     "tasks/test_resolve.py::test_the_32_tasks_are_english_and_test_only",
+    "jobs/test_submit.py::test_failed_indexes_can_be_submitted_again_and_again",
+    "jobs/test_submit.py::test_lines_stand_in_the_order_of_the_work",
+    "bandit/test_expected.py::test_the_budget_bounds_what_is_expected",
+    "bandit/test_expected.py::test_the_command_shows_it_where_it_is_asked_to",
+    "compare/test_attribution.py::test_each_convention_has_its_share_and_they_add_up",
+    "jobs/test_slurm_search.py::test_a_search_goes_from_wave_to_wave_until_it_has_its_answer",
+    "store/test_fuzz.py",
+    "jobs/test_real_kubectl.py",
+    "bandit/test_ledger.py::test_kill_9_while_appending",
+    "plan/test_plan.py::test_a_cap_bounds_every_task",
+    "store/test_convert.py::test_to_an_object_store",
+)
+#: Files of many short tests that take long together, and are begun next.
+LONG = (
+    "jobs/test_submit.py",
+    "store/test_conformance.py",
+    "store/test_hdf5.py",
+    "cli/test_cli.py",
+    "bandit/test_imported.py",
+    "bandit/test_loop.py",
+    "bandit/test_waves.py",
 )
 
 
@@ -73,10 +96,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is slow by its place in ``SLOW``, and put the longest files first."""
     first: dict[Path, int] = {}
+    places = (*SLOW, *LONG)
     for item in items:
         name = item.nodeid.removeprefix("tests/")
-        place = next((n for n, slow in enumerate(SLOW) if name.startswith(slow)), len(SLOW))
-        first[item.path] = min(place, first.get(item.path, len(SLOW)))
+        place = next((n for n, long in enumerate(places) if name.startswith(long)), len(places))
+        first[item.path] = min(place, first.get(item.path, len(places)))
         if place < len(SLOW):
             item.add_marker("slow")
     items.sort(key=lambda item: first[item.path])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,9 @@ def sentences(n: int, seed: int, topics: int = 4) -> tuple[list[str], list[int]]
     return texts, topic.tolist()
 
 
-def local_tasks() -> list[Any]:
-    """One task of every local type."""
+@cache
+def local_columns() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name -> kind and columns of one task of every local type."""
     one, topic1 = sentences(120, 1)
     two, topic2 = sentences(120, 2)
     train, train_topic = sentences(200, 3)
@@ -139,43 +141,36 @@ def local_tasks() -> list[Any]:
     texts, topics = sentences(150, 5)
     qrels = [(q, d) for q in range(20) for d in range(150) if query_topic[q] == topics[d]]
     names = ["sea", "sky", "mine", "farm"]
-    return [
-        from_columns("sts", "sts", {"sentence1": one, "sentence2": two, "score": graded}),
-        from_columns(
-            "pairs", "pair_classification", {"sentence1": one, "sentence2": two, "label": same}
-        ),
-        from_columns(
-            "classes",
+    return {
+        "sts": ("sts", {"sentence1": one, "sentence2": two, "score": graded}),
+        "pairs": ("pair_classification", {"sentence1": one, "sentence2": two, "label": same}),
+        "classes": (
             "classification",
             {
                 "train": {"text": train, "label": [names[t] for t in train_topic]},
                 "test": {"text": one, "label": [names[t] for t in topic1]},
             },
         ),
-        from_columns(
-            "binary",
+        "binary": (
             "classification",
             {
                 "train": {"text": train, "label": [t % 2 for t in train_topic]},
                 "test": {"text": one, "label": [t % 2 for t in topic1]},
             },
         ),
-        from_columns(
-            "labels",
+        "labels": (
             "multilabel_classification",
             {
                 "train": {"text": train, "label": [[t, 4 + t % 2] for t in train_topic]},
                 "test": {"text": one, "label": [[t, 4 + t % 2] for t in topic1]},
             },
         ),
-        from_columns("clusters", "clustering", {"text": texts, "label": topics}),
-        from_columns(
-            "rerank",
+        "clusters": ("clustering", {"text": texts, "label": topics}),
+        "rerank": (
             "reranking",
             {"query": queries, "positive": positive, "negative": negative},
         ),
-        from_columns(
-            "search",
+        "search": (
             "retrieval",
             {
                 "corpus": {
@@ -191,9 +186,8 @@ def local_tasks() -> list[Any]:
                 },
             },
         ),
-        from_columns("bitext", "bitext_mining", {"sentence1": one[:60], "sentence2": two[:60]}),
-        from_columns(
-            "summaries",
+        "bitext": ("bitext_mining", {"sentence1": one[:60], "sentence2": two[:60]}),
+        "summaries": (
             "summarization",
             {
                 "text": one[:8],
@@ -202,4 +196,9 @@ def local_tasks() -> list[Any]:
                 "relevance": [[float((i * j) % 5) for j in range(6)] for i in range(8)],
             },
         ),
-    ]
+    }
+
+
+def local_tasks(*names: str) -> list[Any]:
+    """Fresh tasks of these names, or all of :func:`local_columns`."""
+    return [from_columns(name, *local_columns()[name]) for name in names or local_columns()]

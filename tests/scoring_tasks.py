@@ -13,7 +13,7 @@ from mteb import TaskMetadata
 from mteb._evaluators.retrieval_metrics import max_over_subqueries
 from mteb.abstasks import AbsTaskClustering, AbsTaskRetrieval, AbsTaskSTS
 from mteb.abstasks.clustering_legacy import AbsTaskClusteringLegacy
-from scoring import local_tasks, sentences
+from scoring import local_columns, local_tasks, sentences
 
 
 def _metadata(name: str, type: str, main_score: str) -> TaskMetadata:
@@ -193,10 +193,18 @@ MOCKS = (
 SHORT = ("sts", "pairs", "classes", "binary", "labels", "clusters", "rerank", "search")
 
 
+CLASSES = {cls.metadata.name: cls for cls in (*OWN, *MOCKS)}
+NAMES = (*local_columns(), *CLASSES)
+
+
+def fresh_task(name: str) -> Any:
+    """A fresh object: a task that mteb has evaluated once may be in another state."""
+    return CLASSES[name]() if name in CLASSES else local_tasks(name)[0]
+
+
 def all_tasks() -> dict[str, Any]:
-    """Fresh objects: a task that mteb has evaluated once may be in another state."""
-    tasks = [*local_tasks(), *(cls() for cls in (*OWN, *MOCKS))]
-    return {task.metadata.name: task for task in tasks}
+    """Fresh objects of all of them."""
+    return {name: fresh_task(name) for name in NAMES}
 
 
 def hub_layout(folder: Path) -> Path:

@@ -178,7 +178,7 @@ def test_observations_survive_the_ledger():
 
 def test_pulls_of_other_vectors_are_not_gone_on_from(tmp_path: Path) -> None:
     """A checkpoint that was extracted anew, otherwise: its old scores count no more."""
-    tasks = [task for task in local_tasks() if task.metadata.name == "sts"]
+    tasks = local_tasks("sts")
     store = store_of(tmp_path / "x.zarr", tasks)
     there = StoreLedger(store, "a search")
     there.append({"kind": "header"})

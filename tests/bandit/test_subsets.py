@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from json_store import FolderStore
 from scoring import KEY, local_tasks, sentences, store_of
-from scoring_tasks import all_tasks
+from scoring_tasks import NAMES, all_tasks, fresh_task
 from tiny import extracted_store, make_suite, make_tasks, write_config
 
 from batchsweep.bandit import replay
@@ -47,14 +47,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store_of(path, all_tasks().values(), layers=(1, 2, 3))
 
 
+@pytest.fixture(scope="module")
+def scorer(store: Store) -> Scorer:
+    return Scorer(store, list(all_tasks().values()), keep=False)
+
+
 # Which examples
 
 
 @pytest.mark.parametrize("name", DIVIDED)
 def test_a_pull_scores_two_different_parts_of_what_the_whole_task_asks_for(
-    store: Store, name: str
+    scorer: Scorer, name: str
 ) -> None:
-    scorer = Scorer(store, list(all_tasks().values()), keep=False)
     halves = Halves(60, seed=3)
     result = scorer.score(f"{KEY}#1", name, halves)
     one, two = scorer.prepared(name, halves)
@@ -68,9 +72,8 @@ def test_a_pull_scores_two_different_parts_of_what_the_whole_task_asks_for(
     assert result.document["half"] == {"texts_per_pull": 60, "seed": 3}
 
 
-@pytest.mark.parametrize("name", [*all_tasks()])
-def test_a_small_task_is_scored_whole(store: Store, name: str) -> None:
-    scorer = Scorer(store, list(all_tasks().values()), keep=False)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_small_task_is_scored_whole(scorer: Scorer, name: str) -> None:
     whole = scorer.score(f"{KEY}#1", name)
     pull = scorer.score(f"{KEY}#1", name, Halves(10_000, seed=0))
     same = {k: v for k, v in pull.document.items() if k not in ("seconds", "result")}
@@ -80,9 +83,9 @@ def test_a_small_task_is_scored_whole(store: Store, name: str) -> None:
 
 def test_a_cap_of_the_corpus_and_a_subset_compose(tmp_path: Path) -> None:
     corpus = CorpusConfig(max_texts_per_task=80, seed=3)
-    tasks = {name: all_tasks()[name] for name in ("sts", "classes", "clusters", "rerank")}
+    tasks = {name: fresh_task(name) for name in ("sts", "classes", "clusters", "rerank")}
     store = store_of(tmp_path / "x.zarr", tasks.values(), corpus=corpus)
-    scorer = Scorer(store, [all_tasks()[name] for name in tasks], corpus=corpus)
+    scorer = Scorer(store, [fresh_task(name) for name in tasks], corpus=corpus)
     for name in tasks:
         record = scorer.score(f"{KEY}#1", name, Halves(40, seed=1)).document
         assert record["cap"] == {"max_texts_per_task": 80, "seed": 3}
@@ -93,7 +96,7 @@ def test_a_cap_of_the_corpus_and_a_subset_compose(tmp_path: Path) -> None:
 
 def test_halves_leave_the_task_as_it_was() -> None:
     for name in DIVIDED:
-        task, fresh = all_tasks()[name], all_tasks()[name]
+        task, fresh = fresh_task(name), fresh_task(name)
         prepare_halves(task, None, Halves(60, seed=1))
         ours, theirs = prepare_task(task), prepare_task(fresh)
         for a, b in zip(ours.requests, theirs.requests, strict=True):
@@ -102,7 +105,7 @@ def test_halves_leave_the_task_as_it_was() -> None:
 
 
 def test_records_of_subsets_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks = local_tasks()[:2]
+    tasks = local_tasks("sts", "pairs")
     store = store_of(tmp_path / "x.zarr", tasks)
     scorer = Scorer(store, tasks)
     first = scorer.score(f"{KEY}#1", "sts", Halves(60, seed=1))
@@ -257,8 +260,8 @@ def test_a_pull_asks_for_less_of_a_big_task() -> None:
     # time nothing.
     for name in DIVIDED:
         part = slice(0, 1) if name in ("search", "OwnNames") else slice(None)
-        whole = sum(map(len, prepare_task(all_tasks()[name]).requests[part]))
-        halves = prepare_halves(all_tasks()[name], None, Halves(40, seed=0))
+        whole = sum(map(len, prepare_task(fresh_task(name)).requests[part]))
+        halves = prepare_halves(fresh_task(name), None, Halves(40, seed=0))
         assert len(halves) == 2
         asked = sum(len(request) for half in halves for request in half.requests[part])
         # A training set, a query with its documents, or enough documents for each label of a
@@ -269,15 +272,26 @@ def test_a_pull_asks_for_less_of_a_big_task() -> None:
 # The loop
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("policy", ["toptwo_gp", "sequential_halving"])
+SEARCHES = [
+    {"policy": policy, "workers": workers, "budget": PullBudget(pulls=60)}
+    for policy in ("toptwo_gp", "sequential_halving")
+    for workers in (1, 3)
+]
+
+
+@pytest.fixture(scope="module", params=SEARCHES, ids=lambda s: f"{s['policy']}-{s['workers']}")
+def undisturbed(request: pytest.FixtureRequest) -> tuple[dict[str, Any], Any]:
+    """A search's settings and its outcome."""
+    outcome = searched(Examples(), **request.param)
+    assert sum(r.full for r in outcome.observations) == 9  # 3 arms; "small" was whole
+    return request.param, outcome
+
+
 @pytest.mark.parametrize("dies_at", [1, 20, -4])
 def test_killed_and_restarted_ends_as_if_uninterrupted(
-    policy: str, workers: int, dies_at: int
+    undisturbed: tuple[dict[str, Any], Any], dies_at: int
 ) -> None:
-    settings = {"policy": policy, "workers": workers, "budget": PullBudget(pulls=60)}
-    whole = searched(Examples(), **settings)
-    assert sum(r.full for r in whole.observations) == 9  # 3 arms; "small" was whole
+    settings, whole = undisturbed
     store = FolderStore()
     first = Examples(dies_at=dies_at % whole.budget.spent_pulls)  # -4: amid the final check.
     with pytest.raises(KeyboardInterrupt):
@@ -287,6 +301,12 @@ def test_killed_and_restarted_ends_as_if_uninterrupted(
     assert json.dumps(resumed.to_json()) == json.dumps(whole.to_json())
     assert resumed.observations == whole.observations
     assert len(first.asked) + len(second.asked) == whole.budget.spent_pulls
+
+
+def test_pulls_at_once_end_as_one_after_the_other(
+    undisturbed: tuple[dict[str, Any], Any],
+) -> None:
+    settings, whole = undisturbed
     with ThreadPoolExecutor(3) as pool:
         together = searched(Examples(), pool=pool, **settings)
     assert together.observations == whole.observations

@@ -60,7 +60,10 @@ def test_every_text_that_encode_gets_is_there_once(tmp_path: Path) -> None:
 def test_tokens_are_the_tokenizer_s(tmp_path: Path) -> None:
     tokenizers = {"one": tokenizer(), "two": tokenizer("stone cloud")}
     store, summary = write(
-        tmp_path / "x.zarr", local_tasks()[:2], tokenizers, embedding=EmbeddingConfig(max_length=2)
+        tmp_path / "x.zarr",
+        local_tasks("sts", "pairs"),
+        tokenizers,
+        embedding=EmbeddingConfig(max_length=2),
     )
     corpus = store.corpus()
     texts = corpus.texts()
@@ -96,7 +99,7 @@ def test_empty_and_strange_texts(tmp_path: Path) -> None:
 def test_the_prefix_is_part_of_every_text(tmp_path: Path) -> None:
     embedding = EmbeddingConfig(prefix="river stone ")
     store, _ = write(
-        tmp_path / "x.zarr", local_tasks()[:1], {"one": tokenizer()}, embedding=embedding
+        tmp_path / "x.zarr", local_tasks("sts"), {"one": tokenizer()}, embedding=embedding
     )
     corpus = store.corpus()
     assert all(text.startswith("river stone ") for text in corpus.texts())
@@ -107,20 +110,20 @@ def test_the_prefix_is_part_of_every_text(tmp_path: Path) -> None:
 
 
 def test_writing_the_same_corpus_again_does_nothing(tmp_path: Path) -> None:
-    store, first = write(tmp_path / "x.zarr", local_tasks()[:2], {"one": tokenizer()})
+    store, first = write(tmp_path / "x.zarr", local_tasks("sts", "pairs"), {"one": tokenizer()})
     fill(store)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "x.zarr" / "corpus").rglob("*")}
-    _, again = write(tmp_path / "x.zarr", local_tasks()[:2], {"one": tokenizer()})
+    _, again = write(tmp_path / "x.zarr", local_tasks("sts", "pairs"), {"one": tokenizer()})
     assert again == first
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "x.zarr" / "corpus").rglob("*")}
 
 
 def test_a_new_tokenizer_keeps_the_rows(tmp_path: Path) -> None:
-    store, first = write(tmp_path / "x.zarr", local_tasks()[:2], {"one": tokenizer()})
+    store, first = write(tmp_path / "x.zarr", local_tasks("sts", "pairs"), {"one": tokenizer()})
     fill(store)
     both = {"one": tokenizer(), "two": tokenizer("stone")}
     # Even if the config names the tasks in another order.
-    store, again = write(tmp_path / "x.zarr", local_tasks()[:2][::-1], both)
+    store, again = write(tmp_path / "x.zarr", local_tasks("sts", "pairs")[::-1], both)
     assert again.digest == first.digest
     assert store.corpus().tokenizers() == ["one", "two"]
 
@@ -129,7 +132,7 @@ def test_a_new_tokenizer_keeps_the_rows(tmp_path: Path) -> None:
 def test_embeddings_of_an_older_version_keep_their_rows(
     lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks = local_tasks()[:2]
+    tasks = local_tasks("sts", "pairs")
     with monkeypatch.context() as older:
         older.setattr(
             "batchsweep.corpus.write.ordered", lambda tasks, lengths: np.arange(len(lengths))
@@ -148,33 +151,33 @@ def test_embeddings_of_an_older_version_keep_their_rows(
 
 
 def test_data_that_changed_are_no_corpus_of_the_embeddings(tmp_path: Path) -> None:
-    store, _ = write(tmp_path / "x.zarr", local_tasks()[:2])
+    store, _ = write(tmp_path / "x.zarr", local_tasks("sts", "pairs"))
     fill(store)
     store.backend.drop_corpus()
     with pytest.raises(StoreMismatch, match="the tasks' data have changed since the embeddings"):
-        write(tmp_path / "x.zarr", local_tasks()[1:3])
+        write(tmp_path / "x.zarr", local_tasks("pairs", "classes"))
 
 
 def test_other_tasks_do_not_replace_a_corpus_that_has_embeddings(tmp_path: Path) -> None:
-    store, first = write(tmp_path / "x.zarr", local_tasks()[:2])
-    write(tmp_path / "x.zarr", local_tasks()[:3])  # nothing is lost yet
-    store, first = write(tmp_path / "x.zarr", local_tasks()[:2])
+    store, first = write(tmp_path / "x.zarr", local_tasks("sts", "pairs"))
+    write(tmp_path / "x.zarr", local_tasks("sts", "pairs", "classes"))  # nothing is lost yet
+    store, first = write(tmp_path / "x.zarr", local_tasks("sts", "pairs"))
     fill(store)
     for tasks, settings, message in (
-        (local_tasks()[:3], {}, "tasks added: classes"),
-        (local_tasks()[:1], {}, "tasks removed: pairs"),
+        (local_tasks("sts", "pairs", "classes"), {}, "tasks added: classes"),
+        (local_tasks("sts"), {}, "tasks removed: pairs"),
         (
-            local_tasks()[:2],
+            local_tasks("sts", "pairs"),
             {"embedding": EmbeddingConfig(prefix="q: ")},
             "prefix was '', is 'q: '",
         ),
         (
-            local_tasks()[:2],
+            local_tasks("sts", "pairs"),
             {"embedding": EmbeddingConfig(max_length=9)},
             "max_length was 512, is 9",
         ),
         (
-            local_tasks()[:2],
+            local_tasks("sts", "pairs"),
             {"corpus": CorpusConfig(max_texts_per_task=30)},
             "max_texts_per_task was None, is 30",
         ),
@@ -193,7 +196,7 @@ def test_a_failed_write_leaves_no_corpus(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="tokenizer broke"):
         write_corpus(
             store,
-            local_tasks()[:1],
+            local_tasks("sts"),
             {"one": Broken()},
             embedding=EmbeddingConfig(prefix="a"),
             corpus=CorpusConfig(),

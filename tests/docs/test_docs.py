@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import runpy
 import shlex
@@ -24,6 +23,7 @@ from store_data import KEY, TASKS, block, spec, states, write_corpus, write_grou
 
 from batchsweep.arm import Arm
 from batchsweep.bandit.policies import Policy
+from batchsweep.cli.main import main
 from batchsweep.errors import TryAgain
 from batchsweep.score.record import path_of
 from batchsweep.store import create_store, repair, verify
@@ -128,16 +128,12 @@ def commands() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("command", sorted(commands()))
-def test_the_commands_of_the_pages_have_these_flags(command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "batchsweep", *command.split(), "--help"],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    known = set(re.findall(r"--[a-z][a-z0-9-]*", done.stdout))
+def test_the_commands_of_the_pages_have_these_flags(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([*command.split(), "--help"]) == 0
+    known = set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
     assert commands()[command] - known == set()
 
 

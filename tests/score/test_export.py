@@ -21,11 +21,13 @@ from batchsweep.tasks.local import from_columns
 OTHER = "tests--live/main"
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """To be read only."""
     flat = {"sentence1": ["a"] * 4, "sentence2": ["b"] * 4, "score": [0, 1, 2, 3]}
-    tasks = [*local_tasks()[:3], from_columns("flat", "sts", flat)]
-    store = store_of(tmp_path / "x.zarr", tasks, keys=(KEY, OTHER))
+    tasks = [*local_tasks("sts", "pairs", "classes"), from_columns("flat", "sts", flat)]
+    path = tmp_path_factory.mktemp("store") / "x.zarr"
+    store = store_of(path, tasks, keys=(KEY, OTHER))
     scorer = Scorer(store, tasks, corpus=CorpusConfig())
     for key in (KEY, OTHER):
         for layer in (1, 2):
@@ -44,7 +46,7 @@ def test_tidy_table(store: Store, tmp_path: Path) -> None:
         assert len(frame) == 9
         of_sts = frame[(frame.task == "sts") & (frame.layer == 1)]
         assert of_sts.score.tolist() == pytest.approx(
-            [live_score(local_tasks()[0]).get_score()] * 2
+            [live_score(local_tasks("sts")[0]).get_score()] * 2
         )
         assert frame[frame.task == "flat"].score.isna().all()
         assert set(frame.pooling) == {"mean"} and (frame.seconds > 0).all()
@@ -64,6 +66,7 @@ def test_mteb_reads_checkpoints_as_models_and_arms_as_experiments(
     ]
     assert not cache.load_results(include_remote=False).model_results, "no arm is taken for a model"
     scored = {}
+    scorer = Scorer(store, local_tasks("sts"))
     for layer in (1, 2):
         # mteb's data frames take the mean over experiments: one at a time keeps layers apart.
         results = cache.load_results(
@@ -74,7 +77,7 @@ def test_mteb_reads_checkpoints_as_models_and_arms_as_experiments(
         frame = results.to_dataframe(format="long", include_model_revision=True)
         frame = frame[frame.task_name == "sts"].set_index("model_revision").score
         for key, revision in ((KEY, "step8"), (OTHER, "main")):
-            ours = Scorer(store, local_tasks()[:1]).score(f"{key}#{layer}", "sts").main_score
+            ours = scorer.score(f"{key}#{layer}", "sts").main_score
             assert frame[revision] == pytest.approx(ours, abs=1e-6)
             scored[revision, layer] = frame[revision]
     assert scored["step8", 1] != scored["step8", 2]
@@ -95,12 +98,11 @@ def test_a_replay_reads_what_was_exported_as_it_reads_the_store(
         0.5,
         1,
     ]
+    scorer = Scorer(store, local_tasks("sts", "pairs", "classes"))
     for row, (key, layer) in zip(
         table.scores, [(KEY, 1), (KEY, 2), (OTHER, 1), (OTHER, 2)], strict=True
     ):
-        ours = [
-            Scorer(store, local_tasks()[:3]).score(f"{key}#{layer}", t) for t in table.problem.tasks
-        ]
+        ours = [scorer.score(f"{key}#{layer}", task) for task in table.problem.tasks]
         assert row == pytest.approx([one.main_score for one in ours], abs=1e-6)
     broken = done.results / "results/tests__live/main/experiments/layer_1__pooling_mean/sts.json"
     broken.write_text("{")
@@ -118,7 +120,7 @@ def test_mteb_keeps_what_a_run_was_made_with(store: Store, tmp_path: Path) -> No
 
 
 def test_scores_of_capped_tasks_are_experiments_of_their_own(tmp_path: Path) -> None:
-    tasks = local_tasks()[:1]
+    tasks = local_tasks("sts")
     corpus = CorpusConfig(max_texts_per_task=12)
     store = store_of(tmp_path / "x.zarr", tasks)
     Scorer(store, tasks, corpus=corpus).score(f"{KEY}#1", "sts")
@@ -131,7 +133,7 @@ def test_full_results_survive(store: Store, tmp_path: Path) -> None:
     done = export(store, tmp_path / "out")
     arm = "results/tests__live/step8/experiments/layer_1__pooling_mean"
     result = mteb.TaskResult.from_disk(done.results / arm / "classes.json")
-    live = live_score(local_tasks()[2])
+    live = live_score(local_tasks("classes")[0])
     [ours], [theirs] = result.scores["test"], live.scores["test"]
     assert ours["f1_weighted"] == pytest.approx(theirs["f1_weighted"], abs=1e-6)
     assert len(ours["scores_per_experiment"]) == 10
@@ -139,7 +141,7 @@ def test_full_results_survive(store: Store, tmp_path: Path) -> None:
 
 
 def test_nothing_to_export(tmp_path: Path) -> None:
-    store = store_of(tmp_path / "x.zarr", local_tasks()[:1])
+    store = store_of(tmp_path / "x.zarr", local_tasks("sts"))
     with pytest.raises(StoreError, match="no scores yet; run 'batchsweep bandit'"):
         export(store, tmp_path / "out")
     assert table(store).empty

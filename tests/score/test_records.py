@@ -34,18 +34,26 @@ OTHER = "tests--live/main"
 
 @pytest.fixture
 def tasks() -> list[Any]:
-    return [task for task in local_tasks() if task.metadata.name in ("sts", "pairs")]
+    return local_tasks("sts", "pairs")
 
 
-@pytest.fixture
-def store(tmp_path: Path, tasks: list[Any]) -> Store:
-    store = store_of(tmp_path / "x.zarr", tasks, keys=(KEY, OTHER))
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of eight scores that no test changes."""
+    path = tmp_path_factory.mktemp("scored") / "x.zarr"
+    tasks = local_tasks("sts", "pairs")
+    store = store_of(path, tasks, keys=(KEY, OTHER))
     scorer = Scorer(store, tasks)
     for key in (KEY, OTHER):
         for layer in (1, 2):
             for name in ("sts", "pairs"):
                 scorer.score(f"{key}#{layer}", name)
-    return store
+    return path
+
+
+@pytest.fixture
+def store(scored: Path, tmp_path: Path) -> Store:
+    return open_store(shutil.copytree(scored, tmp_path / "x.zarr"))
 
 
 def swap(store: Store, one: str, other: str) -> None:

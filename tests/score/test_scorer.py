@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from mteb.abstasks import AbsTaskRetrieval
 from scoring import HIDDEN, KEY, LiveEncoder, live_score, local_tasks, store_of
-from scoring_tasks import SHORT, Subqueries, all_tasks, hub_layout
+from scoring_tasks import NAMES, SHORT, Subqueries, all_tasks, fresh_task, hub_layout
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
@@ -30,8 +30,6 @@ from batchsweep.store import Store
 from batchsweep.tasks import evaluators
 from batchsweep.tasks.evaluators import Halves
 from batchsweep.tasks.local import from_columns
-
-NAMES = tuple(all_tasks())
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +72,7 @@ def assert_same(ours: Any, theirs: Any, path: str = "") -> None:
 def test_score_is_that_of_the_live_model(
     scored: dict[tuple[int, str], ScoreRecord], name: str
 ) -> None:
-    live = live_score(all_tasks()[name])
+    live = live_score(fresh_task(name))
     result = scored[1, name]
     assert result.main_score == pytest.approx(live.get_score(), abs=1e-6, nan_ok=True)
     assert_same(result.document["result"]["scores"], live.to_dict()["scores"])
@@ -101,7 +99,7 @@ def test_tasks_of_common_classes_take_the_shortcut(scorer: Scorer) -> None:
 def test_float16_is_the_rounded_live_model(
     name: str, tmp_path_factory: pytest.TempPathFactory, half_scorer: Scorer
 ) -> None:
-    live = live_score(all_tasks()[name], LiveEncoder(dtype="float16"))
+    live = live_score(fresh_task(name), LiveEncoder(dtype="float16"))
     result = half_scorer.score(f"{KEY}#1", name)
     assert result.main_score == pytest.approx(live.get_score(), abs=1e-6, nan_ok=True)
 
@@ -154,7 +152,7 @@ def test_what_is_kept_in_memory_does_not_matter(
 def test_a_pull_is_kept_and_not_scored_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tasks = local_tasks()[:1]
+    tasks = local_tasks("sts")
     store = store_of(tmp_path / "x.zarr", tasks)
     first = Scorer(store, tasks).score(f"{KEY}#1", "sts")
     with monkeypatch.context() as patch:  # Not even made ready to be scored.
@@ -172,11 +170,11 @@ def test_a_pull_is_kept_and_not_scored_again(
 
 
 def test_store_encoder_in_mteb_itself(store: Store) -> None:
-    live = live_score(all_tasks()["search"])
+    live = live_score(fresh_task("search"))
     encoder = StoreEncoder(store, KEY, 1)
     [result] = mteb.evaluate(
         encoder,
-        all_tasks()["search"],
+        fresh_task("search"),
         co2_tracker=False,
         cache=None,
         show_progress_bar=False,
@@ -192,7 +190,7 @@ def test_store_encoder_in_mteb_itself(store: Store) -> None:
 
 def test_a_prefix_by_prompt_type_is_part_of_the_text(tmp_path: Path) -> None:
     embedding = EmbeddingConfig(prefix={"query": "ask: ", "document": "answer: "})
-    tasks = [task for task in local_tasks() if task.metadata.name in ("search", "sts")]
+    tasks = local_tasks("sts", "search")
     store = store_of(tmp_path / "x.zarr", tasks, embedding=embedding)
     corpus = store.corpus()
     assert corpus is not None
@@ -205,7 +203,7 @@ def test_a_prefix_by_prompt_type_is_part_of_the_text(tmp_path: Path) -> None:
             self.prefix = {"query": "ask: ", "document": "answer: "}[prompt_type.value]
             return super().encode(inputs, **kwargs)
 
-    live = live_score(all_tasks()["search"], Prefixed())
+    live = live_score(fresh_task("search"), Prefixed())
     ours = Scorer(store, tasks, keep=False).score(f"{KEY}#1", "search")
     assert ours.main_score == pytest.approx(live.get_score(), abs=1e-6)
 
@@ -236,7 +234,7 @@ def test_another_mteb_scores_by_itself(
     changed = evaluators.Shortcut(**{**vars(sts), "source": "0" * 16})
     monkeypatch.setattr(evaluators, "SHORTCUTS", (changed, *others))
     with caplog.at_level(logging.WARNING):
-        assert evaluators.prepare_task(local_tasks()[0]).needs_data
+        assert evaluators.prepare_task(local_tasks("sts")[0]).needs_data
     assert "AbsTaskSTS" in caplog.text
 
 
@@ -273,7 +271,7 @@ def test_a_wrong_arm(scorer: Scorer, arm: str, message: str) -> None:
 
 
 def test_embeddings_of_another_corpus(tmp_path: Path) -> None:
-    task = local_tasks()[0]
+    task = local_tasks("sts")[0]
     store = store_of(tmp_path / "x.zarr", [task], corpus_digest="0" * 64)
     with pytest.raises(StoreMismatch, match=r"tests--live/step8 are of another corpus"):
         Scorer(store, [task]).score(f"{KEY}#1", "sts")
@@ -318,13 +316,13 @@ def test_a_text_that_the_corpus_lacks(store: Store) -> None:
 )
 def test_a_cap_is_a_subset_that_the_result_names(name: str, tmp_path: Path) -> None:
     corpus = CorpusConfig(max_texts_per_task=40, seed=3)
-    store = store_of(tmp_path / "x.zarr", [all_tasks()[name]], corpus=corpus)
+    store = store_of(tmp_path / "x.zarr", [fresh_task(name)], corpus=corpus)
     there = store.corpus()
     assert there is not None and there.n_texts <= 40
-    result = Scorer(store, [all_tasks()[name]], corpus=corpus).score(f"{KEY}#1", name)
+    result = Scorer(store, [fresh_task(name)], corpus=corpus).score(f"{KEY}#1", name)
     assert result.document["cap"] == {"max_texts_per_task": 40, "seed": 3}
     # The same subset anywhere: what mteb says of the capped task is what we say.
-    capped = all_tasks()[name]
+    capped = fresh_task(name)
     capped.load_data()
     evaluators.prepare_task(capped, corpus)
     assert result.main_score == pytest.approx(live_score(capped).get_score(), abs=1e-6)
@@ -336,7 +334,9 @@ def test_a_cap_above_the_size_changes_nothing(tmp_path: Path) -> None:
     store = store_of(tmp_path / "x.zarr", tasks, corpus=corpus)
     result = Scorer(store, local_tasks(), corpus=corpus).score(f"{KEY}#1", "sts")
     assert result.document["cap"] is None
-    assert result.main_score == pytest.approx(live_score(local_tasks()[0]).get_score(), abs=1e-6)
+    assert result.main_score == pytest.approx(
+        live_score(local_tasks("sts")[0]).get_score(), abs=1e-6
+    )
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import mteb
 import numpy as np
 import pytest
 from scoring import HIDDEN, KEY, LiveEncoder, live_score, store_of, vector
-from scoring_tasks import all_tasks
+from scoring_tasks import fresh_task
 
 from batchsweep.config.models import Transform as TransformName
 from batchsweep.errors import UsageError
@@ -26,7 +26,7 @@ TYPES = ("sts", "classes", "clusters", "rerank", "search", "summaries")
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    tasks = [all_tasks()[name] for name in TYPES]
+    tasks = [fresh_task(name) for name in TYPES]
     return store_of(tmp_path_factory.mktemp("store") / "x.zarr", tasks)
 
 
@@ -84,8 +84,8 @@ class Transformed(LiveEncoder):
 def test_scores_are_those_of_the_live_model_with_the_transform(
     store: Store, task: str, name: str
 ) -> None:
-    live = live_score(all_tasks()[task], Transformed(store, task, name))
-    scorer = Scorer(store, [all_tasks()[task]], keep=False)
+    live = live_score(fresh_task(task), Transformed(store, task, name))
+    scorer = Scorer(store, [fresh_task(task)], keep=False)
     ours = scorer.score(f"{KEY}#1#mean+{name}", task)
     assert ours.main_score == pytest.approx(live.get_score(), abs=1e-6)
     assert ours.document["pooling"] == f"mean+{name}"
@@ -100,16 +100,16 @@ def test_scores_are_those_of_the_live_model_with_the_transform(
 def test_mteb_itself_with_a_transformed_layer(store: Store) -> None:
     encoder = StoreEncoder(store, KEY, 1, "mean+center")
     [result] = mteb.evaluate(
-        encoder, all_tasks()["sts"], co2_tracker=False, cache=None, show_progress_bar=False
+        encoder, fresh_task("sts"), co2_tracker=False, cache=None, show_progress_bar=False
     )
-    live = live_score(all_tasks()["sts"], Transformed(store, "sts", "center"))
+    live = live_score(fresh_task("sts"), Transformed(store, "sts", "center"))
     assert result.get_score() == pytest.approx(live.get_score(), abs=1e-6)
     name = encoder.mteb_model_meta.experiment_name
     assert name == "layer_1__pooling_mean__transform_center"
 
 
 def test_records_are_kept_apart_and_found_again(tmp_path: Path) -> None:
-    tasks = [all_tasks()["sts"]]
+    tasks = [fresh_task("sts")]
     store = store_of(tmp_path / "x.zarr", tasks)
     scorer = Scorer(store, tasks)
     plain, centred = (scorer.score(f"{KEY}#1{tail}", "sts") for tail in ("", "#mean+center"))
@@ -138,7 +138,7 @@ def test_a_pull_on_halves_has_the_statistics_of_the_whole_task(
         return of(name, vectors)
 
     monkeypatch.setattr(Transform, "of", watched)
-    tasks = [all_tasks()["sts"]]
+    tasks = [fresh_task("sts")]
     scorer = Scorer(store_of(tmp_path / "x.zarr", tasks), tasks, keep=False)
     halves = scorer.score(f"{KEY}#1#mean+center", "sts", Halves(40, 0))
     whole = scorer.score(f"{KEY}#1#mean+center", "sts")
@@ -159,7 +159,7 @@ def test_of_many_texts_a_seeded_sample_is_taken(
 
 
 def test_what_is_no_transform_is_named(store: Store) -> None:
-    scorer = Scorer(store, [all_tasks()["sts"]], keep=False)
+    scorer = Scorer(store, [fresh_task("sts")], keep=False)
     with pytest.raises(
         UsageError, match=r"no transform 'centre' .* mean, mean\+unit, mean\+center,"
     ):

@@ -23,8 +23,8 @@ from batchsweep.tasks.resolve import resolve
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[Executor]:
-    with score_processes(2) as pool:
+def process() -> Iterator[Executor]:
+    with score_processes(1) as pool:
         yield pool
 
 
@@ -51,13 +51,13 @@ def store(tmp_path_factory: pytest.TempPathFactory, tasks: list[LocalTask]) -> S
     return store_of(tmp_path_factory.mktemp("store") / "x.zarr", resolve(tasks))
 
 
-def test_other_processes_give_the_same_numbers(
-    processes: Executor, tasks: list[LocalTask], store: Store
+def test_another_process_gives_the_same_numbers(
+    process: Executor, tasks: list[LocalTask], store: Store
 ) -> None:
     score = ScoreFunction(store.url, tuple(tasks), CorpusConfig())
     pulls = [(f"{KEY}#{layer}", task.name) for layer in (1, 2) for task in tasks]
     here = [Scorer(store, resolve(tasks), keep=False).score(*p).main_score for p in pulls]
-    there = list(processes.map(score, *zip(*pulls, strict=True)))
+    there = list(process.map(score, *zip(*pulls, strict=True)))
     assert [result.main_score for result in there] == here
     assert all(result.seconds > 0 and result.document["result"]["scores"] for result in there)
 
@@ -79,7 +79,7 @@ def test_the_next_search_of_a_process_reads_its_own_store(
 
 
 def test_every_arm_and_process_gets_the_same_examples(
-    processes: Executor, tasks: list[LocalTask], store: Store
+    process: Executor, tasks: list[LocalTask], store: Store
 ) -> None:
     halves = Halves(40, seed=2)
     pulls = [(f"{KEY}#{layer}", task.name) for task in tasks for layer in (1, 2)]
@@ -94,7 +94,7 @@ def test_every_arm_and_process_gets_the_same_examples(
     }
     assert here != other
     score = ScoreFunction(store.url, tuple(tasks), CorpusConfig(), halves)
-    there = list(processes.map(score, *zip(*pulls[::-1], strict=True)))
+    there = list(process.map(score, *zip(*pulls[::-1], strict=True)))
     assert {p: r.document["halves"] for p, r in zip(pulls[::-1], there, strict=True)} == here
 
 

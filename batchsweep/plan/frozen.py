@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from batchsweep.checkpoints.same_weights import Duplicates
 from batchsweep.config import Config
-from batchsweep.errors import StoreMismatch, UsageError
+from batchsweep.errors import StoreMismatch, UsageError, shortened
 from batchsweep.plan.differences import differences
 from batchsweep.plan.plan import Plan, PlanEntry, deciding
 from batchsweep.store import Store
@@ -98,7 +98,15 @@ def freeze(plan: Plan, store: Store, config: Config) -> Plan:
     if not plan.audited:
         raise ValueError("a plan without an audit can't be frozen")
     before = store.read_json(PLAN_PATH)
+    asked = {(e.checkpoint.model, name) for e in plan.entries for name in e.checkpoint.names}
+    asked |= {(skipped.model, skipped.revision) for skipped in plan.skipped}
     plan = merged(plan, store, config)
+    if more := [e.key for e in plan.entries if not _asked(e, asked)]:
+        logger.warning(
+            "plan: the config doesn't ask for %s any more, but a plan only grows: they stay in the "
+            "sweep; for fewer checkpoints, use another store.path",
+            shortened(", ".join(more), 200),
+        )
     if before is not None:
         if plan.to_json() == before:
             return plan
@@ -164,6 +172,10 @@ def grow(there: Plan, new: Plan, *, where: str = "the store") -> Plan:
         duplicates=_newest(there.duplicates, new.duplicates),
         shared=tuple(dict.fromkeys((*there.shared, *new.shared))),
     )
+
+
+def _asked(entry: PlanEntry, names: set[tuple[str, str]]) -> bool:
+    return any((entry.checkpoint.model, name) in names for name in entry.checkpoint.names)
 
 
 def _known(entries: list[PlanEntry], entry: PlanEntry, new: Plan) -> PlanEntry | None:

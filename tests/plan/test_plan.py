@@ -339,6 +339,17 @@ def test_scoring_may_take_other_tasks_and_revisions(suite, tmp_path):
         frozen_plan(store, raw, scoring=True)
 
 
+def test_revisions_that_the_config_leaves_out_stay_and_are_named(suite, tmp_path, caplog):
+    wanted = local(suite, "step0", "step1")
+    store = create_store(tmp_path / "store.zarr")
+    plan = freeze(planned(wanted), store, wanted)
+    assert freeze(planned(wanted), store, wanted) == plan and not caplog.messages
+    fewer = local(suite, "step0")
+    assert freeze(planned(fewer), store, fewer).entries == plan.entries
+    (said,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert f"the config doesn't ask for {plan.entry(1).key} any more" in said
+
+
 def test_new_revisions_wait_for_prepare(suite, tmp_path):
     wanted = local(suite, "step0")
     store = create_store(tmp_path / "store.zarr")

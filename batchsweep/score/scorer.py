@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -248,7 +249,9 @@ class Scorer:
         }
 
 
+@cache
 def _mteb_version() -> str:
+    # Once: each time it reads mteb's long description.
     from importlib.metadata import version
 
     return version("mteb")

@@ -24,24 +24,26 @@ class Vectors:
         kept, rows = self._places[request][positions], request.rows[positions]
         if not len(kept):
             return np.empty((0, self._reader.hidden), np.float32)
-        if kept[0] >= 0 and kept[-1] - kept[0] == len(kept) - 1 and (np.diff(kept) == 1).all():
-            return self._kept[kept[0] : kept[-1] + 1]
         own = kept < 0
         if not own.any():
-            return self._kept[kept]
+            return _rows_of(self._kept, kept)
         vectors = np.empty((len(kept), self._reader.hidden), np.float32)
         vectors[own] = self._reader.read(rows[own])
         vectors[~own] = self._kept[kept[~own]]
         return vectors
 
     def __call__(self, request: Request) -> Float32:
-        matrix, index = self.indexed(request)
-        # Positions count up in order of first appearance: without repeats they change nothing.
-        same = len(matrix) == len(index) and matrix is not self._kept
-        return matrix if same else matrix[index]
+        return _rows_of(*self.indexed(request))
 
     def indexed(self, request: Request) -> tuple[Float32, Rows]:
         kept = self._places[request]
         if len(kept) and kept.min() >= 0:
             return self._kept, kept[request.which]
         return self.different(request), request.which.astype(np.int64)
+
+
+def _rows_of(matrix: Float32, index: Rows) -> Float32:
+    """``matrix[index]``; without a copy where these are rows one after the other."""
+    if len(index) and index[-1] - index[0] == len(index) - 1 and (np.diff(index) == 1).all():
+        return matrix[index[0] : index[-1] + 1]
+    return matrix[index]

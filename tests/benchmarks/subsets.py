@@ -17,7 +17,7 @@ from pathlib import Path
 import datasets
 import measured
 import torch
-from score import KEY, Texts, Vectors, fill, make_store
+from real_sizes import KEY, Texts, Vectors, fill, make_store
 
 from batchsweep.score.scorer import Scorer
 from batchsweep.tasks.evaluators import Halves

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import sklearn
 from datasets import DatasetDict
 from mteb._evaluators.classification_metrics import hamming_score
 from mteb.abstasks import AbsTaskClassification, AbsTaskMultilabelClassification
@@ -20,8 +19,7 @@ from sklearn.metrics import (
     average_precision_score,
     f1_score,
     label_ranking_average_precision_score,
-    precision_score,
-    recall_score,
+    precision_recall_fscore_support,
 )
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
@@ -94,11 +92,9 @@ def _classification(
     def scores(fetch: Fetch) -> dict[str, Any]:
         train, test = (fetch(request) for request in requests)
         experiments = []
-        # The store holds no inf or nan, so that looking for them twenty times finds none.
-        with sklearn.config_context(assume_finite=True):
-            for positions, labels in fits:
-                task.evaluator_model.fit(train[positions], labels)
-                experiments.append(_counted(gold, task.evaluator_model.predict(test)))
+        for positions, labels in fits:
+            task.evaluator_model.fit(train[positions], labels)
+            experiments.append(_counted(gold, task.evaluator_model.predict(test)))
         return dict(task._calculate_avg_scores(experiments))
 
     return scores
@@ -120,23 +116,28 @@ def _counted(gold: Labels, predicted: Labels) -> dict[str, Any]:
         counts[there],
     )
 
-    def mean(metric: Any, average: str) -> Any:
+    def means(metric: Any, average: str) -> Any:
         return metric(true, guess, average=average, sample_weight=weight)
 
+    # What precision_score, recall_score and f1_score each take one value of.
+    precision, recall, f1, _ = means(precision_recall_fscore_support, "macro")
+    precision_weighted, recall_weighted, f1_weighted, _ = means(
+        precision_recall_fscore_support, "weighted"
+    )
     scores = {
         "accuracy": accuracy_score(true, guess, sample_weight=weight),
-        "f1": mean(f1_score, "macro"),
-        "f1_weighted": mean(f1_score, "weighted"),
-        "precision": mean(precision_score, "macro"),
-        "precision_weighted": mean(precision_score, "weighted"),
-        "recall": mean(recall_score, "macro"),
-        "recall_weighted": mean(recall_score, "weighted"),
+        "f1": f1,
+        "f1_weighted": f1_weighted,
+        "precision": precision,
+        "precision_weighted": precision_weighted,
+        "recall": recall,
+        "recall_weighted": recall_weighted,
         "ap": None,
         "ap_weighted": None,
     }
     if len(np.unique(true)) == 2:
-        scores["ap"] = mean(average_precision_score, "macro")
-        scores["ap_weighted"] = mean(average_precision_score, "weighted")
+        scores["ap"] = means(average_precision_score, "macro")
+        scores["ap_weighted"] = means(average_precision_score, "weighted")
     return scores
 
 

@@ -139,8 +139,7 @@ def _legacy_clustering(
             request, labels = one
             size = int(labels.max()) + 1
             model = mini_batch_k_means(size, batch_size=LEGACY_BATCH, seed=LEGACY_SEED)
-            matrix, index = fetch.indexed(request)
-            found.append(v_measure_score(labels, model.fit(matrix[index]).labels_))
+            found.append(v_measure_score(labels, model.fit(fetch(request)).labels_))
         return {
             "v_measure": np.mean(found),
             "v_measure_std": np.std(found),

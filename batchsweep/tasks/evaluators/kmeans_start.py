@@ -15,9 +15,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sklearn.cluster import MiniBatchKMeans
 
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+#: (rows, dimensions, trials) -> whether products of these sizes round alike, either way.
+_ALIKE: dict[tuple[int, ...], bool] = {}
 
 
 def mini_batch_k_means(n_clusters: int, *, batch_size: int, seed: int) -> MiniBatchKMeans:
@@ -57,13 +62,14 @@ def k_means_plus_plus(vectors: Float32, n_clusters: int, random_state: Any) -> F
         float32 [centre, dimension], rows of ``vectors``.
     """
     exact = vectors.astype(np.float64)
+    columns = _columns_that_round_alike(exact, 2 + int(np.log(n_clusters)))
     norms = np.einsum("ij,ij->i", exact, exact)
     # Its weights of rows, all the same, take part in how it rounds.
     weights = np.ones(len(vectors), vectors.dtype)
 
     def squared_distances(rows: Any) -> Float32:
         """From some rows to all: computed in float64, as which they cancel out less."""
-        found = -2 * (exact[rows] @ exact.T)
+        found = -2 * (exact[rows] @ (exact.T if len(rows) == 1 else columns))
         found += norms[rows, None]
         found += norms
         distances: Float32 = np.maximum(found.astype(vectors.dtype), 0)
@@ -84,3 +90,19 @@ def k_means_plus_plus(vectors: Float32, n_clusters: int, random_state: Any) -> F
         chosen.append(tried[best])
     centres: Float32 = vectors[chosen]
     return centres
+
+
+def _columns_that_round_alike(exact: Float64, trials: int) -> Float64:
+    """``exact.T`` with its rows together in memory, which halves the time of the products.
+
+    How a product rounds hangs on the order of its sums, and that on its shape alone. So it is tried
+    once for each shape, on numbers of which any other order would give others; plain ``exact.T``
+    where it does.
+    """
+    shape = (*exact.shape, trials)
+    if shape not in _ALIKE:
+        tried = np.random.default_rng(0).standard_normal(exact.shape)
+        some = tried[:trials]
+        _ALIKE[shape] = np.array_equal(some @ tried.T, some @ np.ascontiguousarray(tried.T))
+    # torch turns a matrix around block by block, in a third of numpy's time.
+    return torch.from_numpy(exact).T.contiguous().numpy() if _ALIKE[shape] else exact.T

@@ -55,15 +55,15 @@ def _requests(task: Any, data: Any, name1: str, name2: str) -> list[Request]:
 
 
 class _Measures:
-    """The five similarities and distances of all pairs, float32 [pair] each.
+    """The similarities and distances of all pairs, float32 [pair] each.
 
     Each is of one pair alone, so that pairs can be taken some at a time: in a cache, instead of in
     gigabytes of copies of all pairs' vectors.
     """
 
-    def __init__(self, fetch: Fetch, requests: list[Request]) -> None:
-        one, two = (fetch.different(request) for request in requests)
-        which_one, which_two = (request.which for request in requests)
+    def __init__(self, fetch: Fetch, requests: list[Request], *, dots: bool) -> None:
+        """``dots``: the fifth too, the product, which STS has no use for."""
+        (one, which_one), (two, which_two) = (fetch.indexed(request) for request in requests)
         n = len(which_one)
         self.cosine, self.manhattan, self.euclidean, self.similarity, self.dot = (
             np.empty(n, np.float32) for _ in range(5)
@@ -75,15 +75,16 @@ class _Measures:
             self.manhattan[part] = paired_manhattan_distances(a, b)
             self.euclidean[part] = paired_euclidean_distances(a, b)
             self.similarity[part] = pairwise_cos_sim(a, b).numpy()
-            # Pair by pair, as mteb does: a product of many would round differently.
-            self.dot[part] = [np.dot(x, y) for x, y in zip(a, b, strict=True)]
+            if dots:
+                # Pair by pair, as mteb's np.dot: a product of many would round differently.
+                self.dot[part] = np.vecdot(a, b)
 
 
 def _sts_scores(
     task: AbsTaskSTS, requests: list[Request], gold: list[float]
 ) -> Callable[[Fetch], dict[str, Any]]:
     def scores(fetch: Fetch) -> dict[str, Any]:
-        measures = _Measures(fetch, requests)
+        measures = _Measures(fetch, requests, dots=False)
         return dict(
             task._calculate_scores(
                 {
@@ -116,7 +117,7 @@ def _pair_scores(
     requests: list[Request], labels: npt.NDArray[np.int64]
 ) -> Callable[[Fetch], dict[str, Any]]:
     def scores(fetch: Fetch) -> dict[str, Any]:
-        closeness = _Measures(fetch, requests)
+        closeness = _Measures(fetch, requests, dots=True)
         measures = {
             "similarity": (closeness.similarity, True),
             "cosine": (closeness.cosine, True),

@@ -284,10 +284,13 @@ class _Rerank:
 
     def __call__(self, fetch: Fetch) -> tuple[Found, Found | None]:
         # Normalised once: each row becomes what mteb's normalising it per query makes of it.
-        self._vectors = [
-            torch.nn.functional.normalize(torch.from_numpy(fetch.different(request)), p=2, dim=1)
-            for request in (self._queries, self._documents)
-        ]
+        found = [fetch.indexed(request) for request in (self._queries, self._documents)]
+        matrices = {id(matrix): matrix for matrix, _ in found}
+        units = {
+            key: torch.nn.functional.normalize(torch.from_numpy(matrix), p=2, dim=1)
+            for key, matrix in matrices.items()
+        }
+        self._vectors = [(units[id(matrix)], index) for matrix, index in found]
         place = np.empty(len(self._hits.row), np.int64)
         sure = [np.zeros(len(self._query)) for _ in range(3)]
         merged_place, merged_sure = np.empty(0, np.int64), [np.empty(0)]
@@ -343,10 +346,10 @@ class _Rerank:
 
     def _product(self, one: int, rows: slice) -> Values:
         """Similarities [row, candidate] of rows of one list."""
-        queries, documents = self._vectors
+        (queries, of_query), (documents, of_document) = self._vectors
         which = self._lists.documents[self._lists.ends[one] : self._lists.ends[one + 1]]
-        chosen = documents[self._documents.which[which]]
-        asked = queries[self._queries.which[self._query[rows]]]
+        chosen = documents[of_document[which]]
+        asked = queries[of_query[self._query[rows]]]
         similarities: Values = (asked @ chosen.transpose(0, 1)).numpy()
         return similarities
 

@@ -19,7 +19,6 @@ from sklearn.metrics import (
     average_precision_score,
     f1_score,
     label_ranking_average_precision_score,
-    precision_recall_fscore_support,
 )
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
@@ -101,43 +100,34 @@ def _classification(
 
 
 def _counted(gold: Labels, predicted: Labels) -> dict[str, Any]:
-    """``AbsTaskClassification._calculate_scores`` on each different (gold, predicted) pair.
+    """``AbsTaskClassification._calculate_scores`` of how often each (gold, predicted) pair occurs.
 
-    The metrics depend only on how often each pair occurs, and sums of whole numbers are exact: the
-    same scores from a few hundred weighted pairs instead of hundreds of thousands of rows.
+    The metrics depend on nothing else, and sums of whole numbers are exact: the same scores from a
+    table of counts as from hundreds of thousands of rows. A label that was never predicted has a
+    precision of 0.
     """
     classes, codes = np.unique(np.concatenate([gold, predicted]), return_inverse=True)
-    pairs = codes[: len(gold)].astype(np.int64) * len(classes) + codes[len(gold) :]
-    counts = np.bincount(pairs, minlength=len(classes) ** 2)
-    there = np.flatnonzero(counts)
-    true, guess, weight = (
-        classes[there // len(classes)],
-        classes[there % len(classes)],
-        counts[there],
-    )
-
-    def means(metric: Any, average: str) -> Any:
-        return metric(true, guess, average=average, sample_weight=weight)
-
-    # What precision_score, recall_score and f1_score each take one value of.
-    precision, recall, f1, _ = means(precision_recall_fscore_support, "macro")
-    precision_weighted, recall_weighted, f1_weighted, _ = means(
-        precision_recall_fscore_support, "weighted"
-    )
-    scores = {
-        "accuracy": accuracy_score(true, guess, sample_weight=weight),
-        "f1": f1,
-        "f1_weighted": f1_weighted,
-        "precision": precision,
-        "precision_weighted": precision_weighted,
-        "recall": recall,
-        "recall_weighted": recall_weighted,
-        "ap": None,
-        "ap_weighted": None,
-    }
-    if len(np.unique(true)) == 2:
-        scores["ap"] = means(average_precision_score, "macro")
-        scores["ap_weighted"] = means(average_precision_score, "weighted")
+    n = len(classes)
+    pairs = codes[: len(gold)].astype(np.int64) * n + codes[len(gold) :]
+    counts = np.bincount(pairs, minlength=n**2).reshape(n, n)
+    hits, in_gold, in_predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    scores: dict[str, Any] = {"accuracy": float(hits.sum() / len(gold))}
+    for name, part, of in (
+        ("f1", 2 * hits, in_gold + in_predicted),
+        ("precision", hits, in_predicted),
+        ("recall", hits, in_gold),
+    ):
+        by_class = np.divide(part, of, out=np.zeros(n), where=of > 0)
+        scores[name] = float(np.average(by_class))
+        scores[f"{name}_weighted"] = float(np.average(by_class, weights=in_gold))
+    scores["ap"] = scores["ap_weighted"] = None
+    if np.count_nonzero(in_gold) == 2:
+        true, guess = np.nonzero(counts)
+        weight = counts[true, guess]
+        # Of two labels there is one average precision, however labels are averaged.
+        scores["ap"] = scores["ap_weighted"] = average_precision_score(
+            classes[true], classes[guess], sample_weight=weight
+        )
     return scores
 
 

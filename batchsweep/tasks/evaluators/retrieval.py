@@ -284,13 +284,12 @@ class _Rerank:
 
     def __call__(self, fetch: Fetch) -> tuple[Found, Found | None]:
         # Normalised once: each row becomes what mteb's normalising it per query makes of it.
-        found = [fetch.indexed(request) for request in (self._queries, self._documents)]
-        matrices = {id(matrix): matrix for matrix, _ in found}
+        given = [fetch.indexed(request) for request in (self._queries, self._documents)]
         units = {
             key: torch.nn.functional.normalize(torch.from_numpy(matrix), p=2, dim=1)
-            for key, matrix in matrices.items()
+            for key, matrix in {id(matrix): matrix for matrix, _ in given}.items()
         }
-        self._vectors = [(units[id(matrix)], index) for matrix, index in found]
+        self._vectors = [(units[id(matrix)], index) for matrix, index in given]
         place = np.empty(len(self._hits.row), np.int64)
         sure = [np.zeros(len(self._query)) for _ in range(3)]
         merged_place, merged_sure = np.empty(0, np.int64), [np.empty(0)]

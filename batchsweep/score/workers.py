@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 from batchsweep.config import Config, CorpusConfig, LocalTask
 from batchsweep.errors import TryAgain
@@ -58,6 +62,46 @@ def _scorer(whole: ScoreFunction) -> Scorer:
     return Scorer(store, resolve(whole.tasks), corpus=whole.corpus)
 
 
+class ScoreProcesses(Executor):
+    """Processes to score in, one thread each.
+
+    A pull goes to an idle process, to one that has prepared its task if there is one: a task's data
+    are read once, and once more only where all that have it are at work.
+    """
+
+    def __init__(self, workers: int) -> None:
+        # Not fork: torch's and OpenMP's threads don't survive it.
+        context = multiprocessing.get_context("spawn")
+        self._processes = [
+            ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
+            for _ in range(workers)
+        ]
+        self._tasks: list[set[str]] = [set() for _ in range(workers)]
+        #: Of each process, the pulls that it isn't known to have finished.
+        self._pulls: list[list[Future[Any]]] = [[] for _ in range(workers)]
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """``fn(arm, task)`` in one of the processes; anything else is of no task."""
+        task = str(args[1:2])
+        for pulls in self._pulls:
+            pulls[:] = [pull for pull in pulls if not pull.done()]
+        chosen = min(
+            range(len(self._processes)),
+            key=lambda i: (len(self._pulls[i]), task not in self._tasks[i], len(self._tasks[i])),
+        )
+        self._tasks[chosen].add(task)
+        pull = self._processes[chosen].submit(fn, *args, **kwargs)
+        self._pulls[chosen].append(pull)
+        return pull
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        for process in self._processes:
+            process.shutdown(wait=False, cancel_futures=cancel_futures)
+        if wait:
+            for process in self._processes:
+                process.shutdown(wait=True)
+
+
 @contextmanager
 def score_processes(workers: int) -> Iterator[Executor]:
     """Processes to score in, one thread each; they end with the block, however it ends.
@@ -65,12 +109,8 @@ def score_processes(workers: int) -> Iterator[Executor]:
     Raises:
         TryAgain: one of them was killed.
     """
-    import multiprocessing
-
-    # Not fork: torch's and OpenMP's threads don't survive it.
-    context = multiprocessing.get_context("spawn")
     others = {*multiprocessing.active_children()}
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    pool = ScoreProcesses(workers)
     try:
         yield pool
     except BrokenExecutor:
@@ -89,9 +129,6 @@ def score_processes(workers: int) -> Iterator[Executor]:
 
 def _end_with_parent() -> None:
     """Left alone by a parent that was killed (-9), a worker would wait for work for ever."""
-    import multiprocessing
-    import os
-    import threading
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scoring import KEY, sentences, store_of
@@ -18,13 +19,13 @@ from batchsweep.errors import TryAgain
 from batchsweep.score.scorer import Scorer
 from batchsweep.score.workers import ScoreFunction, score_processes
 from batchsweep.store import Store
-from batchsweep.tasks.evaluators import Halves
+from batchsweep.tasks.evaluators import Halves, Request
 from batchsweep.tasks.resolve import resolve
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[Executor]:
-    with score_processes(1) as pool:
+def processes() -> Iterator[Executor]:
+    with score_processes(2) as pool:
         yield pool
 
 
@@ -52,12 +53,12 @@ def store(tmp_path_factory: pytest.TempPathFactory, tasks: list[LocalTask]) -> S
 
 
 def test_another_process_gives_the_same_numbers(
-    process: Executor, tasks: list[LocalTask], store: Store
+    processes: Executor, tasks: list[LocalTask], store: Store
 ) -> None:
     score = ScoreFunction(store.url, tuple(tasks), CorpusConfig())
     pulls = [(f"{KEY}#{layer}", task.name) for layer in (1, 2) for task in tasks]
     here = [Scorer(store, resolve(tasks), keep=False).score(*p).main_score for p in pulls]
-    there = list(process.map(score, *zip(*pulls, strict=True)))
+    there = list(processes.map(score, *zip(*pulls, strict=True)))
     assert [result.main_score for result in there] == here
     assert all(result.seconds > 0 and result.document["result"]["scores"] for result in there)
 
@@ -79,7 +80,7 @@ def test_the_next_search_of_a_process_reads_its_own_store(
 
 
 def test_every_arm_and_process_gets_the_same_examples(
-    process: Executor, tasks: list[LocalTask], store: Store
+    processes: Executor, tasks: list[LocalTask], store: Store
 ) -> None:
     halves = Halves(40, seed=2)
     pulls = [(f"{KEY}#{layer}", task.name) for task in tasks for layer in (1, 2)]
@@ -94,7 +95,7 @@ def test_every_arm_and_process_gets_the_same_examples(
     }
     assert here != other
     score = ScoreFunction(store.url, tuple(tasks), CorpusConfig(), halves)
-    there = list(process.map(score, *zip(*pulls[::-1], strict=True)))
+    there = list(processes.map(score, *zip(*pulls[::-1], strict=True)))
     assert {p: r.document["halves"] for p, r in zip(pulls[::-1], there, strict=True)} == here
 
 
@@ -111,3 +112,68 @@ def test_who_is_told_to_stop_waits_for_no_pull() -> None:
         pool.submit(time.sleep, 600)
         raise SystemExit(143)
     assert time.monotonic() - begun < 120
+
+
+COUNTED = """
+import os
+from datasets import Dataset, DatasetDict
+from mteb import TaskMetadata
+from mteb.abstasks import AbsTaskSTS
+
+class Counted(AbsTaskSTS):
+    metadata = TaskMetadata(
+        name="{name}", description="", type="STS", eval_langs=["eng-Latn"],
+        main_score="cosine_spearman", dataset={{"path": "x/y", "revision": "1"}},
+    )
+    def load_data(self, **kwargs):
+        with open({reads!r}, "a") as file:
+            file.write("{name}\\n")
+        rows = {{"sentence1": ["a", "b", "c"], "sentence2": ["d", "e", "f"], "score": [0, 2, 1]}}
+        self.dataset = DatasetDict({{"test": Dataset.from_dict(rows)}})
+        self.data_loaded = True
+"""
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> tuple[ScoreFunction, list[str], Path]:
+    """Scores of two tasks that write down each time that their data are read; and where."""
+    names, reads = ["first", "second"], tmp_path / "reads"
+    tasks = []
+    for name in names:
+        path = tmp_path / f"{name}.py"
+        path.write_text(COUNTED.format(name=name, reads=str(reads)))
+        tasks.append(LocalTask(name=name, type="python", path=path))
+    store = store_of(tmp_path / "x.zarr", resolve(tasks), layers=(1, 2, 3, 4))
+    reads.write_text("")
+    return ScoreFunction(store.url, tuple(tasks), CorpusConfig()), names, reads
+
+
+def test_all_layers_are_scored_from_one_reading_of_a_tasks_data(
+    counted: tuple[ScoreFunction, list[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, names, reads = counted
+    made: list[str] = []
+    own = Request.__init__
+
+    def request(self: Request, *args: Any, **kwargs: Any) -> None:
+        made.append("request")
+        own(self, *args, **kwargs)
+
+    monkeypatch.setattr(Request, "__init__", request)
+    for layer in (1, 2, 3, 4):
+        for name in names:
+            score(f"{KEY}#{layer}", name)
+    assert reads.read_text().split() == names
+    assert len(made) == 2 * len(names)  # Both columns of texts, once.
+
+
+def test_processes_share_tasks_out_so_that_each_is_read_once(
+    processes: Executor, counted: tuple[ScoreFunction, list[str], Path]
+) -> None:
+    score, names, reads = counted
+    for layer in (1, 2, 3, 4):
+        # As a search asks: so many pulls at once, in any order, and waits for all of them.
+        batch = names[:: (-1) ** layer]
+        pulls = [processes.submit(score, f"{KEY}#{layer}", name) for name in batch]
+        assert all(pull.result().main_score <= 1 for pull in pulls)
+    assert sorted(reads.read_text().split()) == names

@@ -146,10 +146,10 @@ def reads(folder: Path, of: GroupSpec, format: str, states: np.ndarray, rounds: 
         cache = "cold" if cold else "cached"
         line(f"{format}: read one arm, {what}, {cache}", raw, ours, one_layer)
     size = one_layer * len(of.layers)
-    rows = np.arange(of.texts // 4)[:1000] + min(100, of.texts // 4)
+    rows = np.arange(max(of.texts // 4, 1))[:1000] + min(100, of.texts // 4)
     before = _read_bytes()
     drop_cache(folder / "store")
-    took = seconds(lambda: reader.read("mean", of.layers[1], rows))
+    took = seconds(lambda: reader.read("mean", of.layers[-1], rows))
     share = (_read_bytes() - before) / size
     FOUND.append({"what": f"{format}: rows of a task", "seconds": took, "read": share})
     print(

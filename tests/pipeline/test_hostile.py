@@ -297,7 +297,10 @@ def test_workers_end_with_a_search_that_was_killed(tmp_path):
     )
     (tmp_path / "search.py").write_text(code)
     killed = subprocess.run(
-        [sys.executable, str(tmp_path / "search.py")], stdout=subprocess.PIPE, text=True, timeout=60
+        [sys.executable, str(tmp_path / "search.py")],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=240,
     )
     # The pipe is at its end once the worker, which has it too, is gone.
     assert killed.returncode == -9 and killed.stdout.strip().isdigit()

@@ -38,6 +38,20 @@ def test_clusters_are_scikit_learns_to_the_last_bit(
     np.testing.assert_array_equal(ours.cluster_centers_, theirs.cluster_centers_)
 
 
+def test_products_that_round_otherwise_are_made_as_scikit_learn_makes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, dimensions, clusters = 700, 300, 40
+    vectors = sample(rows, dimensions, 0)
+    known = {(rows, dimensions, 2 + int(np.log(clusters))): False}
+    monkeypatch.setattr(kmeans_start, "_ALIKE", known)
+    exact = vectors.astype(np.float64)
+    assert kmeans_start._columns_that_round_alike(exact, 5).base is exact
+    theirs = MiniBatchKMeans(clusters, batch_size=500, n_init=1, random_state=42).fit(vectors)
+    ours = mini_batch_k_means(clusters, batch_size=500, seed=42).fit(vectors)
+    np.testing.assert_array_equal(ours.labels_, theirs.labels_)
+
+
 def test_another_start_of_scikit_learns_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     own = kmeans_start.k_means_plus_plus
     monkeypatch.setattr(kmeans_start, "k_means_plus_plus", lambda v, n, random_state: v[:n])

@@ -114,7 +114,7 @@ class Commands:
         arguments: Sequence[str | Path],
         output: Path | None = None,
         *,
-        errors: Path | None = None,
+        errors: Path | int | None = None,
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
         settings: Mapping[str, object] | None = None,
@@ -124,7 +124,8 @@ class Commands:
         Args:
             arguments: without the program's name.
             output: what it says goes there.
-            errors: where standard error goes, if not to the same file.
+            errors: where standard error goes, if not to the same file: a path, or an open file's
+                number.
             environment: the whole of it, if not this process's.
             folder: where it works, if not here.
             settings: module attributes (``module.NAME``) that are others than in the code.
@@ -137,7 +138,8 @@ class Commands:
             "settings": {"sys.executable": self.python, **(settings or {})},
         }
         connection = self._connected()
-        with output.open("w") as out, (errors or output).open("a") as err:
+        closefd = not isinstance(errors, int)
+        with output.open("w") as out, open(errors or output, "a", closefd=closefd) as err:
             descriptors = [out.fileno(), err.fileno() if errors else out.fileno()]
             line = json.dumps(request).encode() + b"\n"
             sent = socket.send_fds(connection, [line], descriptors)

@@ -8,8 +8,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,11 +39,13 @@ def suite(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> list[dict[str, str]]:
+    """Of the kind that is scored fastest."""
     folder = tmp_path_factory.mktemp("tasks")
-    (other, _) = make_tasks(folder / "other", n=40, seed=1)
-    (third, _) = make_tasks(folder / "third", n=30, seed=2)
-    more = [{**other, "name": "Other"}, {**third, "name": "Third"}]
-    return [*make_tasks(folder / "two"), *more]
+    sizes = {"First": 60, "Second": 50, "Other": 40, "Third": 30}
+    return [
+        {**make_tasks(folder / name, n=n, seed=seed)[0], "name": name}
+        for seed, (name, n) in enumerate(sizes.items())
+    ]
 
 
 def written(folder: Path, name: str, suite: Path, tasks, *, prepared: bool = True, **sections):
@@ -172,25 +172,24 @@ def test_while_it_scores_rate_and_time_left_are_said(sweep, monkeypatch, caplog)
     assert len(run.waves()) <= len(closing) < len(said)
 
 
-def test_on_a_terminal_one_thing_is_shown_at_a_time(sweep, tmp_path) -> None:
+def test_on_a_terminal_one_thing_is_shown_at_a_time(sweep, tmp_path, commands) -> None:
     """Two live displays at once would be an error."""
     path = sweep(prepared=False, revisions=["step0", "main"])
-    command = [sys.executable, "-m", "batchsweep", "run", "--config", path, "--parallel", "2"]
     main_end, other_end = pty.openpty()
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
-        stdout=subprocess.PIPE,
-        stderr=other_end,
-        text=True,
+    process = commands.start(
+        ["run", "--config", path, "--parallel", "2"],
+        tmp_path / "said",
+        errors=other_end,
+        environment={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
     )
+    process.pid.result()
     os.close(other_end)
     shown = b""
     with contextlib.suppress(OSError):  # The end of a terminal.
         while more := os.read(main_end, 65536):
             shown += more
-    out, _ = process.communicate()
-    assert process.returncode == 0, shown.decode()
+    code, out = process.end()
+    assert code == 0, shown.decode()
     assert "best arm:" in out and "wave 1:" in shown.decode()
 
 

@@ -4,11 +4,11 @@
 
 Says "ready" and listens at the socket of that name, which is the kernel's and no file. A connection
 asks for one process with a line of JSON (``arguments``, the whole ``environment``, the ``folder``
-to work in, and ``settings``: module attributes that are there already) and brings two open files
-for standard output and standard error. It is answered with the fork's pid and, when the fork has
-ended, with its exit status (minus the signal that killed it), a line each. A connection that is
-closed before kills its fork; one that asks for ``null`` is answered with 0 and only keeps the
-server alive, which ends with its last connection.
+to work in, ``settings``: module attributes that are there already, and perhaps ``before``: Python
+that it runs first) and brings two open files for standard output and standard error. It is answered
+with the fork's pid and, when the fork has ended, with its exit status (minus the signal that killed
+it), a line each. A connection that is closed before kills its fork; one that asks for ``null`` is
+answered with 0 and only keeps the server alive, which ends with its last connection.
 
 What a library reads from the environment when it is imported was read here: say it in ``settings``.
 """
@@ -61,6 +61,7 @@ def child(request: dict[str, Any], standard: list[int]) -> int:
             there = pkgutil.resolve_name(where)
             getattr(there, attribute)  # A setting that nobody reads would be a lie.
             setattr(there, attribute, value)
+        exec(request.get("before", ""), {})
         return main(request["arguments"])
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))

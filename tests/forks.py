@@ -118,6 +118,7 @@ class Commands:
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
         settings: Mapping[str, object] | None = None,
+        before: str = "",
     ) -> Process:
         """Start a command, as ``subprocess.Popen`` does.
 
@@ -129,6 +130,7 @@ class Commands:
             environment: the whole of it, if not this process's.
             folder: where it works, if not here.
             settings: module attributes (``module.NAME``) that are others than in the code.
+            before: Python that the process runs first.
         """
         output = output or self._folder / f"output-{next(self._counter)}"
         request = {
@@ -136,6 +138,7 @@ class Commands:
             "environment": dict(os.environ if environment is None else environment),
             "folder": str(folder or Path.cwd()),
             "settings": {"sys.executable": self.python, **(settings or {})},
+            "before": before,
         }
         connection = self._connected()
         closefd = not isinstance(errors, int)

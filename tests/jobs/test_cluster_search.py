@@ -1,20 +1,16 @@
 """A search whose waves are Jobs of a cluster: real kubectl, an API server of the tests' own."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from command_line import parsed
-from forks import until
+from forks import Process, until
 from kubernetes_server import Cluster, Refused, needs_kubectl
 from tiny import make_suite, make_tasks, write_config
 
-import batchsweep
 from batchsweep.bandit.stored_waves import wave_of
 from batchsweep.cli.main import main
 from batchsweep.config import load
@@ -91,7 +87,7 @@ def cluster(tmp_path, monkeypatch, controller):
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     monkeypatch.setenv("KUBECACHEDIR", str(tmp_path / "kube-cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(kubectl, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(kubectl, "POLL_SECONDS", 0.2)
     yield made
     made.stop()
 
@@ -260,45 +256,34 @@ def test_the_search_in_its_pod_submits_its_waves_and_asks_for_nothing_else(
     assert {request[:2] for request in cluster.requests} == {("GET", "jobs"), ("POST", "jobs")}
 
 
-#: A driver's process, whose account and server are the test's: FOLDER URL SECONDS ARGUMENTS...
+#: What makes a process a driver whose account and server are the test's.
 DRIVER = """
-import sys
 from pathlib import Path
-from batchsweep.cli.main import main
 from batchsweep.jobs import cluster_search, in_cluster, kubectl
 
-account, url, kubectl.POLL_SECONDS = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-cluster_search.InCluster = lambda: in_cluster.InCluster(account, url)
-sys.exit(main(sys.argv[4:]))
+kubectl.POLL_SECONDS = {poll}
+cluster_search.InCluster = lambda: in_cluster.InCluster(Path({account!r}), {url!r})
 """
 
 
 @pytest.fixture
-def driver(cluster, account, tmp_path):
+def driver(cluster, account, commands, tmp_path):
     """Starts the search of a config as its own pod does."""
-    running = []
+    running: list[Process] = []
 
-    def start(path: str, poll: str = "0.05") -> subprocess.Popen:
+    def start(path: str, poll: float = 0.2) -> Process:
         objects = cluster_search.print_objects(Path(path), {"gpu": None, "parallelism": 2})
         (made,) = (o for o in yaml.safe_load_all(objects) if o["kind"] == "ConfigMap")
         template = tmp_path / f"{Path(path).stem}-wave-job.json"
         template.write_text(made["data"]["wave-job.json"])
-        command = ["launch", "k8s", "--config", path, "--search", "--wave-job", str(template)]
-        running.append(
-            subprocess.Popen(
-                [sys.executable, "-c", DRIVER, str(account), cluster.url, poll, *command],
-                env={**os.environ, "PYTHONPATH": str(Path(batchsweep.__file__).parents[1])},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        command = ["launch", "k8s", "--config", path, "--search", "--wave-job", template]
+        before = DRIVER.format(poll=poll, account=str(account), url=cluster.url)
+        running.append(commands.start(command, before=before))
         return running[-1]
 
     yield start
     for process in running:
-        process.kill()
-        process.communicate()
+        process.end(kill=True)
 
 
 def test_a_driver_that_is_evicted_leaves_its_wave_and_the_next_one_goes_on_with_it(
@@ -312,23 +297,23 @@ def test_a_driver_that_is_evicted_leaves_its_wave_and_the_next_one_goes_on_with_
             return [item for key, item in cluster.objects.items() if key[0] == "jobs"]
 
     # It waits for its wave, and would look again in an hour.
-    first = driver(path, poll="3600")
-    until(lambda: jobs() or first.poll() is not None, seconds=300)
-    first.send_signal(signal.SIGTERM)
-    _, said = first.communicate(timeout=120)
-    assert first.returncode == Terminated.exit_code, said
+    first = driver(path, poll=3600)
+    until(lambda: jobs() or first.ended, seconds=300)
+    first.signal(signal.SIGTERM)
+    code, said = first.end()
+    assert code == Terminated.exit_code, said
     # The wave's Job goes on without it.
     (job,) = jobs()
     assert job["metadata"]["name"] == "sweep-wave-1" and not job.get("status")
     assert ("DELETE", "jobs") not in {request[:2] for request in cluster.requests}
     cluster.requests.clear()
     second = driver(path)
-    until(lambda: cluster.requests or second.poll() is not None, seconds=300)
+    until(lambda: cluster.requests or second.ended, seconds=300)
     with cluster.lock:
         cluster.react = controller
         controller(cluster.objects["jobs", "team", "sweep-wave-1"])
-    out, said = second.communicate(timeout=300)
-    assert second.returncode == 0 and "best arm:" in out, said
+    code, said = second.end()
+    assert code == 0 and "best arm:" in said, said
     assert "Job sweep-wave-1 is there; following it" in said
     waves = open_store(load(path).store_url).list_json("waves")
     assert controller.waves == [f"sweep-wave-{n}" for n in range(1, len(waves) + 1)]
@@ -341,11 +326,10 @@ def test_drivers_at_one_moment_make_the_waves_of_two_searches_and_no_wave_twice(
     other = config(name="other", bandit={"budget": {"pulls": 16}, "seed": 1})
     assert main(["prepare", "--config", one]) == 0
     processes = [driver(path) for path in (one, other, one)]
-    said = [process.communicate(timeout=400) for process in processes]
-    codes = [process.returncode for process in processes]
+    codes, said = zip(*(process.end(timeout=400) for process in processes), strict=True)
     # Of the same search the second one waits for nobody: it says that another searches here.
     assert codes[1] == 0 and sorted([codes[0], codes[2]]) in ([0, 75], [0, 0]), said
-    assert all("best arm:" in out for (out, _), code in zip(said, codes, strict=True) if not code)
+    assert all("best arm:" in one for one, code in zip(said, codes, strict=True) if not code)
     store = open_store(load(one).store_url)
     waves = {path: store.read_json(path) for path in store.list_json("waves")}
     assert len({wave["search"] for wave in waves.values()}) == 2

@@ -80,7 +80,7 @@ class Place:
         """Start ``batchsweep``, as the user types it; a terminal's process and its output."""
         self.launches += 1
         output = self.folder / f"output-{self.launches}"
-        seconds = 0.1 if self.simulated else 2.0
+        seconds = 0.3 if self.simulated else 2.0
         process = self.commands.start(
             words,
             output,

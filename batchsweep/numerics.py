@@ -18,7 +18,7 @@ from contextlib import contextmanager
 COMPUTE_THREADS = 1
 #: The same: raised when the pass's operations, and so the last bits of what they give, change. An
 #: unfinished group of another number is refused, so that no group has the bits of two.
-ARITHMETIC = 3
+ARITHMETIC = 4
 
 
 @contextmanager

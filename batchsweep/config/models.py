@@ -192,7 +192,7 @@ class EmbeddingConfig(Section):
     pool_prefix: bool = True
     """Whether the prefix's own tokens take part in pooling."""
     batch_tokens: int = Field(default=16384, gt=0)
-    """Tokens (padding included) of one forward batch."""
+    """Tokens (padding included) of one forward batch, at most."""
 
     def deciding(self) -> dict[str, Any]:
         """What decides a stored vector, as JSON values.

@@ -163,12 +163,13 @@ def _states(
         slow = computed == len(positions) and passed > MOST_LOST
         if slow and not work.kept.said_slow:
             work.kept.said_slow = True
+            taken = min(sum(len(token_ids[n]) for n in positions), embedding.batch_tokens)
             logger.warning(
                 "%s: a batch takes %s here, and a kill loses as much; embedding.batch_tokens: %d "
                 "would make it %d s",
                 work.writer.key,
                 duration(passed),
-                max(int(embedding.batch_tokens * MOST_LOST / passed), 1),
+                max(int(taken * MOST_LOST / passed), 1),
                 MOST_LOST,
             )
         left = passed / max(computed, 1) * int((~done).sum())

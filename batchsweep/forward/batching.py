@@ -1,8 +1,10 @@
-"""Which texts go through the model together: batches in order of length, with little padding."""
+"""Which texts go through the model together: batches with little padding, or with none."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +47,55 @@ def make_batches(
         batches.append(order[start:stop])
         start = stop
     return batches
+
+
+def pack_batches(lengths: npt.ArrayLike, tokens: int) -> list[npt.NDArray[np.int64]]:
+    """Split texts into batches of ``tokens`` tokens, or nearly, for a model that takes no padding.
+
+    Each begins with the longest text that is left, and then takes again and again the longest one
+    that still fits. The outcome depends on nothing but the arguments.
+
+    Args:
+        lengths: Tokens of each text, int [text].
+        tokens: A batch holds at most this many. A longer text makes a batch of its own.
+
+    Returns:
+        Positions of the texts of each batch, texts of one length behind each other.
+    """
+    length = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
+    left = np.argsort(-length, kind="stable")
+    batches = []
+    while len(left):
+        # Negative, because bisection wants what grows.
+        sizes = (-length[left]).tolist()
+        taken, at, room = [], 0, tokens
+        while at < len(sizes):
+            taken.append(at)
+            room += sizes[at]
+            at = bisect_left(sizes, -room, at + 1)
+        batches.append(left[taken])
+        left = np.delete(left, taken)
+    return batches
+
+
+def packed_tokens(hidden: int, tokens: int) -> int:
+    """Tokens of a batch without padding: enough to be worth its start, few enough for four cores.
+
+    To begin a batch took a layer 0.5 ms of a processor's time, a token of 128 dimensions 6
+    microseconds, one of 1,024 dimensions 300. A matrix of 1,024 x 1,024 is multiplied with 256
+    rows as fast as with more.
+
+    Args:
+        hidden: the model's width.
+        tokens: of all texts that there are.
+    """
+    worthwhile = min(max((1 << 19) // hidden, 256), 2048)
+    return max(min(worthwhile, -(-tokens // 4)), 256)
+
+
+def runs_of(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(texts, tokens of each) of the runs of one length in a batch."""
+    return [(len(list(run)), length) for length, run in groupby(lengths)]
 
 
 def free_padding(hidden: int) -> int:

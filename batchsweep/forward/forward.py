@@ -29,9 +29,17 @@ from torch.utils.hooks import RemovableHandle
 
 from batchsweep.errors import IndexFailed, UsageError
 from batchsweep.forward.architecture import LoadedCheckpoint, block_input, block_output
-from batchsweep.forward.batching import free_padding, make_batches, pad, split
+from batchsweep.forward.batching import (
+    free_padding,
+    make_batches,
+    pack_batches,
+    packed_tokens,
+    pad,
+    runs_of,
+    split,
+)
 from batchsweep.forward.fused_neox import Known
-from batchsweep.forward.gpt_neox import know_tokens
+from batchsweep.forward.gpt_neox import know_tokens, takes_runs
 from batchsweep.forward.loading import fetch, load_checkpoint
 from batchsweep.forward.pooling import Pooler
 from batchsweep.numerics import COMPUTE_THREADS, cores
@@ -44,8 +52,17 @@ LAYER_OUTPUTS = ("final_norm", "raw", "hidden_states")
 
 #: Turns the token states [text, token, hidden] of one layer into tensors [text, ...] by name.
 Reducer = Callable[[torch.Tensor], dict[str, torch.Tensor]]
-#: Makes the reducer of a batch from its mask [text, token] and its texts' positions.
-MakeReducer = Callable[[torch.Tensor, npt.NDArray[np.int64]], Reducer]
+
+
+@dataclass(frozen=True)
+class MakeReducer:
+    """What makes the reducer of a batch from its mask [text, token] and its texts' positions."""
+
+    of: Callable[[torch.Tensor, npt.NDArray[np.int64]], Reducer]
+    #: Whether its reducers also take states without padding: [token, hidden], text after text.
+    without_padding: bool = False
+
+
 #: Positions of a batch's texts, and by name what the reducers gave: [layer, text, ...].
 Reduced = tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[Any]]]
 #: Waits for a batch that was started: what it gave by name, None if memory did not suffice.
@@ -81,7 +98,7 @@ def pooled_states(
             residual stream as it is. ``hidden_states``: what transformers returns as
             ``hidden_states[layer]``: raw, but normed for the last one; for Mamba, whose tuple
             lacks the embedding output, index l < L is block l + 1.
-        batch_tokens: Tokens of one batch, padding included.
+        batch_tokens: Tokens of one batch, padding included, at most.
         prefix_lengths: Leading tokens of each text to leave out of pooling, int [text].
         first_row: Corpus row of the first text, for messages.
 
@@ -114,7 +131,7 @@ def pooler(poolings: Sequence[str], prefix_lengths: npt.ArrayLike | None) -> Mak
             prefix_B = torch.from_numpy(prefixes[positions]).to(mask_BT.device)
         return Pooler(mask_BT, poolings, prefix_B)
 
-    return make_pooler
+    return MakeReducer(make_pooler, without_padding=True)
 
 
 def reduced_states(
@@ -138,7 +155,12 @@ def reduced_states(
     texts = [ids if ids.size else np.array([loaded.empty_token]) for ids in texts]
     loaded.check_tokens(texts, first_row)
     lengths = np.array([len(ids) for ids in texts], dtype=np.int64)
-    made = make_batches(lengths, batch_tokens, free_padding(loaded.hidden))
+    packed = takes_runs(loaded.model) and make_reducer.without_padding
+    if packed:
+        most = packed_tokens(loaded.hidden, int(lengths.sum()))
+        made = pack_batches(lengths, min(batch_tokens, most))
+    else:
+        made = make_batches(lengths, batch_tokens, free_padding(loaded.hidden))
     # A copy: what is done goes on while this runs.
     there = np.zeros(len(texts), bool) if done is None else done.copy()
     batches = deque(batch for batch in made if not there[batch].all())
@@ -147,7 +169,7 @@ def reduced_states(
     workers = 1 if loaded.device.type == "cuda" else max(min(cores(), len(batches)), 1)
     with ExitStack() as stack:
         passes = [
-            stack.enter_context(_Pass(shell, sources, texts, make_reducer))
+            stack.enter_context(_Pass(shell, sources, texts, make_reducer, packed))
             for shell in (loaded, *(_sharing_weights(loaded) for _ in range(workers - 1)))
         ]
         threads = None
@@ -168,10 +190,10 @@ def reduced_states(
             positions, started = in_flight.popleft()
             arrays = started()
             if arrays is None:
-                padded = len(positions) * int(lengths[positions].max())
+                tokens = len(positions) * int(lengths[positions].max())
                 if len(positions) == 1:
                     raise IndexFailed(
-                        f"{loaded.name}, row {first_row + positions[0]}: one text of {padded} "
+                        f"{loaded.name}, row {first_row + positions[0]}: one text of {tokens} "
                         f"tokens doesn't fit in the memory of {loaded.device}; lower "
                         "embedding.max_length or use a smaller dtype"
                     )
@@ -179,10 +201,10 @@ def reduced_states(
                     "%s: out of memory on %s with a batch of %d tokens; going on with half",
                     loaded.name,
                     loaded.device,
-                    padded,
+                    tokens,
                 )
                 rest = [positions, *batches]
-                batches = deque(part for b in rest for part in split(b, lengths, padded // 2))
+                batches = deque(part for b in rest for part in split(b, lengths, tokens // 2))
                 continue
             yield positions, arrays
 
@@ -266,8 +288,10 @@ class _Pass:
         sources: Sequence[tuple[int, bool]],
         texts: Sequence[npt.NDArray[Any]],
         make_reducer: MakeReducer,
+        packed: bool,
     ) -> None:
         self.loaded = loaded
+        self._packed = packed
         self._sources = sources
         self._texts = texts
         self._make_reducer = make_reducer
@@ -317,7 +341,8 @@ class _Pass:
             if not places:
                 continue
             norm = self.loaded.final_norm if normed else None
-            reduced = self._reducer(states_BTD if norm is None else norm(states_BTD))
+            states = states_BTD[0] if self._packed else states_BTD
+            reduced = self._reducer(states if norm is None else norm(states))
             for name, values in reduced.items():
                 if name not in self._out:
                     self._out[name] = values.new_empty((len(self._sources), *values.shape))
@@ -342,16 +367,20 @@ class _Pass:
         texts = [self._texts[i] for i in positions]
         lengths = np.array([len(ids) for ids in texts])
         width = int(lengths.max())
-        ids_BT = torch.from_numpy(pad(texts, width)).to(loaded.device)
         mask_BT = torch.from_numpy(np.arange(width) < lengths[:, None]).to(loaded.device)
-        self._reducer = self._make_reducer(mask_BT, positions)
-        # Without a mask a causal model takes its fastest attention, and right padding is behind
-        # every real token anyway.
-        needs_mask = not loaded.causal and bool((lengths < width).any())
-        beside = {} if self.known is None else {"known": self.known}
-        loaded.model(
-            input_ids=ids_BT, attention_mask=mask_BT.long() if needs_mask else None, **beside
-        )
+        self._reducer = self._make_reducer.of(mask_BT, positions)
+        if self._packed:
+            ids_1N = torch.from_numpy(np.concatenate(texts).astype(np.int64))[None]
+            loaded.model(input_ids=ids_1N, runs=runs_of(lengths.tolist()), known=self.known)
+        else:
+            ids_BT = torch.from_numpy(pad(texts, width)).to(loaded.device)
+            # Without a mask a causal model takes its fastest attention, and right padding is
+            # behind every real token anyway.
+            needs_mask = not loaded.causal and bool((lengths < width).any())
+            beside = {} if self.known is None else {"known": self.known}
+            loaded.model(
+                input_ids=ids_BT, attention_mask=mask_BT.long() if needs_mask else None, **beside
+            )
         out, self._out, self._reducer = self._out, {}, None
         finite = torch.stack([values.isfinite().all() for values in out.values()]).all()
         if self._copies is None:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from batchsweep.forward.gpt_neox import Block, Shape
 
 
+#: Texts behind each other: (how many of them, tokens of each), in turn.
+Runs = Sequence[tuple[int, int]]
+
+
 @dataclass(frozen=True)
 class Known:
     """What the first block makes of some tokens by themselves.
@@ -100,35 +104,47 @@ class FusedBlock(nn.Module):
     def forward(
         self,
         states_BTD: torch.Tensor,
-        phases_TC: torch.Tensor,
+        runs: Runs,
+        phases_NC: torch.Tensor,
         known: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """``known``: what :meth:`alone` made of these states, which it may write to."""
-        texts, count = len(states_BTD), states_BTD.shape[0] * states_BTD.shape[1]
+        """One block's output, shaped as its input, of texts behind each other.
+
+        Args:
+            states_BTD: of any shape that ends in [hidden]; the tokens of all texts in turn.
+            runs: (texts, tokens of each), in turn.
+            phases_NC: of each token.
+            known: what :meth:`alone` made of these states, which it may write to.
+        """
+        count = len(phases_NC)
         if known is not None:
             read, mixed = known
-            out = self.dense.plus(mixed, self._attention(read, texts, phases_TC))
+            out = self.dense.plus(mixed, self._attention(read, runs, phases_NC))
             return out.view(states_BTD.shape)
         # Filled up once for all products, and not in each.
-        states = filled(states_BTD.flatten(0, 1))
+        states = filled(states_BTD.flatten(0, -2))
         read = self.queries_keys_values(self.input_layernorm(states))[:count]
-        attended = self.dense.plus(states, filled(self._attention(read, texts, phases_TC)))
+        attended = self.dense.plus(states, filled(self._attention(read, runs, phases_NC)))
         del read
         seen = states if self.parallel else attended
         wide = self.widen.gelu(self.post_attention_layernorm(seen))
         return self.narrow.plus(attended, wide)[:count].view(states_BTD.shape)
 
-    def _attention(self, read: torch.Tensor, texts: int, phases_TC: torch.Tensor) -> torch.Tensor:
-        """[text x token, 3 hidden], turned in place, to [text x token, hidden]."""
-        tokens, hidden = len(read) // texts, self.heads * self.head
-        pairs = torch.view_as_complex(read.view(texts, tokens, -1, 2))
-        pairs[:, :, :hidden].mul_(phases_TC)
-        kinds = read.view(texts, tokens, 3, self.heads, self.head).permute(2, 0, 3, 1, 4)
-        query, key, value = kinds.unbind()
-        out = functional.scaled_dot_product_attention(
-            query, key, value, scale=self.head**-0.5, is_causal=tokens > 1
-        )
-        return out.transpose(1, 2).reshape(texts * tokens, hidden)
+    def _attention(self, read: torch.Tensor, runs: Runs, phases_NC: torch.Tensor) -> torch.Tensor:
+        """[token, 3 hidden], turned in place, to [token, hidden]."""
+        hidden = self.heads * self.head
+        pairs = torch.view_as_complex(read.view(len(read), -1, 2))
+        pairs[:, :hidden].mul_(phases_NC)
+        parts = torch.split(read, [texts * tokens for texts, tokens in runs])
+        outs = []
+        for part, (texts, tokens) in zip(parts, runs, strict=True):
+            kinds = part.view(texts, tokens, 3, self.heads, self.head).permute(2, 0, 3, 1, 4)
+            query, key, value = kinds.unbind()
+            out = functional.scaled_dot_product_attention(
+                query, key, value, scale=self.head**-0.5, is_causal=tokens > 1
+            )
+            outs.append(out.transpose(1, 2).reshape(len(part), hidden))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 def phases(angles_TP: torch.Tensor, shape: Shape) -> torch.Tensor:

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from batchsweep.forward.fused_neox import FusedBlock, Known, phases
+from batchsweep.forward.fused_neox import FusedBlock, Known, Runs, phases
 from batchsweep.forward.tensors import left_out
 
 #: Of config.json: what decides the states.
@@ -153,6 +153,11 @@ def know_tokens(
     return Known.join(ids_N, parts)
 
 
+def takes_runs(model: nn.Module) -> bool:
+    """Whether a model takes texts of several lengths behind each other, without padding."""
+    return isinstance(model, GPTNeoX) and model.fused
+
+
 def _shape(config_file: Path) -> Shape | None:
     """What a config.json says; None where anything in it isn't known here."""
     try:
@@ -269,11 +274,13 @@ class GPTNeoX(nn.Module):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         output_hidden_states: bool = False,
+        runs: Runs | None = None,
         known: Known | None = None,
     ) -> Output:
         """One pass over token ids [text, token]; padding, if there is any, is on the right.
 
-        ``known``: of all of these tokens; for a fused model only.
+        For a fused model only: ``runs``, where the one row of ids holds texts of several lengths
+        behind each other; ``known``, of all of these tokens.
 
         Raises:
             NotImplementedError: a mask is given; the model is causal, so it needs none.
@@ -281,7 +288,7 @@ class GPTNeoX(nn.Module):
         if attention_mask is not None:
             raise NotImplementedError("GPTNeoX takes no attention mask: pad on the right")
         states_BTD = self.embed_in(input_ids)
-        turns = self._turns(input_ids.shape[1], states_BTD)
+        turns = self._turns(runs or [(len(input_ids), input_ids.shape[1])], states_BTD)
         between = [states_BTD]
         for number, block in enumerate(self.layers):
             if known is not None and number == 0:
@@ -294,13 +301,15 @@ class GPTNeoX(nn.Module):
         between[-1] = normed_BTD
         return Output(normed_BTD, tuple(between) if output_hidden_states else None)
 
-    def _turns(self, tokens: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """How each position rotates queries and keys, as its blocks take it."""
+    def _turns(self, runs: Runs, like: torch.Tensor) -> tuple[Any, ...]:
+        """What its blocks take beside the states: how each position turns queries and keys."""
+        longest = max(tokens for _, tokens in runs)
         if self.fused:
-            if tokens <= TURNS_KEPT:
-                return (self.get_buffer("phases")[:tokens],)
-            return (phases(self._angles(tokens), self.config),)
-        angles = self._angles(tokens)
+            kept = self.get_buffer("phases")
+            if longest > TURNS_KEPT:
+                kept = phases(self._angles(longest), self.config)
+            return runs, torch.cat([kept[:tokens].repeat(texts, 1) for texts, tokens in runs])
+        angles = self._angles(longest)
         angles = torch.cat((angles, angles), dim=-1)[None, None]
         return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 

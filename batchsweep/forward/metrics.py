@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 
 from batchsweep.forward.architecture import LoadedCheckpoint
-from batchsweep.forward.forward import reduced_states
+from batchsweep.forward.forward import MakeReducer, reduced_states
 from batchsweep.forward.pooling import Pooler
 from batchsweep.numerics import one_compute_thread
 
@@ -318,7 +318,7 @@ def _reduce(
         layers=layers,
         layer_output=layer_output,
         batch_tokens=batch_tokens,
-        make_reducer=make_reducer,
+        make_reducer=MakeReducer(make_reducer),
     ):
         for name, values in reduced.items():
             shape = (len(layers), len(texts), *values.shape[2:])

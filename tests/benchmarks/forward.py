@@ -15,7 +15,7 @@ met. Printed for each shape of Pythia, as medians over the rounds with the lowes
 - ``other ids``: the same on ids drawn evenly, 90 % of them different: ours at its worst.
 - ``of the products``: multiply-adds of the matrix products (attention not counted) a processor
   second, over those of ``functional.linear`` on matrices of the same sizes alone.
-- ``padding``: share of the tokens in our batches that is padding.
+- ``padding``: share of the rows of our products that is no token.
 - ``metrics``: seconds of the label-free metrics on 256 texts, and the share of the pass that they
   are for the 376,000 unique texts of the study's tasks (the big clustering ones apart).
 - ``layer by layer``: what evaluating every layer with the model truncated to it costs, sorted
@@ -43,9 +43,10 @@ import torch
 from pythia import random_pythia
 
 from batchsweep.forward.architecture import LoadedCheckpoint, describe
-from batchsweep.forward.batching import free_padding, make_batches, pad
+from batchsweep.forward.batching import free_padding, make_batches, pack_batches, packed_tokens, pad
 from batchsweep.forward.forward import load_checkpoint, pooled_states
 from batchsweep.forward.metrics import representation_metrics
+from batchsweep.forward.products import filled
 from batchsweep.store import GroupSpec, GroupWriter, create_store
 
 #: Blocks, hidden size, attention heads.
@@ -249,9 +250,11 @@ def measure(shape: str, seconds: float, folder: str) -> dict[str, object]:
         flush=True,
     )
     lengths = np.array([len(t) for t in make_texts(BLOCK_TEXTS)])
-    batches = make_batches(lengths, BATCH_TOKENS, free_padding(loaded.hidden))
-    padded = sum(len(b) * lengths[b].max() for b in batches)
-    print(f"{shape}: padding {1 - lengths.sum() / padded:.2%}, {len(batches)} batches a block")
+    batches = pack_batches(lengths, packed_tokens(loaded.hidden, int(lengths.sum())))
+    # On "meta", where rows take no memory.
+    taken = (torch.empty(lengths[b].sum(), loaded.hidden, device="meta") for b in batches)
+    padding = 1 - lengths.sum() / sum(len(filled(rows)) for rows in taken)
+    print(f"{shape}: padding {padding:.2%}, {len(batches)} batches a block")
 
     sample = make_texts(256, seed=2)[: len(texts)]
     start = time.process_time()
@@ -284,7 +287,7 @@ def measure(shape: str, seconds: float, folder: str) -> dict[str, object]:
         "of_bare": of_bare,
         "of_bare_with_other_ids": others,
         "of_products": of_products,
-        "padding": 1 - lengths.sum() / padded,
+        "padding": padding,
         "metrics_share": share,
         "layer_by_layer": {"passes": passes, "multiply_adds": work, "processor": old / new},
     }

@@ -207,7 +207,7 @@ def test_a_batch_that_takes_too_long_is_said_with_the_size_that_would_not(
     slow.each = 60.0
     run(config, slow.stop)
     assert "a batch takes 1 min 00 s here, and a kill loses as much; " in caplog.text
-    assert "embedding.batch_tokens: 15 would make it 30 s" in caplog.text
+    assert "embedding.batch_tokens: 14 would make it 30 s" in caplog.text
 
 
 def test_that_every_batch_takes_too_long_is_said_once_an_index(

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchsweep.forward.batching import MAX_PADDING, free_padding, make_batches, pad, split
+from batchsweep.forward.batching import (
+    MAX_PADDING,
+    free_padding,
+    make_batches,
+    pack_batches,
+    packed_tokens,
+    pad,
+    runs_of,
+    split,
+)
 
 
 def padding_of(lengths, batches):
@@ -83,3 +92,40 @@ def test_split_is_even_and_stops_at_single_texts():
 
 def test_pad_repeats_the_last_token_on_the_right():
     assert pad([[1, 2, 3], [4]], 3).tolist() == [[1, 2, 3], [4, 4, 4]]
+
+
+@given(st.lists(st.integers(0, 60), max_size=200), st.integers(1, 500))
+def test_without_padding_every_text_once_and_batches_as_full_as_can_be(lengths, tokens):
+    lengths = np.array(lengths, dtype=np.int64)
+    batches = pack_batches(lengths, tokens)
+    rows = np.concatenate(batches) if batches else np.array([], dtype=np.int64)
+    assert sorted(rows) == list(range(len(lengths)))
+    taken = np.maximum(lengths, 1)
+    for number, batch in enumerate(batches):
+        assert (np.diff(taken[batch]) <= 0).all()
+        room = tokens - taken[batch].sum()
+        assert room >= 0 or len(batch) == 1
+        # What comes later would not have fitted.
+        later = [row for other in batches[number + 1 :] for row in other]
+        assert all(taken[row] > room for row in later)
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("hidden", [128, 1024])
+def test_batches_without_padding_are_full(name, hidden):
+    lengths = np.clip(DISTRIBUTIONS[name](np.random.default_rng(0)).astype(int), 1, 512)
+    tokens = packed_tokens(hidden, lengths.sum())
+    batches = pack_batches(lengths, tokens)
+    assert len(batches) <= 1.02 * lengths.sum() / tokens + 1
+    again = pack_batches(lengths.tolist(), tokens)
+    assert all(map(np.array_equal, batches, again))
+
+
+def test_wider_models_get_fewer_tokens_at_once_and_small_blocks_four_batches():
+    widths = (8, 128, 512, 1024, 2048, 8192)
+    assert [packed_tokens(n, 10**6) for n in widths] == [2048, 2048, 1024, 512, 256, 256]
+    assert [packed_tokens(128, n) for n in (1, 1024, 1025, 6000)] == [256, 256, 257, 1500]
+
+
+def test_runs_are_texts_of_one_length_behind_each_other():
+    assert runs_of([5, 5, 3, 5]) == [(2, 5), (1, 3), (1, 5)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 import transformers
@@ -15,9 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from batchsweep.errors import IndexFailed
 from batchsweep.forward import gpt_neox, products
+from batchsweep.forward.forward import pooled_states
 from batchsweep.forward.fused_neox import FusedBlock
 from batchsweep.forward.gpt_neox import GPTNeoX, know_tokens, load
 from batchsweep.forward.loading import load_checkpoint
+from batchsweep.forward.pooling import POOLINGS
 from batchsweep.numerics import one_compute_thread
 
 SIZES = {
@@ -149,6 +153,43 @@ def test_what_is_known_of_tokens_beforehand_is_what_the_first_block_makes_of_the
     for one, other, best in zip(got, want, truth, strict=True):
         size, away = best.abs().max(), (one - best).abs().max()
         assert away <= 4 * (other - best).abs().max() + 2**-23 * size
+
+
+@pytest.mark.skipif(not products.fused_products(), reason="addmm's bits depend on the rows")
+@CONFIGS
+def test_texts_of_all_lengths_go_together_without_padding_and_keep_their_bytes(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_checkpoint(str(saved(tmp_path, **config)), device="cpu")
+    monkeypatch.setattr(gpt_neox, "TURNS_KEPT", 20)
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, 61, n) for n in (5, 9, 1, 33, 9, 3, 70, 1, 30, 9)]
+    seen: list[torch.Size] = []
+    watch = loaded.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+
+    def states(some: Sequence[int], batch_tokens: int) -> npt.NDArray[np.float32]:
+        out = np.empty((len(POOLINGS), 3, len(some), loaded.hidden), np.float32)
+        for positions, pooled in pooled_states(
+            loaded,
+            [texts[n] for n in some],
+            layers=(1, 2, 3),
+            poolings=POOLINGS,
+            layer_output="final_norm",
+            batch_tokens=batch_tokens,
+        ):
+            out[:, :, positions] = np.stack([pooled[name] for name in POOLINGS])
+        return out
+
+    alone = np.concatenate([states([n], 1) for n in range(len(texts))], axis=2)
+    for some, tokens in (([*range(10)], 16_384), ([*range(10)], 80), ([8, 3, 1, 0, 4], 40)):
+        seen.clear()
+        np.testing.assert_array_equal(states(some, tokens), alone[:, :, some])
+        # No token is computed that is nobody's, and texts go together.
+        assert sum(size.numel() for size in seen) == sum(len(texts[n]) for n in some)
+        assert len(seen) < len(some)
+    watch.remove()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -41,38 +41,70 @@ def one_text(name, tokens, prefix=0):
     }[name]()
 
 
+@pytest.fixture(params=["padded", "without padding"])
+def pool(request):
+    """Pools states as they are, or their real tokens alone, text after text."""
+
+    def of(mask, poolings, states, prefix=None):
+        pooler = Pooler(mask, poolings, prefix)
+        if request.param == "padded":
+            return pooler(states)
+        first, second = pooler(states[mask]), pooler(states[mask])
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        return first
+
+    return of
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", POOLINGS)
-def test_each_pooling(name, side):
+def test_each_pooling(name, side, pool):
     states, mask, texts = padded(side, garbage=1e4)
-    got = Pooler(mask, [name])(states)[name]
+    got = pool(mask, [name], states)[name]
     assert got.dtype == torch.float32
     want = torch.stack([one_text(name, tokens) for tokens in texts])
     torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_all_at_once_with_a_prefix(side):
+def test_all_at_once_with_a_prefix(side, pool):
     states, mask, texts = padded(side, garbage=-1e4)
     prefix = [2, 0, 3, 3]  # the last text is nothing but prefix: all of it counts
-    got = Pooler(mask, POOLINGS, torch.tensor(prefix))(states)
+    got = pool(mask, POOLINGS, states, torch.tensor(prefix))
     assert set(got) == set(POOLINGS)
     for name in POOLINGS:
         want = [one_text(name, t, p % len(t)) for t, p in zip(texts, prefix, strict=True)]
         torch.testing.assert_close(got[name].double(), torch.stack(want), rtol=1e-6, atol=1e-6)
 
 
-def test_half_precision_states_are_summed_in_float32():
+def test_half_precision_states_are_summed_in_float32(pool):
     states = torch.full((1, 4096, 1), 1.0, dtype=torch.float16)
     states[0, 0] = 4096.0
     mask = torch.ones((1, 4096), dtype=torch.bool)
     # In float16, 4096 + 1 + 1 ... stays 4096.
-    assert Pooler(mask, ["mean"])(states)["mean"].item() == pytest.approx(8191 / 4096, rel=1e-6)
+    assert pool(mask, ["mean"], states)["mean"].item() == pytest.approx(8191 / 4096, rel=1e-6)
 
 
-def test_max_of_negative_states_ignores_padding():
+def test_max_of_negative_states_ignores_padding(pool):
     states, mask, _ = padded("right", garbage=0.0)
-    assert (Pooler(mask, ["max"])(states - 100)["max"] < -90).all()
+    assert (pool(mask, ["max"], states - 100)["max"] < -90).all()
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_without_padding_a_text_is_pooled_to_the_same_bits_beside_any_other(name):
+    states, mask, texts = padded("right", garbage=0.0)
+    got = Pooler(mask, [name])(states[mask])[name]
+    for row, tokens in enumerate(texts):
+        alone = Pooler(mask[row : row + 1], [name])(tokens.float())[name]
+        assert torch.equal(alone[0], got[row])
+
+
+def test_without_padding_nan_stays_in_its_text():
+    states, mask, _ = padded("right", garbage=0.0)
+    states[1, 0, 2] = torch.nan
+    got = Pooler(mask, POOLINGS)(states[mask])
+    for name in POOLINGS:
+        assert got[name].isnan().nonzero().tolist() == [[1, 2]], name
 
 
 def test_the_config_offers_exactly_these():

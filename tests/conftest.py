@@ -30,7 +30,7 @@ settings.load_profile("repeatable")
 #: Files, folders and tests that take more than a second and a half of a processor each, or many
 #: times a part of that: whole jobs, stock mteb beside ours, processes, many searches. The longest
 #: stand first, and are begun first: what is begun last is short, so that all processes end
-#: together. `make test-fast` leaves them out.
+#: together. `make test-fast` leaves them out, and what their own files mark as slow.
 SLOW = (
     "demo/",
     "score/test_scorer.py",
@@ -60,8 +60,9 @@ SLOW = (
     "corpus/test_corpus.py::test_memory_does_not_grow_with_the_texts",
     "checkpoints/test_audit.py::test_transformers_reads_a_branch",
     "tasks/test_resolve.py::test_the_32_tasks_are_english_and_test_only",
-    "jobs/test_submit.py::test_failed_indexes_can_be_submitted_again_and_again",
-    "jobs/test_submit.py::test_lines_stand_in_the_order_of_the_work",
+    "jobs/test_submit.py",
+    "test_numerics.py::test_bytes_do_not_depend_on_threads_or_on_what_the_process_did",
+    "plan/test_plan.py::test_the_table_says_what_a_decision_needs",
     "bandit/test_expected.py::test_the_budget_bounds_what_is_expected",
     "bandit/test_expected.py::test_the_command_shows_it_where_it_is_asked_to",
     "compare/test_attribution.py::test_each_convention_has_its_share_and_they_add_up",
@@ -74,7 +75,6 @@ SLOW = (
 )
 #: Files of many short tests that take long together, and are begun next.
 LONG = (
-    "jobs/test_submit.py",
     "store/test_conformance.py",
     "store/test_hdf5.py",
     "cli/test_cli.py",

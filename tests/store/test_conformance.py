@@ -22,7 +22,7 @@ from batchsweep.store import Store, convert, create_store, digest_of, open_store
 from batchsweep.store.values import decode, encode
 
 
-@pytest.fixture(params=["zarr", "hdf5", "zarr-s3"])
+@pytest.fixture(params=["zarr", "hdf5", pytest.param("zarr-s3", marks=pytest.mark.slow)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "zarr-s3":
         return str(request.getfixturevalue("s3_url"))

@@ -27,6 +27,8 @@ class Vectors:
         own = kept < 0
         if not own.any():
             return _rows_of(self._kept, kept)
+        if own.all():
+            return self._reader.read(rows)
         vectors = np.empty((len(kept), self._reader.hidden), np.float32)
         vectors[own] = self._reader.read(rows[own])
         vectors[~own] = self._kept[kept[~own]]

@@ -196,7 +196,7 @@ def main() -> None:
         rows = side_by_side(names, args.hidden, Path(folder), known)
     kinds = dict.fromkeys(row["type"] for row in rows)
     figures = [together(kind, [row for row in rows if row["type"] == kind]) for kind in kinds]
-    figures.append(together("all", rows))
+    figures.append(together("of all kinds", rows))
     for row in figures:
         print("  ".join(column["show"].format(**row) for column in COLUMNS))
     print(

@@ -35,7 +35,16 @@ class Vectors:
         return vectors
 
     def __call__(self, request: Request) -> Float32:
-        return _rows_of(*self.indexed(request))
+        kept, which = self._places[request], request.which
+        own = kept < 0
+        if own.all() or not own.any():
+            return _rows_of(*self.indexed(request))
+        # Some of both: put where they are asked for at once, with no matrix of each text between.
+        number = np.maximum(np.cumsum(own) - 1, 0)
+        vectors: Float32 = self._reader.read(request.rows[own])[number[which]]
+        others = np.flatnonzero(~own[which])
+        vectors[others] = self._kept[kept[which[others]]]
+        return vectors
 
     def indexed(self, request: Request) -> tuple[Float32, Rows]:
         kept = self._places[request]

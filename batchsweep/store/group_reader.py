@@ -194,10 +194,16 @@ class GroupReader:
                     decode(part, None if scale is None else scale[rows_here], target[here])
             else:
                 inside = (local >= first) & (local < end)
-                chosen = local[inside]
-                vectors = np.empty((len(chosen), spec.hidden), out.dtype)
+                chosen, here_rows = local[inside], places[inside]
+                straight = len(here_rows) and _consecutive(here_rows)
+                vectors = (
+                    out[here_rows[0] : here_rows[-1] + 1]
+                    if straight
+                    else np.empty((len(chosen), spec.hidden), out.dtype)
+                )
                 decode(piece[chosen - first], None if scale is None else scale[chosen], vectors)
-                out[places[inside]] = vectors
+                if not straight:
+                    out[here_rows] = vectors
             first = end
 
     def _check_seal(self, block: int) -> None:

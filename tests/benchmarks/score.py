@@ -1,7 +1,7 @@
 # ruff: noqa: E402 - the number of threads must be set before numpy is imported
 """How much faster than mteb itself: one arm on 31 tasks of the layer-by-layer study, side by side.
 
-    python tests/benchmarks/score.py                        # all of it: 20 minutes, 10 GB of disk
+    python tests/benchmarks/score.py                        # all of it: half an hour, 10 GB of disk
     python tests/benchmarks/score.py --tasks STS12 SICK-R
     python tests/benchmarks/score.py --mindsmall            # ours only: stock mteb takes 40 GB
 

@@ -84,12 +84,10 @@ class Chooser:
         wave, visits = there.copy(), []
         for row in self._first_rows():
             price = self._price[row]
-            # Of tasks that cost the same, those that chance puts first: no kind is preferred.
-            order = np.random.default_rng(self.seed).permutation(len(price))
-            order = order[np.argsort(price[order], kind="stable")]
+            order = self._cheapest(price)
             share = np.cumsum(price[order]) / price.sum()
             count = max(3, round(FIRST_TASKS * len(order)), int((share <= FIRST_SHARE).sum()))
-            if tasks := self._affordable(row, order[:count].tolist(), wave, fits):
+            if tasks := self._affordable(row, order[:count], wave, fits):
                 reason = "first: checkpoints spread over training, on cheap tasks"
                 visits.append(self._visit(row, tasks, reason))
         return visits
@@ -129,15 +127,49 @@ class Chooser:
                 spent.add(row)
         return list(visits.values())
 
+    def finals(
+        self, policy: Believer, there: Bools, fits: Fits, most: int | None = None
+    ) -> list[Visit]:
+        """What the checkpoints of the front and of its rival lack, as far as the budget goes.
+
+        The rival is the best of the other checkpoints' arms. Both are read on the same tasks, the
+        cheapest first, ``most`` each.
+        """
+        mean, _ = policy.believed()
+        front = int(np.argmax(mean))
+        others = np.where(self.costs.of == self.costs.of[front], -np.inf, mean)
+        arms = {int(self.costs.of[arm]): arm for arm in (int(np.argmax(others)), front)}
+        rows = sorted(arms, key=lambda row: arms[row] != front)
+        wave = there.copy()
+        tasks: dict[int, list[int]] = {row: [] for row in rows}
+        for task in self._cheapest(self._price[rows].sum(axis=0)):
+            for row in rows:
+                if len(tasks[row]) != most:
+                    tasks[row] += self._affordable(row, [task], wave, fits)
+        names = self.problem.arms
+        return [
+            self._visit(row, tasks[row], f"finalist: {names[arms[row]]}")
+            for row in rows
+            if tasks[row]
+        ]
+
     def rest(self, arms: list[int], there: Bools, fits: Fits, reason: str) -> list[Visit]:
         """All that the checkpoints of these arms lack, as far as the budget goes."""
         wave, visits = there.copy(), []
         for arm in arms:
             row = int(self.costs.of[arm])
-            order = np.argsort(self._price[row], kind="stable").tolist()
-            if tasks := self._affordable(row, order, wave, fits):
+            if tasks := self._affordable(row, self._cheapest(self._price[row]), wave, fits):
                 visits.append(self._visit(row, tasks, f"{reason}: {self.problem.arms[arm]}"))
         return visits
+
+    def _cheapest(self, price: Floats) -> list[int]:
+        """Tasks, the cheapest first; of equals those that chance puts first: no kind is preferred.
+
+        Args:
+            price: [task]
+        """
+        order = np.random.default_rng(self.seed).permutation(len(price))
+        return [int(task) for task in order[np.argsort(price[order], kind="stable")]]
 
     def _first_rows(self) -> list[int]:
         problem = self.problem

@@ -32,7 +32,7 @@ from batchsweep.bandit.pull_noise import SplitHalvesNoise
 from batchsweep.bandit.pulls import Pulls, ScoreFn
 from batchsweep.bandit.rewards import Floats, describe, raw_scale, z_scale
 from batchsweep.bandit.scoring_view import ScoringView
-from batchsweep.bandit.waves import Waves
+from batchsweep.bandit.waves import IN_FULL, REFERENCE, Waves
 from batchsweep.config import BanditConfig, RewardsConfig
 from batchsweep.errors import UsageError
 from batchsweep.numerics import one_compute_thread
@@ -204,10 +204,9 @@ class _Loop:
         # Before anything is extracted for it.
         if self.budget.pulls is not None and unpaid > self.budget.pulls:
             raise self._too_dear(unpaid, len(arms), f"{self.budget.pulls} pulls")
-        reason = "reference: baseline layer, for the z-scale"
-        self._complete(arms.tolist(), reason)
+        self._complete(arms.tolist(), REFERENCE)
         cells = [
-            Pull(self.problem.arms[arm], self.problem.tasks[task], reason)
+            Pull(self.problem.arms[arm], self.problem.tasks[task], REFERENCE)
             for arm in arms
             for task in range(self.problem.shape[1])
             if self._is_there(int(arm), task)
@@ -241,6 +240,7 @@ class _Loop:
         )
 
     def _search(self) -> Stopped:
+        self.policy.answerable = None
         while True:
             room = self.budget.room(self.config.workers)
             if room <= 0:
@@ -358,7 +358,9 @@ class _Loop:
             return
         front = int(np.argmax(self.policy.believed()[0]))
         finalists = list(dict.fromkeys([front, *leaders]))[:FINALISTS]
-        self._complete(finalists, "finalist, in full")
+        self._complete(finalists, IN_FULL)
+        # The budget may not pay for a front that few tasks speak for; then it isn't the answer.
+        self.policy.answerable = self.waves.well_read
 
     def _complete(self, arms: list[int], reason: str) -> None:
         """Have all pairs of these arms' checkpoints, where waves extract."""

@@ -27,8 +27,14 @@ from batchsweep.progress import duration
 #: most for each of its visits.
 SCORED_SHARE = 0.5
 SCORED_A_VISIT = 48
-#: The largest part of the budget that is held back to have the front's checkpoint in full.
-FINAL_SHARE = 1 / 3
+#: The part of the budget that is held back for the finalists, the front and its rival: best arms
+#: differ by less than a few tasks tell. When nothing else can be had it goes to them, a part of
+#: their tasks at a time: once those are scored, others may be the finalists.
+FINAL_SHARE = 1 / 2
+FINAL_TASKS = 1 / 4
+#: What whole checkpoints are asked for, beside what the search itself asks for.
+REFERENCE = "reference: baseline layer, for the z-scale"
+IN_FULL = "finalist, in full"
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,15 @@ class Waves:
         """[arm, task] the cells that can be scored."""
         return self.there[self._costs.of]
 
+    @property
+    def well_read(self) -> Bools:
+        """[arm] those whose checkpoint was read on half as many tasks as any, or on more.
+
+        What is believed of the others rests on the model alone.
+        """
+        tasks = self.there.sum(axis=1)
+        return np.asarray(2 * tasks >= tasks.max())[self._costs.of]
+
     def is_there(self, arm: int, task: int) -> bool:
         """Whether this cell can be scored."""
         return bool(self.there[self._costs.of[arm], task])
@@ -130,7 +145,10 @@ class Waves:
                 if visits:
                     return visits
             fits = self._fits(self._held(policy))
-            return self._chooser.next(policy, self._not_to_ask, self._number + 1, fits)
+            visits = self._chooser.next(policy, self._not_to_ask, self._number + 1, fits)
+            # What was held back, while there are pulls yet to score it with.
+            most = max(3, round(FINAL_TASKS * len(self._columns)))
+            return visits or self._chooser.finals(policy, self._not_to_ask, self._fits(), most)
 
         observed = _observed(policy)
         if not self._number and not observed and self.there.any():
@@ -138,7 +156,7 @@ class Waves:
             policy.restrict(self.cells)
             self._till = _worth_scoring(self.cells, int(self.there.any(axis=1).sum()))
             return True
-        if self._ask(policy, choose):
+        if not self._last_look and self._ask(policy, choose):
             return True
         if not self.there.any():
             raise self._too_little()
@@ -160,12 +178,24 @@ class Waves:
         )
 
     def complete(self, policy: Policy, arms: list[int], reason: str) -> None:
-        """Have all pairs of these arms' checkpoints, as far as the budget goes."""
-        self._ask(policy, lambda: self._chooser.rest(arms, self._not_to_ask, self._fits(), reason))
+        """Have all pairs of these arms' checkpoints, as far as the budget goes.
 
-    def _ask(self, policy: Policy, choose: Callable[[], list[Visit]]) -> bool:
+        Args:
+            reason: REFERENCE or IN_FULL.
+        """
+
+        def choose() -> list[Visit]:
+            return self._chooser.rest(arms, self._not_to_ask, self._fits(), reason)
+
+        self._ask(policy, choose, reason)
+
+    def _ask(
+        self, policy: Policy, choose: Callable[[], list[Visit]], reason: str | None = None
+    ) -> bool:
         number = self._number + 1
         wave = self._extraction.recall(number)
+        if wave is not None and wave.visits and _whole(wave) != reason:
+            return False  # Nothing was asked for here: that wave comes later.
         if wave is None:
             if self._now is not None:
                 self._budget = self._now()
@@ -206,12 +236,22 @@ class Waves:
         """Whether the budget takes pairs, beside those that are held back."""
         return lambda pairs: self._part(pairs if held is None else pairs | held) <= 1
 
-    def _held(self, policy: Believer) -> Bools | None:
-        """All pairs of the front's checkpoint, unless they take too much of the budget."""
-        front = int(np.argmax(policy.believed()[0]))
+    def _held(self, policy: Believer) -> Bools:
+        """Pairs that the finalists lack, as many as FINAL_SHARE of the budget pays for."""
+        before = self._part(self.there)
+        visits = self._chooser.finals(
+            policy, self._not_to_ask, lambda pairs: self._part(pairs) - before <= FINAL_SHARE
+        )
         held = np.zeros_like(self.there)
-        held[self._costs.of[front]] = True
-        return held if self._part(held) - self._part(self.there) <= FINAL_SHARE else None
+        for visit in visits:
+            held[self._rows[visit.key], [self._columns[task] for task in visit.tasks]] = True
+        return held
+
+
+def _whole(wave: Wave) -> str | None:
+    """What the wave has whole checkpoints for; None if it is the search's own."""
+    why = wave.visits[0].reason
+    return next((r for r in (REFERENCE, IN_FULL) if why.startswith(f"{r}: ")), None)
 
 
 def _worth_scoring(cells: Bools, visits: int) -> int:

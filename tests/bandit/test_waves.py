@@ -10,11 +10,12 @@ import pytest
 from simulated import problem_of, surface
 
 from batchsweep.bandit import loop
-from batchsweep.bandit.chooser import Chooser
+from batchsweep.bandit.chooser import Chooser, Fits, Visit
 from batchsweep.bandit.costs import PairBudget, PairCosts, even_costs
 from batchsweep.bandit.ledger import MemoryLedger
 from batchsweep.bandit.policies import make_policy
 from batchsweep.bandit.policies.base import Bools
+from batchsweep.bandit.policies.gp.policy import GPPolicy
 from batchsweep.bandit.policies.gp.posterior import Posterior
 from batchsweep.bandit.replay_extraction import ImprovementChooser
 from batchsweep.bandit.waves import Wave, Waves
@@ -59,7 +60,9 @@ def costs_of(sizes=range(1, 9)) -> PairCosts:
     return even_costs(PROBLEM, sizes)
 
 
-def search(fake, *, budget=None, seed=0, width=3, ledger=None, rewards=None, **settings):
+def search(
+    fake, *, budget=None, seed=0, width=3, ledger=None, rewards=None, chooser=Chooser, **settings
+):
     """The outcome, with every pull checked to be on a pair that is there."""
     given = {"budget": {"pulls": 150}, "final_check": 2, "seed": seed, **settings}
     config = BanditConfig.model_validate(given)
@@ -71,7 +74,7 @@ def search(fake, *, budget=None, seed=0, width=3, ledger=None, rewards=None, **s
         return Score(float(SCORES[arms[arm], columns[task]]), 1.0)
 
     waves = Waves(
-        Chooser(PROBLEM, fake.costs, width=width, seed=seed), fake, budget or PairBudget(fake.costs)
+        chooser(PROBLEM, fake.costs, width=width, seed=seed), fake, budget or PairBudget(fake.costs)
     )
     return loop.run(PROBLEM, score, config, rewards, ledger=ledger, waves=waves, quiet=True)
 
@@ -140,6 +143,83 @@ def test_a_wave_spreads_over_checkpoints_that_may_be_best() -> None:
     for number in (2, 3, 4):
         assert span(ImprovementChooser(problem, costs, width=5), number) == 4
         assert span(Chooser(problem, costs, width=5), number) > 4
+
+
+class Wasteful(Chooser):
+    """Asks for all that it may of the checkpoints that hold no finalist."""
+
+    def next(self, policy: Any, there: Bools, number: int, fits: Fits) -> list[Visit]:
+        final = {visit.key for visit in self.finals(policy, np.zeros_like(there), lambda _: True)}
+        wave, visits = there.copy(), []
+        for row, key in enumerate(self.costs.checkpoints):
+            tasks = [] if key in final else self._affordable(row, list(range(8)), wave, fits)
+            if tasks:
+                visits.append(self._visit(row, tasks, "waste"))
+        return visits
+
+
+def test_half_of_the_budget_is_left_for_the_finalists_a_part_at_a_time_and_is_scored() -> None:
+    """A search that reads many checkpoints on few tasks can't tell the best two apart."""
+    costs = costs_of([1] * 8)
+    budget = PairBudget(costs, store_bytes=0.3 * float(costs.store_bytes.sum()))
+    fake = Fake(costs)
+    outcome = search(fake, budget=budget, stop_at_regret=0, chooser=Wasteful)
+    waste = next(n for n, w in enumerate(fake.waves) if w.visits[0].reason == "waste")
+    nowhere = np.zeros(12, dtype=np.int64)
+    # What the first wave brought, and what the finalists have of it, aren't held back again.
+    assert budget.part(fake.states[waste + 1], nowhere) < 0.75
+    assert budget.part(fake.pairs, nowhere) > 0.95
+    final = [w for w in fake.waves if w.visits[0].reason.startswith("finalist: ")]
+    assert len(final) > 1
+    for wave in final:
+        assert len(wave.visits) <= 2
+        assert all(len(visit.tasks) <= 3 for visit in wave.visits)
+    # On what they brought other layers were scored as well, before the final check.
+    brought = {(visit.key, task) for w in final for visit in w.visits for task in visit.tasks}
+    found = [o for o in outcome.observations if (o.arm.rpartition("#")[0], o.task) in brought]
+    assert sum(o.kind == "search" for o in found) > len(brought)
+
+
+def test_an_arm_of_a_checkpoint_that_was_hardly_read_is_not_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is believed of it rests on the model alone: 10 points too much on a published table."""
+    costs, wrong = costs_of([1] * 8), 0
+    budget = PairBudget(costs, store_bytes=0.2 * float(costs.store_bytes.sum()))
+    believed = GPPolicy.believed
+
+    def misled(policy: GPPolicy) -> Any:
+        policy.posterior.mean[wrong] = 2 * policy.posterior.mean.max()
+        return believed(policy)
+
+    def search_misled() -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(GPPolicy, "believed", misled)
+            # What is there is all that there is: nothing more can be read of the wrong arm.
+            patch.setattr(Chooser, "next", lambda *_: [])
+            patch.setattr(Chooser, "rest", lambda *_: [])
+            patch.setattr(Chooser, "finals", lambda *_: [])
+            return str(search(Fake(costs), budget=budget, stop_at_regret=0).answer.arm)
+
+    assert PROBLEM.arms[wrong].startswith("m0/step1#")
+    assert not search_misled().startswith("m0/step1#")
+    monkeypatch.setattr(Waves, "well_read", np.ones(len(PROBLEM.arms), dtype=bool))
+    assert search_misled() == PROBLEM.arms[wrong]
+
+
+def test_finalists_are_read_on_the_same_tasks() -> None:
+    chooser = Chooser(PROBLEM, costs_of(), width=3)
+    policy: Any = make_policy("toptwo_gp", PROBLEM)
+    there = np.zeros((12, 8), dtype=bool)
+    there[[3, 5]] = True
+    for arm, task in zip(*np.nonzero(there[chooser.costs.of]), strict=True):
+        policy.observe(PROBLEM.arms[arm], PROBLEM.tasks[task], float(SCORES[arm, task]))
+    there[:] = False
+    front, rival = chooser.finals(policy, there, lambda pairs: bool(pairs.sum() <= 7), most=4)
+    assert PROBLEM.arms[int(np.argmax(policy.believed()[0]))].startswith(front.key)
+    assert rival.key != front.key
+    assert front.tasks == PROBLEM.tasks[:4]
+    assert rival.tasks == PROBLEM.tasks[:3]
 
 
 def test_the_model_is_not_asked_about_pairs_that_the_budget_does_not_take(
@@ -218,6 +298,21 @@ def test_a_search_that_died_in_a_wave_ends_as_if_nothing_had_happened(dies: int)
         search(fake, ledger=ledger)
     fake.dies = 0
     outcome = search(fake, ledger=ledger)
+    assert fake.waves == whole.waves
+    assert outcome.to_json() == expected.to_json()
+
+
+@pytest.mark.parametrize("lost", range(3))
+def test_waves_beyond_a_spent_budget_are_gone_on_with_where_they_were_asked_for(lost: int) -> None:
+    """While the search takes its last look there is no wave; the final check's came after it."""
+    costs = costs_of()
+    budget = PairBudget(costs, store_bytes=0.34 * float(costs.store_bytes.sum()))
+    whole = Fake(costs)
+    expected = search(whole, budget=budget, stop_at_regret=0)
+    fake, known = Fake(costs), len(whole.waves) - lost
+    fake.waves, fake.states = whole.waves[:known], [s.copy() for s in whole.states[: known + 1]]
+    fake.pairs = fake.states[-1].copy()
+    outcome = search(fake, budget=budget, stop_at_regret=0)
     assert fake.waves == whole.waves
     assert outcome.to_json() == expected.to_json()
 

@@ -182,6 +182,8 @@ class Policy(ABC):
         self._task_index = {t: i for i, t in enumerate(problem.tasks)}
         self._default = problem.default_arm()
         self._exact = True  # no score was observed with noise
+        #: [arm] those that may be the answer; None: all.
+        self.answerable: Bools | None = None
         #: [arm, task] rewards observed so far, NaN elsewhere.
         self.observed = np.full((arms, tasks), np.nan)
         #: [arm, task] cells that were asked or observed, or can't be scored: not to be asked.
@@ -291,6 +293,8 @@ class Policy(ABC):
         first = self.leader()
         order = np.argsort(-np.where(np.isfinite(sd), mean, -np.inf), kind="stable")
         others = order[(order != first) & np.isfinite(sd[order])]
+        if self.answerable is not None:
+            others = others[self.answerable[others]]
         return [first, *others[: max(n - 1, 0)].tolist()][:n]
 
     def plane(self) -> Floats:

@@ -243,6 +243,8 @@ class GPPolicy(Policy):
     def leader(self) -> int:
         """The arm with the highest posterior mean, once likely better than the default arm."""
         front = self._front()
+        if self.answerable is not None and not self.answerable[self._default]:
+            return front
         gap = self.posterior.mean[front] - self.posterior.mean[self._default]
         # Before the first fit the scale of everything is a guess, but for what is wholly scored.
         known = self._fitted_at > 0 or self.posterior.observed == self.observed.size
@@ -258,7 +260,10 @@ class GPPolicy(Policy):
         return max(1.0, squares / (DOUBT_CELLS + self._surprises))
 
     def _front(self) -> int:
-        return int(np.argmax(self.posterior.mean))
+        mean = self.posterior.mean
+        if self.answerable is not None:
+            mean = np.where(self.answerable, mean, -np.inf)
+        return int(np.argmax(mean))
 
     def plane(self) -> Floats:
         return np.where(np.isnan(self.observed), self.posterior.plane(), self.observed)

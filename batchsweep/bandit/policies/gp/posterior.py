@@ -24,6 +24,8 @@ JITTER = 1e-5
 FIT_CELLS = 280
 #: Arms whose covariances with the observations are computed at a time.
 PIECE = 512
+#: Observations whose part of an arm's covariances is kept once there are so many.
+BLOCK = 64
 
 
 class Posterior:
@@ -53,7 +55,7 @@ class Posterior:
         self._grow(256)
         self._pending: dict[tuple[int, int], int] = {}
         self._row_of: dict[int, int] = {}
-        #: Of arms that were asked for: (so many observations counted, the row). A leader's is asked
+        #: Of arms that were asked for: (so many whole blocks counted, the row). A leader's is asked
         #: for at each pull, and from scratch it is a product of all observations with all arms.
         self._covariance_rows: dict[int, tuple[int, Floats]] = {}
         self._shared_rows: Floats = np.zeros((64, arms))
@@ -286,18 +288,26 @@ class Posterior:
         return np.asarray(prior - self._white[:n, i].T @ self._white[:n, j])
 
     def covariance_row(self, arm: int) -> Floats:
-        """[arm] posterior covariance of one arm's reward with every arm's."""
-        n = self.n
+        """[arm] posterior covariance of one arm's reward with every arm's.
+
+        Block by block of the observations, so that its last bits don't depend on when it was asked
+        for before: a search that is gone on with hasn't asked all that it had.
+        """
+        whole = self.n // BLOCK
         counted, known = self._covariance_rows.get(arm, (0, None))
         if known is None:
             row = self._cache(arm)
             prior = self.total**2 * self._shared_rows[row] + self._own_total * self._own_rows[row]
             known = prior + self._offsets
             known[arm] += self._own_total * self._cell
-        if counted < n:
-            known = known - self._white[counted:n, arm] @ self._white[counted:n]
-            self._covariance_rows[arm] = n, known
-        return known
+        for k in range(counted, whole):
+            known = known - self._explained(arm, slice(k * BLOCK, (k + 1) * BLOCK))
+        self._covariance_rows[arm] = whole, known
+        return known - self._explained(arm, slice(whole * BLOCK, self.n))
+
+    def _explained(self, arm: int, cells: slice) -> Floats:
+        """[arm] what these observations tell of one arm's reward and every arm's alike."""
+        return np.asarray(self._white[cells, arm] @ self._white[cells])
 
     def gains(self, contrast: dict[int, float], arms: Ints) -> Floats:
         """[len(arms), task] posterior covariance of a contrast of rewards with each cell.
@@ -321,21 +331,23 @@ class Posterior:
         return out
 
     def _spill(self, back: Floats, arms: Ints) -> Floats:
-        """[len(arms), task] sum over observations of back x covariance with each cell."""
+        """[len(arms), task] sum over observations of back x covariance with each cell.
+
+        In the order of the observed arms, whatever else is cached: what was asked in between has
+        no part in the last bits.
+        """
         n = self.n
-        arm, task = self._arm[:n], self._task[:n]
-        rows = np.array([self._row_of[a] for a in arm.tolist()])
-        by_row = np.zeros(len(self._row_of))
-        np.add.at(by_row, rows, back * self.load[task])
-        per_cell = np.zeros((len(self._row_of), self._tasks))
-        np.add.at(per_cell, (rows, task), back)
-        m = len(self._row_of)
-        shared = by_row @ self._shared_rows[:m, arms]
-        own = self._own_rows[:m, arms].T @ per_cell
-        for k, a in enumerate(arms.tolist()):
-            row = self._row_of.get(a)
-            if row is not None:
-                own[k] += self._cell * per_cell[row]
+        seen, at = np.unique(self._arm[:n], return_inverse=True)
+        task = self._task[:n]
+        per_arm = np.bincount(at, back * self.load[task], len(seen))
+        per_cell = np.zeros((len(seen), self._tasks))
+        np.add.at(per_cell, (at, task), back)
+        rows = np.ix_(np.array([self._row_of[a] for a in seen.tolist()]), arms)
+        shared = per_arm @ self._shared_rows[rows]
+        own = self._own_rows[rows].T @ per_cell
+        place = np.minimum(np.searchsorted(seen, arms), len(seen) - 1)
+        mine = seen[place] == arms
+        own[mine] += self._cell * per_cell[place[mine]]
         out = shared[:, None] * self.load[None, :] + own * self.own[None, :] ** 2
         return np.asarray(out + (self.offset**2 * per_cell.sum(axis=0))[None, :])
 

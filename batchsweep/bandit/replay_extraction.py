@@ -21,7 +21,7 @@ from batchsweep.bandit.outcome import Outcome
 from batchsweep.bandit.policies import Policy
 from batchsweep.bandit.policies.base import Bools, Floats
 from batchsweep.bandit.score_table import ScoreTable
-from batchsweep.bandit.waves import Wave, Waves
+from batchsweep.bandit.waves import Wave, Waves, well_read
 from batchsweep.config import BanditConfig, RewardsConfig
 from batchsweep.errors import UsageError
 
@@ -201,7 +201,10 @@ def _searched(
         rows.append((method, config.seed, paid.waves, pulls, *parts, at, at <= within, final))
 
     def heard(policy: Policy, pulls: int, seconds: float) -> None:
+        # What would be answered now.
+        policy.answerable, before = well_read(paid.pairs, costs), policy.answerable
         row(policy.leader(), pulls, final=False)
+        policy.answerable = before
 
     outcome, _ = search_table(table, chooser, budget, config, RAW, paid=paid, heard=heard)
     row(problem.arms.index(outcome.answer.arm), outcome.budget.spent_pulls, final=True)

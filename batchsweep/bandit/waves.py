@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from batchsweep.bandit.chooser import Believer, Chooser, Fits, Visit
-from batchsweep.bandit.costs import PairBudget
+from batchsweep.bandit.costs import PairBudget, PairCosts
 from batchsweep.bandit.policies.base import Bools, Ints, Policy
 from batchsweep.errors import UsageError
 from batchsweep.plan.estimate import gib
@@ -104,12 +104,8 @@ class Waves:
 
     @property
     def well_read(self) -> Bools:
-        """[arm] those whose checkpoint was read on half as many tasks as any, or on more.
-
-        What is believed of the others rests on the model alone.
-        """
-        tasks = self.there.sum(axis=1)
-        return np.asarray(2 * tasks >= tasks.max())[self._costs.of]
+        """[arm] those that may be the answer: see :func:`well_read`."""
+        return well_read(self.there, self._costs)
 
     def is_there(self, arm: int, task: int) -> bool:
         """Whether this cell can be scored."""
@@ -246,6 +242,18 @@ class Waves:
         for visit in visits:
             held[self._rows[visit.key], [self._columns[task] for task in visit.tasks]] = True
         return held
+
+
+def well_read(there: Bools, costs: PairCosts) -> Bools:
+    """[arm] those whose checkpoint was read on half as many tasks as any, or on more.
+
+    What is believed of the others rests on the model alone.
+
+    Args:
+        there: [checkpoint, task] pairs that are extracted.
+    """
+    tasks = there.sum(axis=1)
+    return np.asarray(2 * tasks >= tasks.max())[costs.of]
 
 
 def _whole(wave: Wave) -> str | None:

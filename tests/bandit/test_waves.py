@@ -18,7 +18,7 @@ from batchsweep.bandit.policies.base import Bools
 from batchsweep.bandit.policies.gp.policy import GPPolicy
 from batchsweep.bandit.policies.gp.posterior import Posterior
 from batchsweep.bandit.replay_extraction import ImprovementChooser
-from batchsweep.bandit.waves import Wave, Waves
+from batchsweep.bandit.waves import Wave, Waves, well_read
 from batchsweep.config import BanditConfig, RewardsConfig
 from batchsweep.errors import UsageError
 from batchsweep.score.record import Score
@@ -205,6 +205,13 @@ def test_an_arm_of_a_checkpoint_that_was_hardly_read_is_not_the_answer(
     assert not search_misled().startswith("m0/step1#")
     monkeypatch.setattr(Waves, "well_read", np.ones(len(PROBLEM.arms), dtype=bool))
     assert search_misled() == PROBLEM.arms[wrong]
+
+
+def test_a_checkpoint_is_well_read_on_half_as_many_tasks_as_any() -> None:
+    costs = costs_of()
+    there = np.zeros((12, 8), dtype=bool)
+    there[2, :5] = there[3, :3] = there[4, :2] = True
+    assert set(costs.of[well_read(there, costs)].tolist()) == {2, 3}
 
 
 def test_finalists_are_read_on_the_same_tasks() -> None:

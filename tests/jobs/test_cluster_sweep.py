@@ -306,6 +306,7 @@ def disturbed(place, exceeded):
         place.pod("break", command=["sh", "-c", f"mkdir {BROKEN} && echo no > {BROKEN}/zarr.json"])
         place.kubectl("delete", "pod", deleted, "--wait=false")
         place.kubectl("delete", "pod", killed, "--grace-period=0", "--force", "--wait=false")
+    place.until(lambda: said(f"{JOB}: "))  # It follows; until then a closed terminal is nothing.
     first.signal(signal.SIGHUP)
     submit = ["launch", "k8s", "--config", "sweep.yaml", "--namespace", place.namespace, "--apply"]
     second, output = place.start(*submit)

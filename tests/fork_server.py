@@ -52,6 +52,7 @@ def child(request: dict[str, Any], standard: list[int]) -> int:
         # What a client sends to a server is not for a command to read.
         for number, descriptor in enumerate([os.open(os.devnull, os.O_RDONLY), *standard]):
             os.dup2(descriptor, number)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Under nohup it is ignored.
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
